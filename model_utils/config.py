@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML and command line -> one frozen Config. Everything that people may call a key by is decided here."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from model_utils.errors import ConfigError
+from model_utils.flags import Flag, parse_flags
+from model_utils.schema import DATASETS, Config
+from model_utils.values import parse_flag
+from model_utils.yaml_files import read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_DATASET = "cifar10"
+
+
+def _amp(value: Any) -> dict[str, Any]:
+    return {"amp_level": "O2" if parse_flag(value) else "O0"}
+
+
+def _label_smoothing(value: Any) -> dict[str, Any]:
+    return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
+
+
+class Alias(NamedTuple):
+    """Another project's name of a key: `meaning` is our key, or a function from the value to our keys."""
+
+    meaning: str | Callable[[Any], dict[str, Any]]
+    in_yaml: bool = True  # False: on the command line only, the name means something else in YAML files
+    only_mode: str | None = None  # allowed only together with this value of `mode`
+    is_flag: bool = False  # a bare --name means True
+
+
+ALIASES: dict[str, Alias] = {
+    "data_path": Alias("data_dir", in_yaml=False),
+    "datadir": Alias("data_dir"),
+    "distribute": Alias("is_distributed", is_flag=True),
+    "device": Alias("device_target"),
+    "model": Alias("network"),
+    "epochs": Alias("max_epoch"),
+    "max_epochs": Alias("max_epoch"),
+    "workers": Alias("num_parallel_workers"),
+    "print_freq": Alias("log_interval"),
+    "display_every": Alias("log_interval"),
+    "iterations_per_loop": Alias("sink_size"),
+    "log_dir": Alias("ckpt_path"),
+    "eval_dir": Alias("pre_trained", only_mode="evaluate"),
+    "amp": Alias(_amp, is_flag=True),
+    "label_smoothing": Alias(_label_smoothing),
+}
+
+NOT_HONOURED: dict[str, str] = {
+    "graph_ckpt": "checkpoints are always loaded into the graph",
+    "log_path": "logs lie in the run folder under ckpt_path",
+}
+
+Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
+
+
+def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
+    """One key as somebody wrote it -> our key or keys; an unknown name is refused."""
+    alias = ALIASES.get(name)
+    if alias and (alias.in_yaml or not in_yaml):
+        try:
+            meant = {alias.meaning: value} if isinstance(alias.meaning, str) else alias.meaning(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}, not {value!r} (from {origin})") from None
+        return {key: (item, origin) for key, item in meant.items()}
+    if name not in Config.model_fields:
+        raise ConfigError(f"{origin}: unknown key `{name}`{_nearest(name)}")
+    return {name: (value, origin)}
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
+
+
+def _merge(target: Values, new: Values) -> None:
+    """Add what one source says; two names of one key must not disagree there."""
+    for name, (value, origin) in new.items():
+        if name in target and str(target[name][0]) != str(value):
+            raise ConfigError(f"{name}: is {target[name][0]!r} by {target[name][1]} and {value!r} by {origin}")
+        target[name] = (value, origin)
+
+
+def _yaml_values(path: Path) -> tuple[Values, list[str]]:
+    values: Values = {}
+    notes = []
+    for name, (value, origin) in read_yaml(path).items():
+        if name in NOT_HONOURED:
+            notes.append(f"{origin}: `{name}` has no effect here: {NOT_HONOURED[name]}")
+        else:
+            _merge(values, _translate(name, value, origin, in_yaml=True))
+    return values, notes
+
+
+def _flag_values(flags: dict[str, str]) -> Values:
+    values: Values = {}
+    for name, text in flags.items():
+        _merge(values, _translate(name, text, f"--{name}", in_yaml=False))
+        only_mode = ALIASES[name].only_mode if name in ALIASES else None
+        if only_mode and flags.get("mode", "").lower() != only_mode:
+            raise ConfigError(f"--{name}: is known with --mode={only_mode} alone")
+    return values
+
+
+def _apply_lr_flag(values: Values) -> list[str]:
+    """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
+    scheduler = str(values.get("lr_scheduler", ("step", ""))[0]).lower()
+    lr, origin = values.get("lr", (None, ""))
+    if scheduler != "step" or origin != "--lr" or values.get("lr_max", (0, ""))[1] == "--lr_max":
+        return []
+    try:
+        peak = float(lr)
+        lower = float(values.get("lr_init", (Config.model_fields["lr_init"].default, ""))[0]) > peak
+    except (TypeError, ValueError):
+        return []  # the schema says what is wrong with it
+    if peak <= 0:
+        return []
+    values["lr_max"] = (lr, origin)
+    if not lower or values.get("lr_init", (0, ""))[1] == "--lr_init":
+        return [f"--lr={lr} sets lr_max, the peak of the step schedule"]
+    values["lr_init"] = (lr, origin)
+    return [f"--lr={lr} sets lr_max, the peak of the step schedule, and lowers lr_init to it"]
+
+
+def _explain(error: ValidationError, values: Values) -> str:
+    """What pydantic found, as lines that name key, value, what is allowed, and where it was written."""
+    lines = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        name = str(item["loc"][0]) if item["loc"] else message.split(":")[0]
+        message = message.removeprefix(f"{name}: ")
+        value, origin = values.get(name, (item["input"], "default"))
+        lines.append(f"{name}: {message[:1].lower()}{message[1:]}, not {value!r} (from {origin})")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
+    """Check the values against the schema; ConfigError says what is wrong and where it was written."""
+    try:
+        config = Config.model_validate({name: value for name, (value, _) in values.items()})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values)) from None
+    config._origins.update({name: origin for name, (_, origin) in values.items()})
+    config._notes = tuple(notes)
+    return config
+
+
+def default_recipe(dataset: str) -> Path:
+    known = dataset.lower() if dataset.lower() in DATASETS else DEFAULT_DATASET
+    path = ROOT / f"{known}_config.yaml"
+    return path if path.is_file() else ROOT / f"{DEFAULT_DATASET}_config.yaml"
+
+
+def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
+    """The Config of a command line: flags over YAML over defaults.
+
+    Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
+    """
+    names = [Flag(name, f"= {_meaning(alias)}", is_switch=alias.is_flag) for name, alias in ALIASES.items()]
+    flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=names)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
+    recipe = Path(flags.pop("config_path", "") or default_recipe(flags.get("dataset", DEFAULT_DATASET)))
+    values, notes = _yaml_values(recipe)
+    values.update(_flag_values(flags))
+    notes += _apply_lr_flag(values)
+    return build_config(values, notes)
+
+
+def _meaning(alias: Alias) -> str:
+    return alias.meaning if isinstance(alias.meaning, str) else alias.meaning.__name__.strip("_")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device, rank and world size of this process. The only place that sets a device or joins a job."""
+
+import os
+import platform
+from collections.abc import Callable, MutableMapping
+from glob import glob
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from model_utils import local_adapter
+from model_utils.errors import DeviceError
+from model_utils.schema import Config
+
+DEVICE_FILES = {"Ascend": "/dev/davinci[0-9]*", "GPU": "/dev/nvidia[0-9]*"}
+GUARD_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+
+HOW_TO_START = """is_distributed is set, but no launcher started this process. Three ways to start one:
+  msrun --worker_num=N --local_worker_num=N --join=True train.py --is_distributed=1 ...   (any device)
+  bash scripts/run_distribute_train.sh RANK_TABLE_FILE DATA_PATH                          (Ascend)
+  bash scripts/run_distribute_train_gpu.sh DATA_PATH                                      (GPU)"""
+
+
+class Rank(NamedTuple):
+    """This process among its equals; one process alone is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    device_id: int
+    device_target: str
+    workers: int
+    notes: tuple[str, ...] = ()
+
+
+def _cpu_flags() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def mindspore_version() -> tuple[int, int]:
+    """(major, minor) of the installed MindSpore, found without importing it."""
+    try:
+        major, minor = version("mindspore").split(".")[:2]
+    except PackageNotFoundError:
+        raise DeviceError("MindSpore is not installed: pip install -r requirements.txt") from None
+    return int(major), int(minor)
+
+
+def guard_cpu_convolution(env: MutableMapping[str, str], *, mindspore: tuple[int, int], cpu_flags: str,
+                          machine: str) -> str | None:
+    """Keep MindSpore 2.9+ from its reference convolution on AVX-512 processors, 200 times slower than the other.
+
+    Must come before MindSpore is imported. A value that the user set stays. Returns the line for the log.
+    """
+    affected = mindspore >= (2, 9) and machine in ("x86_64", "AMD64") and "avx512f" in cpu_flags
+    if not affected or GUARD_VARIABLE in env:
+        return None
+    env[GUARD_VARIABLE] = "AVX2"
+    return (f"{GUARD_VARIABLE}=AVX2 is set for this run: MindSpore {mindspore[0]}.{mindspore[1]} is slow in "
+            "convolutions on AVX-512 processors without it")
+
+
+def _is_available(target: str) -> bool:
+    import mindspore
+
+    return bool(glob(DEVICE_FILES[target])) and bool(mindspore.hal.is_available(target))
+
+
+def choose_target(asked: str, is_available: Callable[[str], bool] = _is_available) -> tuple[str, str | None]:
+    """The device to use and, where it was left open, the line that says so. DeviceError if it is not there."""
+    if asked == "auto":
+        target = next((name for name in DEVICE_FILES if is_available(name)), "CPU")
+        return target, f"device_target=auto: running on {target}"
+    if asked != "CPU" and not is_available(asked):
+        others = [name for name in DEVICE_FILES if name != asked and is_available(name)] + ["CPU"]
+        raise DeviceError(f"device_target={asked}: MindSpore finds no {asked} here; "
+                          f"use --device_target={others[0]} or --device_target=auto")
+    return asked, None
+
+
+def _is_distributed(config: Config) -> bool:
+    if config.is_distributed and local_adapter.launcher() is None:
+        raise DeviceError(HOW_TO_START)
+    return config.is_distributed or local_adapter.launched_size() > 1
+
+
+def _join_job() -> tuple[int, int]:
+    """Rank and world size once the whole job has met; gradients are averaged over it from here on."""
+    import mindspore
+    from mindspore.communication import get_group_size, get_rank, init
+
+    try:
+        init()
+    except RuntimeError as error:
+        raise DeviceError(f"the job could not be joined: {str(error).strip().splitlines()[0]}") from error
+    rank, world_size = get_rank(), get_group_size()
+    mindspore.set_auto_parallel_context(parallel_mode=mindspore.ParallelMode.DATA_PARALLEL, gradients_mean=True,
+                                        device_num=world_size, parameter_broadcast=True)
+    return rank, world_size
+
+
+def set_up_device(config: Config) -> Rank:
+    """Set the device, the execution mode and the job; call once, before anything else touches MindSpore.
+
+    Nothing may be created or printed before this returns: a launcher's scheduler copy of the script ends in here.
+    """
+    guard = guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=_cpu_flags(),
+                                  machine=platform.machine())
+    import mindspore
+
+    target, choice = choose_target(config.device_target)
+    device_id = local_adapter.local_device_id() if config.device_id is None else config.device_id
+    if target == "CPU":
+        device_id = 0
+        mindspore.set_device("CPU")
+    else:
+        mindspore.set_device(target, device_id)
+    mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
+    rank, world_size = _join_job() if _is_distributed(config) else (0, 1)
+    workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
+                                         ranks=local_adapter.local_ranks() if world_size > 1 else 1)
+    return Rank(rank, world_size, device_id, target, workers, tuple(line for line in (choice, guard) if line))

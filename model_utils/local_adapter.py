@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launcher's environment says about this process: its rank, the job's size, its card, its share of cores."""
+
+import os
+from collections.abc import Mapping
+
+# (name of the launcher, its variable for rank, for size, for the ranks on this host: the whole job where unknown)
+LAUNCHERS = (
+    ("msrun", None, "MS_WORKER_NUM", "MS_WORKER_NUM"),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("rank table", "RANK_ID", "RANK_SIZE", "RANK_SIZE"),
+)
+
+
+def _number(env: Mapping[str, str], name: str | None, default: int) -> int:
+    text = env.get(name or "", "")
+    return int(text) if text.isdigit() else default
+
+
+def launcher(env: Mapping[str, str] = os.environ) -> str | None:
+    """Which launcher started this process; None when nobody did."""
+    if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
+        return "msrun"
+    if "OMPI_COMM_WORLD_SIZE" in env:
+        return "mpirun"
+    return "rank table" if env.get("RANK_TABLE_FILE") else None
+
+
+def launched_size(env: Mapping[str, str] = os.environ) -> int:
+    """Number of ranks in the job; 1 outside a launcher."""
+    name = launcher(env)
+    return next((_number(env, size, 1) for known, _, size, _ in LAUNCHERS if known == name), 1)
+
+
+def local_device_id(env: Mapping[str, str] = os.environ) -> int:
+    """The card that the launcher chose for this process; 0 when it chose none."""
+    return _number(env, "OMPI_COMM_WORLD_LOCAL_RANK", _number(env, "DEVICE_ID", 0))
+
+
+def local_ranks(env: Mapping[str, str] = os.environ) -> int:
+    """How many ranks share this host's cores, as far as the launcher says."""
+    name = launcher(env)
+    return max(1, next((_number(env, local, 1) for known, _, _, local in LAUNCHERS if known == name), 1))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (fewer than the host has, under taskset or in a container)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def data_workers(requested: int | None, *, cores: int, ranks: int) -> int:
+    """Worker threads of one rank's data pipeline: its share of the cores, or what was asked for up to all of them."""
+    return min(requested, cores) if requested else min(8, max(1, cores // ranks))

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from model_utils.values import (
+    Flag,
+    Floats,
+    ImageSize,
+    Ints,
+    LossScale,
+    OptionalInt,
+    OptionalText,
+    Text,
+    choice,
+)
+
+NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19")
+DATASETS = ("cifar10", "imagenet2012", "synthetic")
+SCHEDULES = ("step", "exponential", "cosine_annealing")
+
+
+def key(default: Any, help_text: str, **limits: Any) -> Any:
+    return Field(default, description=help_text, validate_default=True, **limits)
+
+
+class RunKeys(BaseModel):
+    """What to do"""
+
+    mode: choice("train", "evaluate", "train_and_evaluate") = key("train", "what train.py does")
+    seed: int = key(1, "weights, sample order, augmentation and dropout all follow from it", ge=0, lt=2**31)
+    log_interval: int = key(100, "steps between two loss lines", ge=1)
+    epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
+    log_name: Text = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\]+$")
+
+
+class DeviceKeys(BaseModel):
+    """Where it runs"""
+
+    device_target: choice("auto", "Ascend", "GPU", "CPU") = key("auto", "auto takes Ascend, then GPU, then CPU")
+    device_id: OptionalInt = key(None, "which card; the launcher's choice, else 0", ge=0)
+    is_distributed: Flag = key(False, "one rank of a job that msrun, mpirun or a rank table started")
+    graph_mode: Flag = key(True, "compile the network; False runs it op by op (PyNative)")
+    amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
+    num_parallel_workers: OptionalInt = key(None, "data workers of a rank; never more than its cores", ge=1)
+    dataset_sink_mode: choice("auto", "True", "False") = key("auto", "auto sinks on Ascend and GPU")
+    sink_size: int = key(-1, "steps per sink; -1 is a whole epoch", ge=-1)
+
+
+class DataKeys(BaseModel):
+    """Data"""
+
+    dataset: choice(*DATASETS) = key("cifar10", "which data set, and so which layout and transforms")
+    data_dir: OptionalText = key(None, "its folder")
+    num_classes: int = key(10, "number of classes", ge=2)
+    batch_size: int = key(64, "pictures per step on each device", ge=1)
+    per_batch_size: OptionalInt = key(None, "pictures per evaluation step; batch_size unless given", ge=1)
+    image_size: ImageSize = key((224, 224), "height,width; one number is a square")
+    image_mean: Floats = key((), "R,G,B mean on the scale 0 to 1; the data set's own unless given")
+    image_std: Floats = key((), "R,G,B deviation on the scale 0 to 1; the data set's own unless given")
+    augment: Flag = key(True, "random crops and flips in training")
+    buffer_size: int = key(10, "model-zoo key; the shuffle here is always a full one", ge=1)
+    synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
+    synthetic_test_images: int = key(1000, "size of the generated test set", ge=1)
+
+
+class NetworkKeys(BaseModel):
+    """Network"""
+
+    network: choice(*NETWORKS) = key("vgg16", "depth")
+    batch_norm: Flag = key(True, "batch normalisation after each convolution")
+    has_bias: Flag = key(False, "bias in the convolutions")
+    has_dropout: Flag = key(True, "dropout in the classifier")
+    dropout_rate: float = key(0.5, "share of units dropped; 0 is none", ge=0, lt=1)
+    pad_mode: choice("same", "pad") = key("same", "padding of the convolutions")
+    padding: OptionalInt = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0)
+    initialize_mode: choice("XavierUniform", "KaimingNormal") = key("XavierUniform", "initial convolution weights")
+    include_top: Flag = key(True, "False leaves the classifier out")
+    width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4)
+    pre_trained: OptionalText = key(None, "checkpoint to start from (train) or to evaluate (eval)")
+
+
+class ScheduleKeys(BaseModel):
+    """Learning rate"""
+
+    max_epoch: int = key(70, "epochs", ge=1)
+    lr_scheduler: choice(*SCHEDULES, "multi_step") = key("step", "multi_step is another name of exponential")
+    lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, allow_inf_nan=False)
+    lr_init: float = key(0.01, "rate at the start of the warm-up (step)", ge=0, allow_inf_nan=False)
+    lr_max: float = key(0.1, "rate after the warm-up (step)", gt=0, allow_inf_nan=False)
+    lr_epochs: Ints = key((30, 60, 90, 120), "epochs at which exponential lowers the rate")
+    lr_gamma: float = key(0.1, "factor by which exponential lowers it", gt=0, le=1)
+    eta_min: float = key(0.0, "end of the cosine", ge=0, allow_inf_nan=False)
+    T_max: OptionalInt = key(None, "epochs of the cosine; max_epoch unless given", ge=1)
+    warmup_epochs: float = key(5, "epochs of linear warm-up; 0 is none", ge=0, allow_inf_nan=False)
+
+
+class LossKeys(BaseModel):
+    """Loss and optimizer"""
+
+    momentum: float = key(0.9, "momentum", ge=0, lt=1)
+    use_nesterov: Flag = key(False, "Nesterov momentum")
+    weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, allow_inf_nan=False)
+    loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)")
+    label_smooth: Flag = key(False, "label smoothing")
+    label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1)
+
+
+class OutputKeys(BaseModel):
+    """Run folder and checkpoints"""
+
+    ckpt_path: Text = key("outputs/", "root of the run folders")
+    ckpt_interval: int = key(5, "epochs between two checkpoints", ge=1)
+    keep_checkpoint_max: int = key(10, "how many are kept", ge=1)
+    is_save_on_master: Flag = key(True, "only rank 0 saves checkpoints")
+
+
+class ExportKeys(BaseModel):
+    """Export and Ascend 310"""
+
+    ckpt_file: OptionalText = key(None, "checkpoint to export")
+    file_name: Text = key("vgg16", "name of the exported file")
+    file_format: choice("MINDIR", "AIR", "ONNX") = key("MINDIR", "format of the exported file")
+    dataset_name: choice(*DATASETS) = key("cifar10", "data set of preprocess.py and postprocess.py")
+    result_path: Text = key("./preprocess_Result/", "where preprocess.py writes")
+    result_dir: OptionalText = key(None, "result files that postprocess.py reads")
+    label_dir: OptionalText = key(None, "labels that postprocess.py reads")
+
+
+class ModelArtsKeys(BaseModel):
+    """ModelArts"""
+
+    enable_modelarts: Flag = key(False, "copy data in and results out")
+    data_url: OptionalText = key(None, "where the data lies")
+    train_url: OptionalText = key(None, "where the results go")
+    checkpoint_url: OptionalText = key(None, "where the checkpoint lies")
+    data_path: Text = key("/cache/data", "local folder of the data (YAML only)")
+    output_path: Text = key("/cache/train", "local folder of the results")
+    load_path: Text = key("/cache/checkpoint_path", "local folder of the checkpoint")
+    need_modelarts_dataset_unzip: Flag = key(True, "the data is a zip file")
+    modelarts_dataset_unzip_name: OptionalText = key(None, "its name without .zip")
+
+
+GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, ModelArtsKeys)
+
+
+class Config(*GROUPS):
+    """One run, as data: complete, checked and frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reading of the files wants said once the log is open."""
+        return self._notes
+
+    def origin(self, name: str) -> str:
+        """Where the value of a key came from: a flag, 'file:line' or 'default'."""
+        return self._origins.get(name, "default")
+
+    def is_flag(self, name: str) -> bool:
+        return self.origin(name).startswith("-")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ValueError(f"{name}: must have three values, R,G,B")
+        if any(value <= 0 for value in self.image_std):
+            raise ValueError("image_std: must be positive")
+        if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
+            raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
+        if self.pad_mode == "pad" and self.padding not in (None, 1):
+            raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the picture's size")
+        return self
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.per_batch_size or self.batch_size
+
+    @property
+    def effective_padding(self) -> int:
+        """Padding in pixels: unset means what keeps a 3x3 convolution's size."""
+        if self.pad_mode == "same":
+            return 0
+        return 1 if self.padding is None else self.padding
+
+    @property
+    def effective_dropout(self) -> float:
+        return self.dropout_rate if self.has_dropout else 0.0
+
+    @property
+    def smoothing(self) -> float:
+        return self.label_smooth_factor if self.label_smooth else 0.0
+
+    @property
+    def schedule(self) -> str:
+        return "exponential" if self.lr_scheduler == "multi_step" else self.lr_scheduler

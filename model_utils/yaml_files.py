@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML recipes: one to three documents, a `base:` file below, and the line that each value stands on."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model_utils.errors import ConfigError
+
+MAX_DOCUMENTS = 3  # the model zoo's files: values, help texts, choices
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-4 as text; people who write it mean a number, and the schema parses it as one."""
+
+
+def _parse(path: Path) -> list[yaml.Node]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file (--config_path)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    try:
+        return [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _mapping(node: yaml.Node, path: Path) -> dict[str, tuple[Any, int]]:
+    """The key -> (value, line) pairs of one document."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: must be `key: value` lines")
+    values: dict[str, tuple[Any, int]] = {}
+    loader = _PlainLoader("")
+    for key_node, value_node in node.value:
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in values:
+            raise ConfigError(f"{path}:{line}: `{name}` stands here again (first in line {values[name][1]})")
+        try:
+            values[name] = (loader.construct_object(value_node, deep=True), line)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}:{line}: `{name}`: {getattr(error, 'problem', None) or error}") from None
+    return values
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
+    """The values of a recipe over those of its base, each with `file:line` as its origin.
+
+    Raises ConfigError for a file that is missing, does not parse, or is its own base.
+    """
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: is its own `base`")
+    documents = _parse(path)
+    if not documents:
+        raise ConfigError(f"{path}: holds no values")
+    if len(documents) > MAX_DOCUMENTS:
+        raise ConfigError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
+    own = {name: (value, f"{path}:{line}") for name, (value, line) in _mapping(documents[0], path).items()}
+    for node in documents[1:]:
+        _mapping(node, path)
+    if "base" not in own:
+        return own
+    base, _ = own.pop("base")
+    return {**read_yaml(path.parent / str(base), (*seen, path.resolve())), **own}

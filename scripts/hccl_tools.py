@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Write an HCCL rank table for Ascend servers, or check one that exists.
+
+One server with 8 devices:    python scripts/hccl_tools.py --server_ip 10.0.0.1 --device_num "[0,8)" \\
+                                  --device_ips 192.1.27.6,192.2.27.6,...
+Two servers: give --server_ip and --device_ips once per server, in the order of the ranks.
+Check a table:                python scripts/hccl_tools.py --check rank_table.json
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.rank_table import make_rank_table, read_rank_table  # noqa: E402
+
+
+def device_range(text: str) -> list[int]:
+    """'8' is devices 0 to 7; '[0,4)' is 0 to 3; '0,2,5' is just these."""
+    interval = re.fullmatch(r"\[(\d+),(\d+)\)", text.replace(" ", ""))
+    if interval:
+        devices = list(range(int(interval[1]), int(interval[2])))
+    elif text.isdigit():
+        devices = list(range(int(text)))
+    elif re.fullmatch(r"\d+(,\d+)+", text):
+        devices = [int(item) for item in text.split(",")]
+    else:
+        devices = []
+    if not devices:
+        raise ConfigError(f"--device_num: must be a count such as 8, a range such as [0,8) or a list such as 0,2, not {text!r}")
+    return devices
+
+
+def _address(text: str, flag: str) -> str:
+    try:
+        return str(ip_address(text.strip()))
+    except ValueError:
+        raise ConfigError(f"{flag}: {text!r} is not an IP address") from None
+
+
+def _servers(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, str]]]]:
+    devices = device_range(options.device_num)
+    if len(options.server_ip) != len(options.device_ips):
+        raise ConfigError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} server(s); "
+                          "once per --server_ip is needed (`hccn_tool -i DEVICE -ip -g` shows a device's address)")
+    servers = []
+    for server, addresses in zip(options.server_ip, options.device_ips, strict=True):
+        ips = [_address(item, "--device_ips") for item in addresses.split(",")]
+        if len(ips) != len(devices):
+            raise ConfigError(f"--device_ips: {len(ips)} address(es) for {len(devices)} device(s) of server {server}")
+        servers.append((_address(server, "--server_ip"), list(zip(devices, ips, strict=True))))
+    return servers
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.check:
+        devices = read_rank_table(options.check)
+        servers = len({device.server_id for device in devices})
+        print(f"{options.check}: is in order: {len(devices)} rank(s) on {servers} server(s)")
+        return
+    if not options.server_ip:
+        raise ConfigError("--server_ip: is not given (or --check FILE to look at a table that exists)")
+    table = make_rank_table(_servers(options))
+    ranks = sum(len(server["device"]) for server in table["server_list"])
+    path = options.output or Path(f"hccl_{ranks}p.json")
+    path.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
+    print(f"{path}: {ranks} rank(s) on {len(table['server_list'])} server(s)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server_ip", action="append", default=[], help="address of a server; again for each one")
+    parser.add_argument("--device_ips", action="append", default=[], help="its devices' addresses, by comma")
+    parser.add_argument("--device_num", default="8", help="count, [first,end) or list of device ids (default 8)")
+    parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
+    try:
+        _run(parser.parse_args(argv))
+    except (ConfigError, OSError) as error:
+        print(f"hccl_tools.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

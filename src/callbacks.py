@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens between steps: progress, metrics log, evaluation while training, checkpoints, divergence guard."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from src.metrics import Counts
+from src.plots import plot_curves
+from src.training import Handler, TrainState
+from src.utils.logging import get_logger
+
+METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
+ADVICE = "a lower rate (--lr), a longer warm-up (--warmup_epochs), or batch normalisation (--batch_norm=True)"
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no number any more: going on would only cost time."""
+
+    exit_status = 1
+
+
+def check_loss(loss: float, first_step: int, last_step: int, learning_rate: float) -> None:
+    """Raise DivergenceError for a loss that is NaN or infinite."""
+    if math.isfinite(loss):
+        return
+    steps = f"step {last_step}" if first_step == last_step else f"steps {first_step} to {last_step}"
+    raise DivergenceError(
+        f"the loss became {loss} in {steps} of the run, at learning rate {learning_rate:.6g}. Likely causes:\n"
+        "  the learning rate is too high for this network (without batch normalisation 0.01 is a usual peak);\n"
+        "  the warm-up is too short, or the loss scale too high for half precision (--loss_scale, --amp_level=O0);\n"
+        "  the input is wrong: image_mean and image_std, or damaged pictures.\n"
+        f"What helps most often: {ADVICE}.")
+
+
+class Progress(Handler):
+    """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
+
+    def __init__(self, log_interval: int, *, show_bar: bool) -> None:
+        self._log_interval, self._show_bar, self._bar = log_interval, show_bar, None
+        self._logged_step = 0
+
+    def on_step(self, state: TrainState) -> None:
+        if self._show_bar:
+            self._advance_bar(state)
+        advanced = state.step - self._logged_step  # more than 1 where steps are sunk
+        is_due = state.step_in_epoch % self._log_interval < advanced
+        if state.losses and (is_due or state.step_in_epoch == state.steps_per_epoch):
+            get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
+        self._logged_step = state.step
+
+    def on_epoch(self, state: TrainState) -> None:
+        get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g",
+                          state.row["seconds"], state.row["ms_per_step"], state.row["images_per_s"], state.row["lr"])
+
+    def on_end(self, state: TrainState) -> None:
+        if self._bar is not None and state.step >= state.total_steps:
+            self._bar.close()
+            self._bar = None
+
+    def _advance_bar(self, state: TrainState) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit="step", file=sys.stdout,
+                             dynamic_ncols=True, leave=False)
+        self._bar.update(state.step - self._logged_step)
+        rate = self._bar.format_dict["rate"] or 0.0
+        loss = f"{state.losses[-1]:.4f}" if state.losses else "-"
+        self._bar.set_postfix_str(f"epoch {state.epoch}, loss {loss}, lr {state.learning_rate:.2g}, "
+                                  f"{rate * state.images_per_step:.0f} images/s", refresh=False)
+
+
+class PlateauWarning(Handler):
+    """Says once when the loss still is that of guessing after a whole epoch."""
+
+    TOLERANCE = 0.005  # a VGG that learns, however slowly, is further away than this after an epoch
+
+    def __init__(self, num_classes: int) -> None:
+        self._guessing = math.log(num_classes)
+        self._warned = False
+
+    def on_epoch(self, state: TrainState) -> None:
+        tail = state.losses[-max(1, len(state.losses) // 10):]
+        if self._warned or abs(float(np.mean(tail)) / self._guessing - 1) > self.TOLERANCE:
+            return
+        self._warned = True
+        get_logger().warning("warning: after epoch %d the loss is still %.3f, that of guessing: the network does not "
+                             "learn yet. What helps most often: %s.", state.epoch, self._guessing, ADVICE)
+
+
+class EvaluateWhileTraining(Handler):
+    """Evaluates every so many epochs and after the last one, and keeps the best."""
+
+    def __init__(self, evaluate: Callable[[], Counts], *, every: int, on_best: Callable[[], None]) -> None:
+        self._evaluate, self._every, self._on_best = evaluate, every, on_best
+
+    def on_epoch(self, state: TrainState) -> None:
+        if state.epoch % self._every and state.step < state.total_steps:
+            return
+        counts = self._evaluate()
+        top1 = counts.top1()
+        state.row |= {"val_top1": top1, "val_top5": counts.topk()}
+        if state.best_top1 is None or top1 > state.best_top1:
+            state.best_top1 = top1
+            self._on_best()
+
+
+class MetricsLog(Handler):
+    """One row of metrics.csv per epoch, and the curves drawn anew."""
+
+    def __init__(self, csv_file: Path, curves_file: Path) -> None:
+        self._csv, self._curves = csv_file, curves_file
+
+    def on_epoch(self, state: TrainState) -> None:
+        if not self._csv.exists():
+            self._csv.write_text(",".join(METRICS) + "\n", encoding="utf-8")
+        with self._csv.open("a", encoding="utf-8") as file:
+            file.write(",".join(_cell(state.row.get(name)) for name in METRICS) + "\n")
+        plot_curves(self._csv, self._curves)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+class SaveCheckpoints(Handler):
+    """A checkpoint every `interval` epochs and after the last one; the oldest beyond `keep` go."""
+
+    def __init__(self, folder: Path, save: Callable[[Path], None], *, rank: int, interval: int, keep: int) -> None:
+        self._folder, self._save, self._rank = folder, save, rank
+        self._interval, self._keep = interval, keep
+        self._written: list[Path] = []
+
+    def on_epoch(self, state: TrainState) -> None:
+        if state.epoch % self._interval and state.step < state.total_steps:
+            return
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
+        self._save(path)
+        self._written.append(path)
+        for old in self._written[:-self._keep]:
+            old.unlink(missing_ok=True)
+        self._written = self._written[-self._keep:]
+
+

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear start that all learning-rate schedules share."""
+
+from typing import TypeVar
+
+import numpy as np
+
+Steps = TypeVar("Steps", float, np.ndarray)
+
+
+def linear_warmup_lr(step: Steps, warmup_steps: int, base_lr: float, init_lr: float) -> Steps:
+    """The learning rate on the straight line from `init_lr` at step 0 to `base_lr` at step `warmup_steps` (> 0)."""
+    return init_lr + (base_lr - init_lr) * (step / warmup_steps)
+
+
+def warmup_step_count(warmup_epochs: float, steps_per_epoch: int) -> int:
+    """A warm-up given in epochs, parts of one included, as a number of steps."""
+    return round(warmup_epochs * steps_per_epoch)
+
+
+def with_warmup(rates: np.ndarray, warmup_steps: int, lr: float) -> np.ndarray:
+    """`rates` as float32 with the first `warmup_steps` replaced by a warm-up from 0 that reaches `lr` on the last.
+
+    A warm-up longer than the run is cut where the run ends.
+    """
+    rates = np.array(rates, dtype=np.float64)
+    warm = np.arange(min(warmup_steps, len(rates)))
+    rates[: len(warm)] = linear_warmup_lr(warm + 1, max(warmup_steps, 1), lr, 0.0)
+    return rates.astype(np.float32)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10 in its official binary layout: one label byte and 3,072 pixel bytes per record."""
+
+from pathlib import Path
+from typing import Any
+
+from src.readers.base import wrong_layout
+from src.utils.util import InputError
+
+RECORD_BYTES = 1 + 32 * 32 * 3
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDERS = {"train": ("cifar-10-batches-bin", "."), "test": ("cifar-10-verify-bin", "cifar-10-batches-bin", ".")}
+FILES = {"train": "data_batch*.bin", "test": "test_batch*.bin"}
+EXPECTED = """    data_dir/
+      cifar-10-batches-bin/   data_batch_1.bin ... data_batch_5.bin  (training)
+      cifar-10-verify-bin/    test_batch.bin  (test; beside the training batches also works)"""
+
+
+def _find(data_dir: Path, split: str) -> list[Path]:
+    for folder in FOLDERS[split]:
+        files = sorted((data_dir / folder).glob(FILES[split]))
+        if files:
+            return files
+    # data_dir may be one of the two folders itself; the other split then lies beside it
+    beside = sorted((data_dir.parent / FOLDERS[split][0]).glob(FILES[split]))
+    if beside and data_dir.name in (FOLDERS["train"][0], FOLDERS["test"][0]):
+        return beside
+    raise wrong_layout(data_dir, [f"{folder}/{FILES[split]}" for folder in FOLDERS[split]], EXPECTED)
+
+
+def _count(path: Path) -> int:
+    size = path.stat().st_size
+    if size == 0 or size % RECORD_BYTES:
+        raise InputError(f"{path}: is damaged: {size} bytes are not a whole number of records of {RECORD_BYTES} bytes")
+    return size // RECORD_BYTES
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """The names beside the records, as the official archive has them; the official ones where there are none."""
+    path = folder / "batches.meta.txt"
+    names = tuple(path.read_text(encoding="utf-8").split()) if path.is_file() else ()
+    return names if len(names) == len(CLASS_NAMES) else CLASS_NAMES
+
+
+class Cifar10Reader:
+    """One split; the training split never reads a test file, wherever it lies. InputError if it is not there."""
+
+    photos = False
+
+    def __init__(self, data_dir: Path, split: str) -> None:
+        files = _find(data_dir, split)
+        self.folder = files[0].parent
+        self.usage = split
+        self.source = f"CIFAR-10 records in {self.folder}"
+        self.class_names = _class_names(self.folder)
+        self._count = sum(_count(path) for path in files)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def open(self, sampler: Any, workers: int) -> Any:
+        import mindspore.dataset as ds
+
+        return ds.Cifar10Dataset(str(self.folder), usage=self.usage, sampler=sampler, num_parallel_workers=workers)

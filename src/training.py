@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run is, and the one MindSpore callback that drives everything that happens between steps."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mindspore.train import Callback
+
+
+@dataclass
+class TrainState:
+    """The run so far. `Conductor` moves it; the handlers read it and fill in the row of the epoch."""
+
+    steps_per_epoch: int
+    learning_rates: np.ndarray  # one per step of the whole run
+    images_per_step: int  # over all ranks
+    step: int = 0  # finished steps of the whole run
+    row: dict[str, float] = field(default_factory=dict)  # of metrics.csv, for the epoch that ends
+    losses: list[float] = field(default_factory=list)  # of this epoch, as far as read
+    epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
+    best_top1: float | None = None
+    stop_reason: str | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the last finished step belongs to, from 1."""
+        return max(0, self.step - 1) // self.steps_per_epoch + 1
+
+    @property
+    def step_in_epoch(self) -> int:
+        return max(0, self.step - 1) % self.steps_per_epoch + 1
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.learning_rates)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last finished step."""
+        return float(self.learning_rates[max(0, self.step - 1)])
+
+
+class Handler:
+    """Something that wants to act between steps. The order in the Conductor's list is the order of acting."""
+
+    def on_step(self, state: TrainState) -> None: ...
+
+    def on_epoch(self, state: TrainState) -> None: ...
+
+    def on_end(self, state: TrainState) -> None: ...
+
+
+class LossReader:
+    """Losses stay on the device until somebody must know them: reading one makes the host wait for its step."""
+
+    def __init__(self, read_every: int) -> None:
+        self.read_every = read_every
+        self._pending: list[tuple[int, int, Any]] = []
+
+    def add(self, first_step: int, last_step: int, outputs: Any) -> None:
+        loss = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        self._pending.append((first_step, last_step, loss))
+
+    def is_due(self, step: int) -> bool:
+        return step % self.read_every == 0 or bool(self._pending) and self._pending[-1][0] < step
+
+    def read(self) -> list[tuple[int, int, float]]:
+        """(first step, last step, loss) of every reading since the last call; the two differ in sink mode."""
+        pending, self._pending = self._pending, []
+        return [(first, last, float(np.mean(loss.asnumpy()))) for first, last, loss in pending]
+
+
+class EpochClock:
+    """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+        self._first_end: float | None = None
+        self._steps = self._first_steps = 0
+
+    def count(self, steps: int) -> None:
+        self._steps += steps
+        if self._first_end is None:
+            self._first_end, self._first_steps = time.perf_counter(), steps
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def seconds_per_step(self) -> float:
+        if self._first_end is not None and self._steps > self._first_steps:
+            return (time.perf_counter() - self._first_end) / (self._steps - self._first_steps)
+        return self.seconds / max(1, self._steps)
+
+
+class Conductor(Callback):
+    """Counts the steps that MindSpore reports, sunk or not, and calls the handlers in order."""
+
+    def __init__(self, state: TrainState, handlers: Sequence[Handler], *, read_every: int, check) -> None:
+        super().__init__()
+        self.state, self._handlers = state, handlers
+        self._losses, self._check, self._clock = LossReader(read_every), check, EpochClock()
+        self._reported = 0
+
+    def on_train_begin(self, run_context: Any) -> None:
+        self._reported = 0
+        if self.state.step % self.state.steps_per_epoch == 0 or self.state.step == 0:
+            self._clock.restart()
+
+    def on_train_step_end(self, run_context: Any) -> None:
+        params = run_context.original_args()
+        advanced, self._reported = params.cur_step_num - self._reported, params.cur_step_num
+        state = self.state
+        self._losses.add(state.step + 1, state.step + advanced, params.net_outputs)
+        state.step += advanced
+        self._clock.count(advanced)
+        epoch_ends = state.step % state.steps_per_epoch == 0
+        if epoch_ends or self._losses.is_due(state.step):
+            self._read_losses()
+        for handler in self._handlers:
+            handler.on_step(state)
+        if epoch_ends:
+            self._end_epoch()
+        if state.stop_reason:
+            run_context.request_stop()
+
+    def on_train_end(self, run_context: Any) -> None:
+        for handler in self._handlers:
+            handler.on_end(self.state)
+
+    def _read_losses(self) -> None:
+        for first, last, loss in self._losses.read():
+            self._check(loss, first, last, float(self.state.learning_rates[last - 1]))
+            self.state.losses.append(loss)
+
+    def _end_epoch(self) -> None:
+        state, pace = self.state, self._clock.seconds_per_step
+        state.epoch_losses.append(float(np.mean(state.losses)))
+        state.row = {"epoch": state.epoch, "step": state.step, "loss": state.epoch_losses[-1],
+                     "lr": state.learning_rate, "images_per_s": state.images_per_step / pace,
+                     "seconds": self._clock.seconds, "ms_per_step": 1000 * pace}
+        for handler in self._handlers:
+            handler.on_epoch(state)
+        state.losses = []
+        self._clock.restart()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One logger: plain lines on the console, the same lines with the time in the run folder."""
+
+import logging
+import os
+import stat
+import sys
+from pathlib import Path
+
+NAME = "vgg"
+
+
+def _is_own_file(stream) -> bool:
+    """True where a launcher gave this process a log file of its own as standard output."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def get_logger() -> logging.Logger:
+    return logging.getLogger(NAME)
+
+
+def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
+    """The console shows rank 0, every rank writes its own file. Calling again replaces what was set up before."""
+    logger = get_logger()
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if rank == 0 or _is_own_file(sys.stdout):
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(console)
+    if file is not None:
+        log = logging.FileHandler(file, encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(log)
+    return logger

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small helpers that several rooms need. MindSpore is not needed to import this module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, nn
+
+
+class InputError(ValueError):
+    """What the user gave is wrong: the message says what, and an entry script prints it without a traceback."""
+
+    exit_status = 2
+
+
+def get_param_groups(
+    network_or_parameters: nn.Cell | Iterable[Parameter], weight_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Optimizer groups in which only the weights of convolutions and dense layers decay.
+
+    Biases and the gamma and beta of BatchNorm have one dimension: pulling them to zero only costs accuracy.
+    Parameters keep their order, those that take no gradient are left out, and so is an empty group.
+    Without `weight_decay` the decaying group names none, and the optimizer's own holds for it.
+    """
+    if hasattr(network_or_parameters, "get_parameters"):
+        network_or_parameters = network_or_parameters.get_parameters()
+    trainable = [parameter for parameter in network_or_parameters if parameter.requires_grad]
+    decayed: dict[str, Any] = {"params": [parameter for parameter in trainable if parameter.ndim >= 2]}
+    if weight_decay is not None:
+        decayed["weight_decay"] = weight_decay
+    kept = {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0}
+    return [group for group in (decayed, kept) if group["params"]]
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name that `name` was probably meant to be, or None; case does not count."""
+    by_lower = {candidate.lower(): candidate for candidate in allowed}
+    matches = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return by_lower[matches[0]] if matches else None
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """The text of the error for a name that no table has: what was given, what is allowed, what is near."""
+    names = list(allowed)
+    guess = nearest(name, names)
+    hint = f"; did you mean {guess}?" if guess else ""
+    return f"{kind} {name!r} is unknown, allowed: {', '.join(names)}{hint}"

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A learning rate that falls as a half cosine, epoch by epoch, after a linear warm-up."""
+
+import numpy as np
+
+from src.linear_warmup import warmup_step_count, with_warmup
+
+
+def warmup_cosine_annealing_lr(
+    *,
+    lr: float,
+    eta_min: float,
+    T_max: float | None = None,
+    warmup_epochs: float,
+    max_epoch: int,
+    steps_per_epoch: int,
+) -> np.ndarray:
+    """One learning rate per step: warm-up from 0 to `lr`, then a cosine from `lr` at epoch 0 to `eta_min` at `T_max`.
+
+    The cosine is constant within an epoch and counts epochs from the start of the run, warm-up included.
+    `T_max` is `max_epoch` unless given; after `T_max` the rate stays at `eta_min` and never climbs again.
+    """
+    period = max_epoch if T_max is None else T_max
+    epoch = np.arange(max_epoch * steps_per_epoch) // steps_per_epoch
+    phase = np.pi * np.minimum(epoch, period) / period
+    rates = eta_min + (lr - eta_min) * (1.0 + np.cos(phase)) / 2.0
+    return with_warmup(rates, warmup_step_count(warmup_epochs, steps_per_epoch), lr)

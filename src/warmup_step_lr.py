@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates that fall as a polynomial or at milestones, after a linear warm-up."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.linear_warmup import linear_warmup_lr, warmup_step_count, with_warmup
+
+
+def lr_steps(
+    *, lr_init: float, lr_max: float, warmup_epochs: float, max_epoch: int, steps_per_epoch: int
+) -> np.ndarray:
+    """One learning rate per step: linear from `lr_init` to `lr_max`, then `lr_max * (1 - t)^2` towards 0.
+
+    t runs from 0 at the end of the warm-up to 1 one step behind the end of the run. A warm-up longer than
+    the run is cut where the run ends.
+    """
+    total = max_epoch * steps_per_epoch
+    warmup = warmup_step_count(warmup_epochs, steps_per_epoch)
+    step = np.arange(total, dtype=np.float64)
+    rising = linear_warmup_lr(step, max(warmup, 1), lr_max, lr_init)
+    falling = lr_max * (1.0 - (step - warmup) / max(total - warmup, 1)) ** 2
+    return np.where(step < warmup, rising, falling).astype(np.float32)
+
+
+def warmup_step_lr(
+    *,
+    lr: float,
+    lr_epochs: Sequence[int],
+    lr_gamma: float,
+    warmup_epochs: float,
+    max_epoch: int,
+    steps_per_epoch: int,
+) -> np.ndarray:
+    """One learning rate per step: warm-up from 0 to `lr`, then times `lr_gamma` at the start of each of `lr_epochs`.
+
+    Epochs count from 0 at the start of the run, warm-up included.
+    """
+    epoch = np.arange(max_epoch * steps_per_epoch) // steps_per_epoch
+    milestones_passed = np.searchsorted(np.sort(lr_epochs), epoch, side="right")
+    rates = lr * np.float64(lr_gamma) ** milestones_passed
+    return with_warmup(rates, warmup_step_count(warmup_epochs, steps_per_epoch), lr)

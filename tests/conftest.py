@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: the --slow option, the repository root on sys.path, quiet MindSpore logs."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# MindSpore reads it when it is imported; 3 = errors only.
+os.environ.setdefault("GLOG_v", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes each)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: add --slow to run it")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)

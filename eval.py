@@ -1,30 +1,58 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a checkpoint: exact top-1 and top-5 over every picture of the test set."""
+"""Evaluate checkpoints: exact top-1 and top-5 over every picture of the test set, on one device or many."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from model_utils.device_adapter import set_up_device
+from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
 from model_utils.errors import ConfigError
 from model_utils.schema import Config
 
 
-def run_eval(config: Config):
-    """Evaluate `pre_trained` and print the counts; returns them. An error the user can mend has an `exit_status`."""
+def run_eval(config: Config) -> dict[Path, Any]:
+    """Evaluate every checkpoint that `pre_trained` names: file, folder or pattern; returns an Evaluation of each.
+
+    Leaves a folder `<ckpt_path>/<date_time>_eval/` behind. An error that the user can mend carries an `exit_status`.
+    """
     if not config.pre_trained:
         raise ConfigError("pre_trained: is not given; name the checkpoint with --pre_trained=FILE")
     rank = set_up_device(config)
     from src import build
-    from src.utils.logging import set_up_logging
+    from src.checkpoint import find_checkpoints
+    from src.utils.logging import get_logger
 
-    set_up_logging(rank.rank)
-    build.log_start(config, rank)
-    config, network = build.load_model(config, rank, Path(config.pre_trained))
+    paths = find_checkpoints(config.pre_trained)
+    loader = build.ModelLoader(config, rank)
+    config, network = loader.load(paths[0])
     reader = build.build_reader(config, "test")
-    return build.build_evaluation(config, rank, network, reader)()
+    folder = build.open_run(config, rank, suffix="_eval", log_name="eval.log",
+                            about=[build.describe_model(config, network), f"{reader.source}: {len(reader)} pictures"])
+    results = {}
+    for path in paths:
+        config, network = loader.load(path)
+        get_logger().info("checkpoint: %s", path)
+        results[path] = build.build_evaluation(config, rank, network, reader)()
+        if rank.rank == 0:
+            build.write_evaluation(folder, path, config, results[path], reader.class_names)
+    summarize(results, rank)
+    return results
+
+
+def summarize(results: dict[Path, Any], rank: Rank) -> None:
+    """A table of several checkpoints, the best one marked."""
+    from src.utils.logging import get_logger
+
+    if len(results) < 2 or rank.rank:
+        return
+    best = max(results, key=lambda path: results[path].counts.top1())
+    get_logger().info("%-8s  %-8s  checkpoint", "top-1", "top-k")
+    for path, evaluation in results.items():
+        mark = "  <- best" if path == best else ""
+        get_logger().info("%.4f    %.4f    %s%s", evaluation.counts.top1(), evaluation.counts.topk(), path, mark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

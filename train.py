@@ -33,11 +33,11 @@ def run_train(config: Config) -> TrainResult:
     data = build.build_train_data(config, rank)
     test = build.build_reader(config, "test") if config.mode == "train_and_evaluate" else None
     network = build.build_network(config, rank)
-    learning_rates = build.build_learning_rates(config, data.steps_per_epoch)
+    learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build.build_model(config, network, learning_rates, rank)
     state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size)
 
-    folder = build.open_run(config, rank, about=build.describe(config, data, network))
+    folder = build.open_run(config, rank, about=build.describe(config, data, network), log_name=config.log_name)
     conductor = build_conductor(config, rank, state, network, folder, train=data.reader, test=test)
     sink = build.uses_sink(config, rank)
     for first_epoch, end_epoch in epoch_segments(config.max_epoch, sink=sink):
@@ -66,7 +66,8 @@ def build_conductor(config: Config, rank: Rank, state: Any, network: Any, folder
         save_checkpoint(path, network, info)
 
     handlers: list[Any] = [callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty()),
-                           callbacks.PlateauWarning(config.num_classes)]
+                           callbacks.PlateauWarning(config.num_classes),
+                           callbacks.AverageStatistics(network, rank.world_size)]
     if test is not None:
         evaluation = build.build_evaluation(config, rank, network, test)
         handlers.append(callbacks.EvaluateWhileTraining(

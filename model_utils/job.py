@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 POLL_SECONDS = 0.1
 LAST_LINES = 20
+FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
 
 
 class Process(NamedTuple):
@@ -35,6 +36,7 @@ class Job:
         self._processes, self._grace_s, self._show = processes, grace_s, show
         self._running: dict[str, subprocess.Popen] = {}
         self._signal: int | None = None
+        self._deadline = float("inf")  # once a signal was passed on
         self._shown = 0
 
     def run(self) -> int:
@@ -65,7 +67,7 @@ class Job:
 
     def _pass_on(self, number: int, _frame: object) -> None:
         self._signal_all(signal.SIGKILL if self._signal is not None else number)
-        self._signal = number
+        self._signal, self._deadline = number, time.monotonic() + self._grace_s
 
     def _signal_all(self, number: int) -> None:
         for child in self._running.values():
@@ -73,15 +75,15 @@ class Job:
                 os.killpg(child.pid, number)
 
     def _wait(self) -> tuple[Process, int] | None:
-        """Until all have ended well, or one has failed: that one and its status."""
+        """Until all have ended, one has failed (that one and its status), or a signal was not heeded in time."""
         while True:
             self._show_new_output()
-            status = {process: self._running[process.name].poll() for process in self._processes}
-            failed = next(((process, code) for process, code in status.items() if code), None)
-            if failed:
-                process, code = failed
-                return process, code if code > 0 else 128 - code
-            if all(code == 0 for code in status.values()):
+            status = [self._running[process.name].poll() for process in self._processes]
+            failed = next((index for index, code in enumerate(status) if code), None)
+            if failed is not None:
+                code = status[failed]
+                return self._processes[failed], code if code > 0 else 128 - code
+            if all(code == 0 for code in status) or time.monotonic() > self._deadline:
                 return None
             time.sleep(POLL_SECONDS)
 
@@ -101,7 +103,9 @@ class Job:
             file.seek(self._shown)
             text = file.read()
         self._shown += len(text)
-        sys.stdout.write(text.decode("utf-8", "replace"))
+        # The framework's start-up lines stay in the log; what the script says goes on to the console.
+        lines = text.decode("utf-8", "replace").splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if not line.startswith(FRAMEWORK_LINES)))
         sys.stdout.flush()
 
     def _report(self, process: Process, status: int) -> None:

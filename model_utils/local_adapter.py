@@ -2,13 +2,14 @@
 """What the launcher's environment says about this process: its rank, the job's size, its card, its share of cores."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 # (name of the launcher, its variable for rank, for size, for the ranks on this host: the whole job where unknown)
 LAUNCHERS = (
     ("msrun", None, "MS_WORKER_NUM", "MS_WORKER_NUM"),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("rank table", "RANK_ID", "RANK_SIZE", "RANK_SIZE"),
+    ("rank table", "RANK_ID", "RANK_SIZE", "LOCAL_RANK_SIZE"),
 )
 
 
@@ -51,3 +52,11 @@ def usable_cores() -> int:
 def data_workers(requested: int | None, *, cores: int, ranks: int) -> int:
     """Worker threads of one rank's data pipeline: its share of the cores, or what was asked for up to all of them."""
     return min(requested, cores) if requested else min(8, max(1, cores // ranks))
+
+
+def core_shares(cores: Sequence[int], ranks: int) -> list[list[int]]:
+    """Neighbouring cores for each rank, all of them given out; with fewer cores than ranks they are shared in turn."""
+    if len(cores) < ranks:
+        return [[cores[rank % len(cores)]] for rank in range(ranks)]
+    bounds = [round(rank * len(cores) / ranks) for rank in range(ranks + 1)]
+    return [list(cores[start:end]) for start, end in pairwise(bounds)]

@@ -51,7 +51,8 @@ def _check(devices: list[Device], table: dict[str, Any], path: Path) -> None:
         raise ConfigError(f"{path}: rank_id {doubled[0]} stands there more than once")
     if ranks != list(range(len(ranks))):
         missing = min(set(range(len(ranks))) - set(ranks))
-        raise ConfigError(f"{path}: rank_id {missing} is missing: {len(ranks)} devices have the ranks 0 to {len(ranks) - 1}")
+        raise ConfigError(f"{path}: rank_id {missing} is missing: the ranks of {len(ranks)} devices are "
+                          f"0 to {len(ranks) - 1}")
     places = [(device.server_id, device.device_id) for device in devices]
     for server_id, device_id in places:
         if places.count((server_id, device_id)) > 1:
@@ -70,7 +71,7 @@ def read_rank_table(path: Path) -> list[Device]:
     except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}") from None
     if not isinstance(table, dict) or "server_list" not in table:
-        raise ConfigError(f"{path}: has no server_list; `python scripts/hccl_tools.py --help` shows how to make a table")
+        raise ConfigError(f"{path}: has no server_list; scripts/hccl_tools.py makes and checks rank tables")
     devices = _devices(table, path)
     _check(devices, table, path)
     return devices

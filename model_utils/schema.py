@@ -94,6 +94,8 @@ class ScheduleKeys(BaseModel):
     lr_gamma: float = key(0.1, "factor by which exponential lowers it", gt=0, le=1)
     eta_min: float = key(0.0, "end of the cosine", ge=0, allow_inf_nan=False)
     T_max: OptionalInt = key(None, "epochs of the cosine; max_epoch unless given", ge=1)
+    lr_scale: choice("none", "linear") = key("none", "linear: rates grow with the global batch")
+    lr_base_batch: int = key(64, "global batch that the rates are meant for (lr_scale=linear)", ge=1)
     warmup_epochs: float = key(5, "epochs of linear warm-up; 0 is none", ge=0, allow_inf_nan=False)
 
 
@@ -146,7 +148,7 @@ class ModelArtsKeys(BaseModel):
 GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, ModelArtsKeys)
 
 
-class Config(*GROUPS):
+class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order of the groups
     """One run, as data: complete, checked and frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

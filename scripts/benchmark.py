@@ -98,8 +98,9 @@ def main() -> int:
     names = list(rows)
     for name, row in rows.items():
         share = 100 * row["images_per_s"] / rows[names[0]]["images_per_s"]
-        print(f"{name:42} {row['ms_per_step']:8.1f} ms/step ({row['min_ms']:.1f} to {row['max_ms']:.1f}, n = {row['n']})"
-              f" {row['images_per_s']:8.1f} images/s {share:6.1f} %")
+        spread = f"({row['min_ms']:.1f} to {row['max_ms']:.1f}, n = {row['n']})"
+        print(f"{name:42} {row['ms_per_step']:8.1f} ms/step {spread}, {row['images_per_s']:.1f} images/s, "
+              f"{share:.1f} %")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "config": config.model_dump(), "machine": platform.machine(),
                                             "python": platform.python_version()}, indent=1) + "\n", encoding="utf-8")

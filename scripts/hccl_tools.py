@@ -34,7 +34,7 @@ def device_range(text: str) -> list[int]:
     else:
         devices = []
     if not devices:
-        raise ConfigError(f"--device_num: must be a count such as 8, a range such as [0,8) or a list such as 0,2, not {text!r}")
+        raise ConfigError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
     return devices
 
 
@@ -48,8 +48,8 @@ def _address(text: str, flag: str) -> str:
 def _servers(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, str]]]]:
     devices = device_range(options.device_num)
     if len(options.server_ip) != len(options.device_ips):
-        raise ConfigError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} server(s); "
-                          "once per --server_ip is needed (`hccn_tool -i DEVICE -ip -g` shows a device's address)")
+        raise ConfigError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} "
+                          "server(s), but needed once for each (`hccn_tool -i DEVICE -ip -g` shows an address)")
     servers = []
     for server, addresses in zip(options.server_ip, options.device_ips, strict=True):
         ips = [_address(item, "--device_ips") for item in addresses.split(",")]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> network, loss, learning rates, optimizer, data. The one file of `src` that reads Config."""
 
-import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
-import yaml
 from mindspore import nn
+from tqdm import tqdm
 
 from model_utils.device_adapter import Rank
 from model_utils.schema import Config
@@ -17,14 +17,13 @@ from src.checkpoint import ModelInfo, load_weights, read_checkpoint
 from src.crossentropy import CrossEntropy
 from src.dataset import STATISTICS, Preset, Shard, create_dataset, steps_per_epoch
 from src.dropout import repeatable_dropout
-from src.evaluate import evaluate, result_lines
-from src.metrics import Counts
+from src.evaluate import Evaluation, evaluate, result_lines, write_report
 from src.readers.base import Reader
 from src.readers.cifar10 import Cifar10Reader
 from src.readers.folder import FolderReader
 from src.readers.synthetic import SyntheticReader
-from src.run_folder import make_run_folder, write_atomically
-from src.utils.logging import get_logger, set_up_logging
+from src.run_folder import start_run
+from src.utils.logging import get_logger
 from src.utils.util import InputError, get_param_groups
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
@@ -123,9 +122,14 @@ def _cosine_annealing(config: Config, steps: int) -> np.ndarray:
 SCHEDULES = {"step": _step, "exponential": _exponential, "cosine_annealing": _cosine_annealing}
 
 
-def build_learning_rates(config: Config, steps: int) -> np.ndarray:
-    """One rate per step of the whole run."""
-    return SCHEDULES[config.schedule](config, steps)
+def build_learning_rates(config: Config, steps: int, world_size: int = 1) -> np.ndarray:
+    """One rate per step of the whole run, scaled to the global batch where the Config asks for it."""
+    return SCHEDULES[config.schedule](config, steps) * np.float32(learning_rate_factor(config, world_size))
+
+
+def learning_rate_factor(config: Config, world_size: int) -> float:
+    """1, or how many times `lr_base_batch` the global batch is."""
+    return config.batch_size * world_size / config.lr_base_batch if config.lr_scale == "linear" else 1.0
 
 
 class Solver(NamedTuple):
@@ -190,57 +194,74 @@ def agree_with_checkpoint(config: Config, info: ModelInfo | None) -> Config:
     return config.model_copy(update=theirs)
 
 
-def load_model(config: Config, rank: Rank, path: Path) -> tuple[Config, nn.Cell]:
-    """The network of a checkpoint with its weights, and the Config that fits it."""
-    checkpoint = read_checkpoint(path)
-    config = agree_with_checkpoint(config, checkpoint.info)
-    network = build_network(config, rank)
-    load_weights(network, checkpoint.weights, path)
-    return config, network
+class ModelLoader:
+    """Networks of checkpoints; those of one model share a network, so that it is compiled once."""
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        self._asked, self._rank = config, rank
+        self._config: Config | None = None
+        self._network: nn.Cell | None = None
+
+    def load(self, path: Path) -> tuple[Config, nn.Cell]:
+        """The Config that fits the checkpoint, and the network with its weights."""
+        checkpoint = read_checkpoint(path)
+        config = agree_with_checkpoint(self._asked, checkpoint.info)
+        if self._network is None or config != self._config:
+            self._config, self._network = config, build_network(config, self._rank)
+        load_weights(self._network, checkpoint.weights, path)
+        return config, self._network
 
 
-def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Counts]:
-    """A call that evaluates the network as it is then, logs the result and returns the counts."""
+def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Evaluation]:
+    """A call that evaluates the network as it is then, and logs the result."""
     preset, shard = build_preset(config), build_shard(rank)
+    show_bar = rank.rank == 0 and sys.stdout.isatty()
 
-    def run() -> Counts:
-        counts = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
-                          num_classes=config.num_classes)
-        for line in result_lines(counts, short_form=config.dataset == "cifar10") if rank.rank == 0 else ():
-            get_logger().info(line)
-        return counts
+    def run() -> Evaluation:
+        with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
+                  disable=not show_bar) as bar:
+            evaluation = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
+                                  num_classes=config.num_classes,
+                                  on_batch=lambda images: bar.update(images * rank.world_size))
+        for line in result_lines(evaluation.counts, short_form=config.dataset == "cifar10"):
+            if rank.rank == 0:
+                get_logger().info(line)
+        return evaluation
 
     return run
 
 
-def open_run(config: Config, rank: Rank, *, about: Sequence[str]) -> Path:
-    """Make the run folder, start its log, and write down what this run is: settings and versions."""
-    folder = make_run_folder(Path(config.ckpt_path), rank=rank.rank, world_size=rank.world_size)
-    set_up_logging(rank.rank, folder / (config.log_name if rank.rank == 0 else f"train_{rank.rank}.log"))
-    if rank.rank == 0:
-        write_atomically(folder / "config.yaml", _resolved_yaml(config))
-    log_start(config, rank)
-    for line in (*about, f"run folder: {folder}"):
-        get_logger().info(line)
-    return folder
+def write_evaluation(folder: Path, checkpoint: Path, config: Config, evaluation: Evaluation,
+                     class_names: tuple[str, ...]) -> None:
+    """The report of one checkpoint, in a sub-folder named after it."""
+    name = checkpoint.stem
+    taken = sum(1 for item in folder.glob(f"{name}*") if item.is_dir())
+    about = {"checkpoint": str(checkpoint), "config": config.model_dump(mode="json")}
+    write_report(folder / (f"{name}_{taken + 1}" if taken else name), evaluation, class_names, about)
 
 
-def log_start(config: Config, rank: Rank) -> None:
-    for line in (*config.notes, *rank.notes):
-        get_logger().info(line)
+def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str, suffix: str = "") -> Path:
+    """A new run folder, its log open, with the settings and `about` written down."""
+    return start_run(Path(config.ckpt_path), rank=rank.rank, world_size=rank.world_size, suffix=suffix,
+                     log_name=log_name, settings=config.model_dump(), lines=(*config.notes, *rank.notes, *about))
 
 
-def _resolved_yaml(config: Config) -> str:
-    versions = {"mindspore": mindspore.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in config.model_dump().items()}
-    heading = "".join(f"# {name} {version}\n" for name, version in versions.items())
-    return heading + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+def describe_model(config: Config, network: nn.Cell) -> str:
+    trainable = sum(parameter.size for parameter in network.trainable_params())
+    return (f"{config.network}, {trainable:,} trainable parameters, {config.num_classes} classes, pictures of "
+            f"{config.image_size[0]}x{config.image_size[1]}")
+
+
+def _describe_rates(config: Config, world_size: int) -> list[str]:
+    if config.lr_scale == "none":
+        return []
+    return [f"lr_scale=linear: every learning rate times {learning_rate_factor(config, world_size):g}, "
+            f"the global batch {config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}"]
 
 
 def describe(config: Config, data: TrainData, network: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
-    trainable = sum(parameter.size for parameter in network.trainable_params())
-    return [f"{config.network}, {trainable:,} trainable parameters, {config.num_classes} classes, pictures of "
-            f"{config.image_size[0]}x{config.image_size[1]}",
+    return [describe_model(config, network),
             f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
-            f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers"]
+            f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
+            *_describe_rates(config, data.shard.world_size)]

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mindspore import nn
 
-from src.metrics import Counts
+from src.collective import average_parameters
+from src.evaluate import Evaluation
 from src.plots import plot_curves
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
@@ -92,16 +94,28 @@ class PlateauWarning(Handler):
                              "learn yet. What helps most often: %s.", state.epoch, self._guessing, ADVICE)
 
 
+class AverageStatistics(Handler):
+    """Gives every rank the mean of all ranks' moving statistics: each has seen other pictures."""
+
+    def __init__(self, network: nn.Cell, world_size: int) -> None:
+        self._statistics = [parameter for name, parameter in network.parameters_and_names()
+                            if name.endswith((".moving_mean", ".moving_variance"))]
+        self._world_size = world_size
+
+    def on_epoch(self, state: TrainState) -> None:
+        average_parameters(self._statistics, self._world_size)
+
+
 class EvaluateWhileTraining(Handler):
     """Evaluates every so many epochs and after the last one, and keeps the best."""
 
-    def __init__(self, evaluate: Callable[[], Counts], *, every: int, on_best: Callable[[], None]) -> None:
+    def __init__(self, evaluate: Callable[[], Evaluation], *, every: int, on_best: Callable[[], None]) -> None:
         self._evaluate, self._every, self._on_best = evaluate, every, on_best
 
     def on_epoch(self, state: TrainState) -> None:
         if state.epoch % self._every and state.step < state.total_steps:
             return
-        counts = self._evaluate()
+        counts = self._evaluate().counts
         top1 = counts.top1()
         state.row |= {"val_top1": top1, "val_top5": counts.topk()}
         if state.best_top1 is None or top1 > state.best_top1:

@@ -4,6 +4,7 @@
 import json
 import os
 from collections.abc import Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     info = values.pop(INFO_KEY, None)
     arrays = {name: value.asnumpy() for name, value in values.items() if hasattr(value, "asnumpy")}
     return Checkpoint(path, arrays, ModelInfo.from_json(str(info)) if info else None)
+
+
+def find_checkpoints(named: str) -> list[Path]:
+    """The checkpoints that a file, a folder or a pattern names, newest first; InputError if there are none."""
+    path = Path(named)
+    if path.is_dir():
+        found = [item for item in path.rglob("*.ckpt") if not item.name.startswith(".")]
+    else:
+        found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
+    if not found:
+        raise InputError(f"pre_trained: no checkpoint is named by {named}")
+    return sorted(found, key=lambda item: (-item.stat().st_mtime_ns, item.name))
 
 
 def load_weights(network: nn.Cell, weights: Mapping[str, np.ndarray], source: Path) -> None:

@@ -9,8 +9,8 @@ from mindspore import dtype as mstype
 
 COUNTER = "dropout_step"
 
-# Odd multipliers whose bits look random: one spreads the steps, two are the hash's own. They hash a
-# 32-bit counter well with only two rounds (bias of each output bit below 1 %).
+# Odd multipliers with irregular bits: one spreads the steps, the others are those of a published hash
+# (lowbias32) that scatters a plain counter in two rounds.
 STEP_SPREAD = 0x9E3779B1
 ROUND_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 
@@ -67,7 +67,7 @@ class RepeatableDropout(nn.Cell):
         return ops.depend(x * mask, self.assign_add(self.dropout_step, 1))
 
     def hash(self, x: Tensor) -> Tensor:
-        """Two rounds of "fold the high bits into the low ones and multiply"; the high bits are the good ones."""
+        """Two rounds of folding high bits into low ones and multiplying: it mixes the high bits best."""
         x = self.xor(x, self.shift_right(x, self.shift1)) * self.multiplier1
         return self.xor(x, self.shift_right(x, self.shift2)) * self.multiplier2
 

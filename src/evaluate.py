@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation loop: every picture once, whatever the batch size and the number of ranks."""
+"""The evaluation loop: every picture once, whatever the batch size and the number of ranks; and its report."""
 
+import csv
+import json
+import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -10,22 +14,50 @@ from mindspore import Tensor, nn
 from src.collective import sum_integers
 from src.dataset import Preset, Shard, create_eval_dataset
 from src.metrics import Counts, top_k
+from src.plots import plot_confusion
 from src.readers.base import Reader
+from src.run_folder import write_atomically
+
+
+class Evaluation(NamedTuple):
+    """The counts over all ranks, and the speed of all of them together (without the first batch, which compiles)."""
+
+    counts: Counts
+    images_per_s: float
+
+
+class Pace:
+    """Pictures per second of one rank, from the end of its first batch on; 0 if there was no other."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._images, self.images_per_s = 0, 0.0
+
+    def count(self, images: int) -> None:
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
+        else:
+            self._images += images
+            self.images_per_s = self._images / (now - self._start)
 
 
 def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Shard, *, batch_size: int, num_classes: int,
-             on_batch: Callable[[int], Any] = lambda images: None) -> Counts:
+             on_batch: Callable[[int], Any] = lambda images: None) -> Evaluation:
     """Count over all pictures of the reader, summed over all ranks. The network's mode is left as it was."""
     dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size)
-    counts = Counts.empty(num_classes)
+    counts, pace = Counts.empty(num_classes), Pace()
     was_training = network.training
     network.set_train(False)
     for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
         logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
         counts.update(logits[:len(labels)].astype(np.float32), labels)
+        pace.count(len(labels))
         on_batch(len(labels))
     network.set_train(was_training)
-    return Counts.from_array(sum_integers(counts.to_array(), shard.world_size))
+    mine = np.append(counts.to_array(), round(1000 * pace.images_per_s))
+    summed = sum_integers(mine, shard.world_size)
+    return Evaluation(Counts.from_array(summed[:-1]), summed[-1] / 1000)
 
 
 def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -40,3 +72,19 @@ def result_lines(counts: Counts, *, short_form: bool) -> list[str]:
     lines = [f"after allreduce eval: top{k}_correct={hits}, tot={counts.seen}, acc={100 * hits / counts.seen:.2f}%"
              for k, hits in correct.items()]
     return [f"result: {{'acc': {counts.top1():.4f}}}", *lines] if short_form else lines
+
+
+def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, ...], about: dict[str, Any]) -> None:
+    """metrics.json, per_class.csv and confusion_matrix.png of one evaluation; `about` says what was evaluated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = evaluation.counts
+    metrics = {"top1": counts.top1(), f"top{top_k(counts.num_classes)}": counts.topk(), "images": counts.seen,
+               "images_per_s": round(evaluation.images_per_s, 1), **about}
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["class", "name", "images", "correct", "accuracy"])
+        totals = zip(class_names, counts.class_total.tolist(), counts.class_correct.tolist(), strict=True)
+        for index, (name, images, correct) in enumerate(totals):
+            rows.writerow([index, name, images, correct, f"{correct / images:.4f}" if images else ""])
+    plot_confusion(counts.confusion, class_names, folder / "confusion_matrix.png")

@@ -9,7 +9,7 @@ Steps = TypeVar("Steps", float, np.ndarray)
 
 
 def linear_warmup_lr(step: Steps, warmup_steps: int, base_lr: float, init_lr: float) -> Steps:
-    """The learning rate on the straight line from `init_lr` at step 0 to `base_lr` at step `warmup_steps` (> 0)."""
+    """The rate on the line from `init_lr` at step 0 to `base_lr` at step `warmup_steps` (at least 1)."""
     return init_lr + (base_lr - init_lr) * (step / warmup_steps)
 
 
@@ -19,9 +19,9 @@ def warmup_step_count(warmup_epochs: float, steps_per_epoch: int) -> int:
 
 
 def with_warmup(rates: np.ndarray, warmup_steps: int, lr: float) -> np.ndarray:
-    """`rates` as float32 with the first `warmup_steps` replaced by a warm-up from 0 that reaches `lr` on the last.
+    """`rates` as float32 with the first `warmup_steps` replaced by a warm-up from 0.
 
-    A warm-up longer than the run is cut where the run ends.
+    It reaches `lr` on its last step. A warm-up longer than the run is cut where the run ends.
     """
     rates = np.array(rates, dtype=np.float64)
     warm = np.arange(min(warmup_steps, len(rates)))

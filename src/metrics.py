@@ -10,7 +10,7 @@ import numpy as np
 
 
 def top_k(num_classes: int) -> int:
-    """The k of "top-k": 5, or with few classes one less than all of them, so that the number says something."""
+    """The k of "top-k": 5, or with few classes one less than all of them, so that it says something."""
     return 5 if num_classes > 5 else max(1, num_classes - 1)
 
 
@@ -106,7 +106,7 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     """Both as arrays that fit each other, or ValueError."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits {logits.shape} and labels {labels.shape} are not (rows, classes) and (rows,)")
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} are not of one batch")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, not {labels.dtype}")
     wrong = labels[(labels < 0) | (labels >= logits.shape[1])]

@@ -31,6 +31,7 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     FigureCanvasAgg(figure)
     return figure
 
@@ -111,11 +112,13 @@ def _draw_accuracy(axes: "Axes", columns: dict[str, np.ndarray]) -> None:
     epochs, top1, top5 = columns["epoch"], columns["val_top1"] * 100, columns["val_top5"] * 100
     _line(axes, epochs, top5, ORANGE, "top-5")
     if not _line(axes, epochs, top1, GREEN, "top-1"):
-        return _note(axes, "not evaluated while training")
+        return _note(axes, "no evaluation yet")
     best = int(np.nanargmax(top1))
     axes.plot(epochs[best], top1[best], marker="o", markersize=9, markerfacecolor="none", markeredgecolor=GREEN)
-    axes.annotate(f"best {top1[best]:.2f} %, epoch {epochs[best]:.0f}", (epochs[best], top1[best]),
-                  xytext=(-6, -18), textcoords="offset points", ha="right", color=GREEN, fontsize=9, fontweight="bold")
+    side = "right" if epochs[best] > np.nanmean(epochs) else "left"  # the text goes where there is room
+    axes.annotate(f"best {top1[best]:.2f}%, epoch {epochs[best]:.0f}", (epochs[best], top1[best]),
+                  xytext=(-6 if side == "right" else 6, -18), textcoords="offset points", ha=side, color=GREEN,
+                  fontsize=9, fontweight="bold")
     axes.set_ylim(top=101.5)
     axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
 
@@ -180,7 +183,7 @@ def _confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure
                   color="white" if shares[row, column] > 0.55 else INK)
     names = [_short(name) for name in class_names]
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(count), [f"{name}  {share:.0%}" for name, share in zip(names, np.diag(shares), strict=True)])
+    axes.set_yticks(range(count), [f"{name}  {share:.1%}" for name, share in zip(names, np.diag(shares), strict=True)])
     axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
     axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
     _tidy(axes, grid=None)
@@ -247,12 +250,15 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], out: Pa
     lines = max(str(caption).count("\n") + 1 for caption in captions)
     figure = _figure(1.5 * columns, (1.5 + 0.17 * lines) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
+    for axes in grid[len(images):]:
         axes.set_axis_off()
     for axes, image, caption in zip(grid, images, captions, strict=False):
         pixels = np.asarray(image)
         small = max(pixels.shape[:2]) <= 96  # enlarged without blur, so that one sees what the network sees
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        axes.set_title("\n".join(_short(line) for line in str(caption).split("\n")), y=-0.04, va="top", color=INK,
-                       fontsize=8.5)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        text = "\n".join(_short(line) for line in str(caption).split("\n"))
+        axes.set_xlabel(text, color=INK, fontsize=8.5, labelpad=3)
     _write_png(figure, Path(out))

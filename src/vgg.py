@@ -30,7 +30,8 @@ class VGG(nn.Cell):
     `has_bias` concerns the convolutions only, a `dropout_rate` of 0 means none, and `width` scales the
     channels and the hidden dense layers. `dropout` makes the dropout layers from their rate. Without
     `include_top` the answer is the feature map [N, C, H/32, W/32]. Parameters are named as in the model
-    zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. What is not allowed raises ValueError.
+    zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. Values that are not allowed raise
+    ValueError.
     """
 
     def __init__(

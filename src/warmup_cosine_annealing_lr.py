@@ -15,10 +15,10 @@ def warmup_cosine_annealing_lr(
     max_epoch: int,
     steps_per_epoch: int,
 ) -> np.ndarray:
-    """One learning rate per step: warm-up from 0 to `lr`, then a cosine from `lr` at epoch 0 to `eta_min` at `T_max`.
+    """One learning rate per step: warm-up from 0 to `lr`, then a half cosine from `lr` to `eta_min`.
 
     The cosine is constant within an epoch and counts epochs from the start of the run, warm-up included.
-    `T_max` is `max_epoch` unless given; after `T_max` the rate stays at `eta_min` and never climbs again.
+    It is at `eta_min` at epoch `T_max`, by default `max_epoch`, and stays there: it never climbs again.
     """
     period = max_epoch if T_max is None else T_max
     epoch = np.arange(max_epoch * steps_per_epoch) // steps_per_epoch

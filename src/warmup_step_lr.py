@@ -33,7 +33,7 @@ def warmup_step_lr(
     max_epoch: int,
     steps_per_epoch: int,
 ) -> np.ndarray:
-    """One learning rate per step: warm-up from 0 to `lr`, then times `lr_gamma` at the start of each of `lr_epochs`.
+    """One learning rate per step: warm-up from 0 to `lr`, then times `lr_gamma` at each of `lr_epochs`.
 
     Epochs count from 0 at the start of the run, warm-up included.
     """

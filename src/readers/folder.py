@@ -2,13 +2,14 @@
 """ImageNet-style data: one folder per class, pictures inside."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from src.readers.base import wrong_layout
 from src.utils.util import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
 FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val")}
 EXPECTED = """    data_dir/
       train/ or ilsvrc/                  one folder per class, pictures inside
@@ -22,11 +23,19 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith(EXTENSIONS)
 
 
-def _pictures(folder: Path) -> int:
-    return sum(is_picture(entry.name) for entry in os.scandir(folder) if entry.is_file())
+def _count_pictures(folder: Path) -> Counter[str]:
+    """How many pictures of each ending; InputError if there is none, or one that MindData trips over."""
+    names = [entry.name for entry in os.scandir(folder) if is_picture(entry.name) and entry.is_file()]
+    if not names:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(EXTENSIONS)})")
+    hidden = next((name for name in names if name.startswith(".")), None)
+    if hidden:
+        raise InputError(f"{folder / hidden}: is a hidden file with the name of a picture, as some systems leave them; "
+                         f"remove such files: find '{folder.parent}' -type f -name '.*' -delete")
+    return Counter(os.path.splitext(name)[1] for name in names)
 
 
 def find_split(data_dir: Path, split: str) -> Path:
@@ -53,11 +62,11 @@ class FolderReader:
         self.folder = find_split(data_dir, split)
         self.source = f"class folders in {self.folder}"
         self.class_names = tuple(_class_folders(self.folder))
-        counts = {name: _pictures(self.folder / name) for name in self.class_names}
-        empty = [name for name, count in counts.items() if not count]
-        if empty:
-            raise InputError(f"{self.folder / empty[0]}: holds no pictures ({', '.join(EXTENSIONS)})")
-        self._count = sum(counts.values())
+        endings: Counter[str] = Counter()
+        for name in self.class_names:
+            endings.update(_count_pictures(self.folder / name))
+        self._count = endings.total()
+        self._endings = sorted(endings)  # as they are written: MindData minds upper and lower case
 
     def __len__(self) -> int:
         return self._count
@@ -65,7 +74,6 @@ class FolderReader:
     def open(self, sampler: Any, workers: int) -> Any:
         import mindspore.dataset as ds
 
-        endings = [ending for known in EXTENSIONS for ending in (known, known.upper())]
-        return ds.ImageFolderDataset(str(self.folder), sampler=sampler, extensions=endings,
+        return ds.ImageFolderDataset(str(self.folder), sampler=sampler, extensions=self._endings,
                                      class_indexing={name: i for i, name in enumerate(self.class_names)},
                                      num_parallel_workers=workers)

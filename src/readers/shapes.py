@@ -219,7 +219,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_cifar10(
-    folder: str | os.PathLike[str], *, train_count: int = 5000, test_count: int = 1000, seed: int = 1
+    folder: str | os.PathLike[str], *, train_count: int = 10000, test_count: int = 2000, seed: int = 1
 ) -> None:
     """Write shapes of 32x32 pixels under `folder` as CIFAR-10 is published in binary form.
 

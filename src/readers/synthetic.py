@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from src.readers.base import open_arrays
 from src.readers.shapes import SHAPE_NAMES, draw_shapes
 
 SEEDS = {"train": 1, "test": 2}  # the two splits share no picture
@@ -22,7 +23,4 @@ class SyntheticReader:
         return len(self.labels)
 
     def open(self, sampler: Any, workers: int) -> Any:
-        import mindspore.dataset as ds
-
-        return ds.NumpySlicesDataset((self.images, self.labels), column_names=["image", "label"], sampler=sampler,
-                                     num_parallel_workers=1)
+        return open_arrays(self.images, self.labels, sampler)

@@ -28,5 +28,5 @@ def train_shard(
 
 
 def eval_shard(count: int, *, rank: int, world_size: int) -> np.ndarray:
-    """This rank's images in an evaluation: every image on exactly one rank, none for a rank that comes too late."""
+    """This rank's images in an evaluation: every image on exactly one rank, so that some may get none."""
     return np.arange(rank, count, world_size, dtype=np.int64)

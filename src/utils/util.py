@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: the message says what, and an entry script prints it without a traceback."""
+    """What the user gave is wrong: the message says what; entry scripts print it without a traceback."""
 
     exit_status = 2
 

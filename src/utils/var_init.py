@@ -17,7 +17,7 @@ KaimingNormal = HeNormal  # the name that recipes and the model zoo use
 
 @dataclass(frozen=True)
 class InitialValues:
-    """How the weights begin: of the convolutions, the hidden dense layers, and the last one. Biases begin at 0."""
+    """How the weights of convolutions, hidden dense layers and the last one begin; biases begin at 0."""
 
     conv: Initializer
     dense: Initializer
@@ -30,7 +30,7 @@ SMALL_HEAD = Normal(0.01)
 
 
 def _xavier_uniform() -> InitialValues:
-    """For networks with BatchNorm, which sets the scale of every layer. Without it the signal halves per layer."""
+    """For networks with BatchNorm, which sets the scale of every layer; without it the signal fades."""
     return InitialValues(conv=XavierUniform(), dense=XavierUniform(), head=SMALL_HEAD)
 
 

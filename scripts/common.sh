@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by the launchers: where the project is, and which Python runs it.
+
+SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname -- "$SCRIPTS")
+
+# $PYTHON, else the project's own environment, else the python on the path.
+project_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        printf '%s\n' "$PYTHON"
+    elif [ -x "$ROOT/.venv/bin/python" ]; then
+        printf '%s\n' "$ROOT/.venv/bin/python"
+    else
+        command -v python3 || command -v python || { echo "no Python found; bash scripts/quickstart.sh makes one" >&2; return 2; }
+    fi
+}
+
+# show_help FILE: the comment at the top of a script.
+show_help() {
+    sed -n '3,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
+}

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# usage: bash run_distribute_train.sh RANK_TABLE_FILE DATA_PATH [cifar10|imagenet2012] [any train.py flag ...]
+# One process per Ascend device of the rank table; `--help` lists the variables that steer it.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+. "$(dirname -- "$0")/common.sh"
+exec "$(project_python)" "$SCRIPTS/launch.py" table "$@"

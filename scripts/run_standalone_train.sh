@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# usage: bash run_standalone_train.sh DATA_PATH [cifar10|imagenet2012] [any train.py flag ...]
+# Trains on one device of this machine; DEVICE_TARGET=Ascend|GPU|CPU chooses it, DEVICE_ID the card.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+. "$(dirname -- "$0")/common.sh"
+case "${1:-}" in
+    -h | --help) show_help "$0"; exit 0 ;;
+    "") show_help "$0" >&2; exit 2 ;;
+esac
+data=$1
+shift
+flags=()
+case "${1:-}" in
+    cifar10 | imagenet2012 | synthetic) flags+=("--dataset=$1"); shift ;;
+esac
+[ -z "${DEVICE_TARGET:-}" ] || flags+=("--device_target=$DEVICE_TARGET")
+exec "$(project_python)" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"

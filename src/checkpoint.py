@@ -2,17 +2,18 @@
 """Checkpoints that know their model."""
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from glob import glob
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mindspore
 import numpy as np
 from mindspore import nn
 
+from src.checkpoint_file import read_file, write_file
 from src.dropout import is_counter
+from src.utils.logging import get_logger
 from src.utils.util import InputError
 
 INFO_KEY = "vgg_model"
@@ -58,24 +59,32 @@ def network_weights(network: nn.Cell) -> list[mindspore.Parameter]:
 
 
 def save_checkpoint(path: Path, network: nn.Cell, info: ModelInfo) -> None:
-    """Write the checkpoint under a temporary name, then rename it: nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.stem}.tmp.ckpt")
-    entries = [{"name": parameter.name, "data": parameter} for parameter in network_weights(network)]
-    mindspore.save_checkpoint(entries, str(temporary), append_dict={INFO_KEY: info.to_json()})
-    os.replace(temporary, path)
+    """Write the weights and what model they belong to, whole or not at all. OSError if it cannot be written."""
+    write_file(path, {INFO_KEY: info.to_json()}, as_arrays(network_weights(network)))
+
+
+def as_arrays(parameters: Iterable[mindspore.Parameter]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values, one parameter in memory at a time."""
+    for parameter in parameters:
+        yield parameter.name, parameter.asnumpy()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; InputError names a file that is missing or is none."""
+    """Read and verify a checkpoint; InputError names a file that is missing, is none, or is damaged."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such checkpoint")
+    contents = read_file(path, own_mark=INFO_KEY)
+    if not contents.is_verified:
+        get_logger().info("%s: carries no checksum, so its contents could not be verified", path)
+    text = contents.texts.get(INFO_KEY)
+    return Checkpoint(path, contents.arrays, _info(text, path) if text else None)
+
+
+def _info(text: str, path: Path) -> ModelInfo:
     try:
-        values: dict[str, Any] = mindspore.load_checkpoint(str(path))
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
-        raise InputError(f"{path}: is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from None
-    info = values.pop(INFO_KEY, None)
-    arrays = {name: value.asnumpy() for name, value in values.items() if hasattr(value, "asnumpy")}
-    return Checkpoint(path, arrays, ModelInfo.from_json(str(info)) if info else None)
+        return ModelInfo.from_json(text)
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: says of its model what this version does not understand") from None
 
 
 def find_checkpoints(named: str) -> list[Path]:

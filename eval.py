@@ -21,7 +21,7 @@ def run_eval(config: Config) -> dict[Path, Any]:
     if not config.pre_trained:
         raise ConfigError("pre_trained: is not given; name the checkpoint with --pre_trained=FILE")
     rank = set_up_device(config)
-    from src import build
+    from src import build, build_run
     from src.checkpoint import find_checkpoints
     from src.utils.logging import get_logger
 
@@ -29,16 +29,16 @@ def run_eval(config: Config) -> dict[Path, Any]:
     loader = build.ModelLoader(config, rank)
     config, network = loader.load(paths[0])
     reader = build.build_reader(config, "test")
-    folder = build.open_run(config, rank, suffix="_eval", log_name="eval.log",
-                            about=[build.describe_model(config, network), f"{reader.source}: {len(reader)} pictures"])
+    about = [build_run.describe_model(config, network), f"{reader.source}: {len(reader)} pictures"]
     results = {}
-    for path in paths:
-        config, network = loader.load(path)
-        get_logger().info("checkpoint: %s", path)
-        results[path] = build.build_evaluation(config, rank, network, reader)()
-        if rank.rank == 0:
-            build.write_evaluation(folder, path, config, results[path], reader.class_names)
-    summarize(results, rank)
+    with build_run.open_run(config, rank, suffix="_eval", log_name="eval.log", about=about) as folder:
+        for path in paths:
+            config, network = loader.load(path)
+            get_logger().info("checkpoint: %s", path)
+            results[path] = build_run.build_evaluation(config, rank, network, reader)()
+            if rank.rank == 0:
+                build_run.write_evaluation(folder, path, config, results[path], reader.class_names)
+        summarize(results, rank)
     return results
 
 

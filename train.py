@@ -21,65 +21,106 @@ class TrainResult(NamedTuple):
     best_top1: float | None  # where it was evaluated
 
 
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    data: Any  # the training pictures, epoch by epoch
+    test: Any  # the reader of the test pictures, or None
+    network: Any
+    model: Any  # the network with its loss and optimizer
+    state: Any  # where the run is
+    signals: Any  # whether somebody wants it to end
+
+
 def run_train(config: Config) -> TrainResult:
     """Train and leave a run folder behind. An error that the user can mend carries an `exit_status`."""
     rank = set_up_device(config)
+    from src import build, build_run
+    from src.utils.logging import get_logger
+
+    parts = build_parts(config, rank)
+    data, state = parts.data, parts.state
+    point, resumed = build_run.resume(config, rank, data, parts.model, state)
+    about = [*build_run.describe(config, data, parts.network), *resumed]
+    with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
+        if state.step >= state.total_steps:
+            get_logger().info("the run is finished: all %d steps are done", state.total_steps)
+        conductor = build_conductor(config, rank, parts, folder)
+        try:
+            train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
+        finally:
+            parts.signals.restore()
+        parts.signals.raise_if_stopped(
+            state.stop_signal, f"after step {state.step}; this goes on with it:\n"
+            f"  python train.py --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
+    return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
+
+
+def build_parts(config: Config, rank: Rank) -> Parts:
+    """Seed, then build data, network, schedule and optimizer, in this order."""
     import mindspore
 
     from src import build
+    from src.stopping import StopSignals
     from src.training import TrainState
 
     mindspore.set_seed(config.seed)
     data = build.build_train_data(config, rank)
-    test = build.build_reader(config, "test") if config.mode == "train_and_evaluate" else None
+    test = None
+    if config.mode == "train_and_evaluate":
+        test = build.build_reader(config, "test", classes=data.reader.class_names)
     network = build.build_network(config, rank)
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build.build_model(config, network, learning_rates, rank)
     state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size)
-
-    folder = build.open_run(config, rank, about=build.describe(config, data, network), log_name=config.log_name)
-    conductor = build_conductor(config, rank, state, network, folder, train=data.reader, test=test)
-    sink = build.uses_sink(config, rank)
-    for first_epoch, end_epoch in epoch_segments(config.max_epoch, sink=sink):
-        model.train(end_epoch, data.dataset(first_epoch), callbacks=[conductor], initial_epoch=first_epoch,
-                    dataset_sink_mode=sink)
-    return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
+    return Parts(data, test, network, model, state, StopSignals())
 
 
-def epoch_segments(max_epoch: int, *, sink: bool) -> list[tuple[int, int]]:
-    """The calls of `Model.train`, as (first epoch, end): one for all where data is sunk, because each compiles anew;
-    else one per epoch, each with a freshly seeded pipeline, so that any epoch can be entered again."""
-    return [(0, max_epoch)] if sink else [(epoch, epoch + 1) for epoch in range(max_epoch)]
+def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
+    """`Model.train` from where the state is to the end of the run, or until it is asked to stop.
+
+    Where steps are sunk (`sink_size` of them at a time) one call does it, because each compiles anew; else one call per
+    epoch, each with a freshly seeded pipeline, so that any step can be entered again. The rest of an epoch that a
+    resumed run begins with is a call of its own in both cases.
+    """
+    state = parts.state
+    while state.step < state.total_steps and not state.stop_signal:
+        epoch, done_steps = divmod(state.step, state.steps_per_epoch)
+        dataset = parts.data.dataset(epoch, done_steps=done_steps)
+        if not sink_size:
+            parts.model.train(epoch + 1, dataset, callbacks=[conductor], initial_epoch=epoch, dataset_sink_mode=False)
+        else:
+            end = (epoch + 1) * state.steps_per_epoch if done_steps else state.total_steps
+            parts.model.train((end - state.step) // sink_size, dataset, callbacks=[conductor], dataset_sink_mode=True,
+                              sink_size=sink_size)
 
 
-def build_conductor(config: Config, rank: Rank, state: Any, network: Any, folder: Path, *,
-                    train: Any, test: Any) -> Any:
+def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path) -> Any:
     """Everything that happens between steps, in the order in which it happens."""
-    from src import build, callbacks
-    from src.checkpoint import save_checkpoint
+    from src import build_run, callbacks, saving
     from src.training import Conductor
 
-    info = build.model_info(config, train.class_names)
-    is_master = rank.rank == 0
-
-    def save(path: Path) -> None:
-        save_checkpoint(path, network, info)
-
-    handlers: list[Any] = [callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty()),
-                           callbacks.PlateauWarning(config.num_classes),
-                           callbacks.AverageStatistics(network, rank.world_size)]
-    if test is not None:
-        evaluation = build.build_evaluation(config, rank, network, test)
+    is_master, first_step = rank.rank == 0, parts.state.step
+    saver = build_run.build_saver(config, folder, parts.model)
+    save = build_run.build_checkpoint_writer(config, parts.network, parts.data.reader)
+    handlers: list[Any] = [
+        callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty(), first_step=first_step),
+        callbacks.PlateauWarning(config.num_classes),
+        callbacks.AverageStatistics(parts.network, rank.world_size)]
+    if parts.test is not None:
+        evaluation = build_run.build_evaluation(config, rank, parts.network, parts.test, parts.signals.install)
         handlers.append(callbacks.EvaluateWhileTraining(
             evaluation, every=config.epochs_between_evals,
-            on_best=lambda: save(folder / "best.ckpt") if is_master else None))
+            on_best=lambda: is_master and saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
     if is_master:
-        handlers.append(callbacks.MetricsLog(folder / "metrics.csv", folder / "curves.png"))
+        handlers.append(callbacks.MetricsLog(folder / "metrics.csv", folder / "curves.png", first_step=first_step))
     if is_master or not config.is_save_on_master:
-        handlers.append(callbacks.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, rank=rank.rank,
-                                                  interval=config.ckpt_interval, keep=config.keep_checkpoint_max))
-    return Conductor(state, handlers, check=callbacks.check_loss,
-                     read_every=1 if rank.device_target == "CPU" else config.log_interval)
+        handlers.append(saving.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, saver, rank=rank.rank,
+                                               interval=config.ckpt_interval, keep=config.keep_checkpoint_max))
+    handlers.append(build_run.build_state_saver(config, rank, parts.data, parts.model, parts.state, folder, saver,
+                                            parts.signals))
+    return Conductor(parts.state, handlers, parts.signals, check=callbacks.check_loss,
+                     read_every=build_run.read_every(config, rank))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

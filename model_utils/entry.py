@@ -19,6 +19,7 @@ def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program:
         status = getattr(error, "exit_status", None)
         if status is None:
             raise  # a defect of ours: the traceback is what helps
-        print(f"{program}: error: {error}", file=sys.stderr)
+        label = "" if status > 128 else "error: "  # ended by a signal is no error
+        print(f"{program}: {label}{error}", file=sys.stderr)
         return status
     return 0

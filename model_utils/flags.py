@@ -29,8 +29,13 @@ def _help(field: Any) -> str:
     return f"{field.description}{allowed} (default {_shown_default(field.default)})".replace("%", "%%")
 
 
-def _add(section: Any, name: str, help_text: str, *, is_switch: bool) -> None:
-    switch = {"nargs": "?", "const": "True"} if is_switch else {}
+def _bare_value(field: Any) -> str | None:
+    """What the flag means without a value; None where it needs one."""
+    return "True" if field.annotation is bool else (field.json_schema_extra or {}).get("bare")
+
+
+def _add(section: Any, name: str, help_text: str, *, bare: str | None) -> None:
+    switch = {"nargs": "?", "const": bare} if bare else {}
     section.add_argument(f"--{name}", metavar="V", default=argparse.SUPPRESS, help=help_text, **switch)
 
 
@@ -46,10 +51,10 @@ def build_parser(program: str, aliases: Sequence[Flag] = ()) -> argparse.Argumen
         for name in group.__annotations__:
             if name not in taken:
                 field = group.model_fields[name]
-                _add(section, name, _help(field), is_switch=field.annotation is bool)
+                _add(section, name, _help(field), bare=_bare_value(field))
     section = parser.add_argument_group("Names that other projects use")
     for alias in aliases:
-        _add(section, alias.name, alias.help_text, is_switch=alias.is_switch)
+        _add(section, alias.name, alias.help_text, bare="True" if alias.is_switch else None)
     return parser
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of one job on this host: start them together, pass signals on, end together, leave none behind."""
 
+import ctypes
 import os
 import shlex
 import signal
@@ -14,6 +15,8 @@ from typing import NamedTuple
 POLL_SECONDS = 0.1
 LAST_LINES = 20
 FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of Linux
 
 
 class Process(NamedTuple):
@@ -23,39 +26,45 @@ class Process(NamedTuple):
     command: list[str]
     env: dict[str, str]
     log: Path
+    is_helper: bool = False  # there for the others alone: when they have ended it may go
 
     def __str__(self) -> str:
-        settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in self.env.items())
-        return f"{self.name}: {settings} {shlex.join(self.command)} > {shlex.quote(str(self.log))} 2>&1"
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
+        return " ".join([f"{self.name}:", *settings, shlex.join(self.command), f"> {shlex.quote(str(self.log))} 2>&1"])
 
 
 class Job:
     """Runs processes to their end. The first one that fails takes the others with it, within `grace_s` seconds."""
 
     def __init__(self, processes: Sequence[Process], *, grace_s: float, show: str | None = None) -> None:
-        self._processes, self._grace_s, self._show = processes, grace_s, show
+        self._processes, self._grace_s = processes, grace_s
+        self._ranks = [process for process in processes if not process.is_helper]
+        self._shown = next((Tail(process.log) for process in processes if process.name == show), None)
         self._running: dict[str, subprocess.Popen] = {}
-        self._signal: int | None = None
-        self._deadline = float("inf")  # once a signal was passed on
-        self._shown = 0
+        self._signal: signal.Signals | None = None
+        self._is_ending = False
 
     def run(self) -> int:
         """0 if every process ended well; else the status of the first that failed, or 128 + the signal passed on."""
-        previous = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, self._on_signal) for number in PASSED_ON
+                    if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP}  # nohup: stays so
         try:
             for process in self._processes:
                 self._start(process)
             failed = self._wait()
-            if failed:
-                self._report(*failed)
-            self._end_rest()
+            self._end()
         finally:
-            self._signal_all(signal.SIGKILL)
+            self._send(signal.SIGKILL, self._processes)
+            for child in self._running.values():
+                child.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._signal is not None:
             return 128 + self._signal
-        return failed[1] if failed else 0
+        if failed is None:
+            return 0
+        _report(*failed)
+        return failed[1]
 
     def _start(self, process: Process) -> None:
         process.log.parent.mkdir(parents=True, exist_ok=True)
@@ -63,54 +72,95 @@ class Job:
             # A session of its own: a Ctrl-C on the terminal reaches it through us, and once.
             self._running[process.name] = subprocess.Popen(process.command, env=os.environ | process.env, stdout=log,
                                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                                           start_new_session=True)
+                                                           start_new_session=True, preexec_fn=_die_with_parent)
 
-    def _pass_on(self, number: int, _frame: object) -> None:
-        self._signal_all(signal.SIGKILL if self._signal is not None else number)
-        self._signal, self._deadline = number, time.monotonic() + self._grace_s
-
-    def _signal_all(self, number: int) -> None:
-        for child in self._running.values():
-            if child.poll() is None:
-                os.killpg(child.pid, number)
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self._is_ending:  # asked twice: now
+            self._send(signal.SIGKILL, self._processes)
+        self._signal = self._signal or signal.Signals(number)
 
     def _wait(self) -> tuple[Process, int] | None:
-        """Until all have ended, one has failed (that one and its status), or a signal was not heeded in time."""
-        while True:
+        """Until all have ended, a signal has come, or one has failed: that one and its status."""
+        while self._signal is None:
+            alive = self._alive()  # asked first, so that nobody can fail unseen between the two questions
             self._show_new_output()
-            status = [self._running[process.name].poll() for process in self._processes]
-            failed = next((index for index, code in enumerate(status) if code), None)
-            if failed is not None:
-                code = status[failed]
-                return self._processes[failed], code if code > 0 else 128 - code
-            if all(code == 0 for code in status) or time.monotonic() > self._deadline:
-                return None
+            failed = self._failed(self._processes if alive else self._ranks)
+            if failed or not alive:
+                return failed
             time.sleep(POLL_SECONDS)
+        return None
 
-    def _end_rest(self) -> None:
-        if self._signal is None:
-            self._signal_all(signal.SIGTERM)
+    def _failed(self, processes: Sequence[Process]) -> tuple[Process, int] | None:
+        """The first that failed, a helper only if no other did, and its status as a shell gives it."""
+        for process in sorted(processes, key=lambda process: process.is_helper):
+            code = self._running[process.name].poll()
+            if code:
+                return process, code if code > 0 else 128 - code
+        return None
+
+    def _end(self) -> None:
+        """Ask those that still run to end, with the signal that came to us if one did, and give them `grace_s`."""
+        self._is_ending = True
+        asked = self._signal or signal.SIGTERM
+        self._send(asked, self._alive())
         deadline = time.monotonic() + self._grace_s
-        while time.monotonic() < deadline and any(child.poll() is None for child in self._running.values()):
+        while self._alive() and time.monotonic() < deadline:
+            self._show_new_output()
             time.sleep(POLL_SECONDS)
         self._show_new_output()
+        for process in self._alive():
+            print(f"{process.name} did not end within {self._grace_s:g} s of {asked.name}; it is killed",
+                  file=sys.stderr)
+
+    def _alive(self) -> list[Process]:
+        """Those that still run, helpers aside."""
+        return [process for process in self._ranks if self._running[process.name].poll() is None]
+
+    def _send(self, number: int, processes: Sequence[Process]) -> None:
+        for process in processes:
+            child = self._running.get(process.name)
+            if child is not None and child.poll() is None:
+                os.killpg(child.pid, number)
 
     def _show_new_output(self) -> None:
-        log = next((process.log for process in self._processes if process.name == self._show), None)
-        if log is None or not log.exists():
-            return
-        with log.open("rb") as file:
-            file.seek(self._shown)
-            text = file.read()
-        self._shown += len(text)
-        # The framework's start-up lines stay in the log; what the script says goes on to the console.
-        lines = text.decode("utf-8", "replace").splitlines(keepends=True)
-        sys.stdout.write("".join(line for line in lines if not line.startswith(FRAMEWORK_LINES)))
-        sys.stdout.flush()
+        if self._shown is not None:
+            sys.stdout.write(self._shown.new_lines())
+            sys.stdout.flush()
 
-    def _report(self, process: Process, status: int) -> None:
-        if self._signal is not None:
-            return
-        print(f"\n{process.name} failed with status {status}; the end of {process.log}:", file=sys.stderr)
-        for line in process.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
-            print(f"  {line}", file=sys.stderr)
+
+class Tail:
+    """A log that grows; the framework's start-up lines stay in it, what the script says is handed out once."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._position = log, 0
+
+    def new_lines(self) -> str:
+        """The whole lines that have come since the last call."""
+        if not self._log.exists():
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(self._position)
+            text = file.read()
+        whole = text[:text.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return "".join(_without_framework(whole.decode("utf-8", "replace").splitlines(keepends=True)))
+
+
+def _without_framework(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if not line.startswith(FRAMEWORK_LINES)]
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: should the launcher be killed, so that it can pass nothing on, the system ends its ranks."""
+    if sys.platform == "linux":
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _report(process: Process, status: int) -> None:
+    lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    print(f"\n{process.name} failed with status {status}; the end of {process.log}:", file=sys.stderr)
+    for line in (_without_framework(lines) or lines)[-LAST_LINES:]:
+        print(f"  {line}", file=sys.stderr)

@@ -11,6 +11,7 @@ from model_utils.values import (
     ImageSize,
     Ints,
     LossScale,
+    OptionalFloat,
     OptionalInt,
     OptionalText,
     Text,
@@ -22,8 +23,9 @@ DATASETS = ("cifar10", "imagenet2012", "synthetic")
 SCHEDULES = ("step", "exponential", "cosine_annealing")
 
 
-def key(default: Any, help_text: str, **limits: Any) -> Any:
-    return Field(default, description=help_text, validate_default=True, **limits)
+def key(default: Any, help_text: str, *, bare: str | None = None, **limits: Any) -> Any:
+    """A key; `bare` is what its flag means when it is given without a value."""
+    return Field(default, description=help_text, validate_default=True, json_schema_extra={"bare": bare}, **limits)
 
 
 class RunKeys(BaseModel):
@@ -117,6 +119,11 @@ class OutputKeys(BaseModel):
     ckpt_interval: int = key(5, "epochs between two checkpoints", ge=1)
     keep_checkpoint_max: int = key(10, "how many are kept", ge=1)
     is_save_on_master: Flag = key(True, "only rank 0 saves checkpoints")
+    ckpt_interval_steps: OptionalInt = key(None, "steps between two resume states, besides those of the epochs", ge=1)
+    ckpt_interval_minutes: OptionalFloat = key(None, "minutes between two resume states", gt=0)
+    on_save_error: choice("continue", "stop") = key("continue", "when a file cannot be written")
+    resume: OptionalText = key(None, "go on: newest (a bare --resume), a run folder or a state file", bare="newest")
+    resume_force: Flag = key(False, "resume although schedule, data or batch differ")
 
 
 class ExportKeys(BaseModel):
@@ -173,8 +180,10 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ValueError(f"{name}: must have three values, R,G,B")
-        if any(value <= 0 for value in self.image_std):
-            raise ValueError("image_std: must be positive")
+        if not all(0 <= value <= 1 for value in self.image_mean):
+            raise ValueError("image_mean: must be on the scale 0 to 1")
+        if not all(0 < value <= 1 for value in self.image_std):
+            raise ValueError("image_std: must be positive and on the scale 0 to 1")
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if self.pad_mode == "pad" and self.padding not in (None, 1):

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by the launchers: where the project is, and which Python runs it.
 
-SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+SCRIPTS=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname -- "$SCRIPTS")
 
-# $PYTHON, else the project's own environment, else the python on the path.
+# $PYTHON, else that of the active environment, else of the project's own one, else the python on the path.
 project_python() {
     if [ -n "${PYTHON:-}" ]; then
         printf '%s\n' "$PYTHON"
+    elif [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
+        printf '%s\n' "$VIRTUAL_ENV/bin/python"
     elif [ -x "$ROOT/.venv/bin/python" ]; then
         printf '%s\n' "$ROOT/.venv/bin/python"
     else

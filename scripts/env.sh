@@ -14,7 +14,7 @@ ENV_OWNER="made-by-env.sh"   # in the environment: this script made it, so this 
 die() {
     printf 'error: %s\n' "$1" >&2
     shift
-    printf '       %s\n' "$@" >&2
+    [[ $# -eq 0 ]] || printf '       %s\n' "$@" >&2
     exit 2
 }
 
@@ -98,7 +98,7 @@ install_requirements() {
     wanted_requirements >"$1/requirements.txt"
     "$1/bin/python" -m pip install --disable-pip-version-check --no-input ${quiet[@]+"${quiet[@]}"} \
         -r "$1/requirements.txt" || die "the packages could not be installed; the lines above say why." \
-        "pip needs access to the package index, and about 3 GB must be free on the disk."
+        "pip needs access to the package index, and 4 GB must be free on the disk."
     describe_environment "$1" >"$1/$ENV_STAMP.new"
     mv -- "$1/$ENV_STAMP.new" "$1/$ENV_STAMP"
 }
@@ -131,6 +131,7 @@ environment_is_whole() {
 
 prepare_environment() {
     local folder name
+    wanted_requirements >/dev/null  # an incomplete repository shows here, before anything is made
     name="$(environment_name)"
     folder="$REPOSITORY/$name"
     lock "$name"

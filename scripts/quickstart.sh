@@ -65,7 +65,7 @@ main() {
     else
         train "$sources"
     fi
-    python eval.py --config_path="$RECIPE" --data_dir="$DATA" --pre_trained="$run/best.ckpt"
+    python eval.py --config_path="$RECIPE" --data_dir="$DATA" --ckpt_path="$RUNS" --pre_trained="$run/best.ckpt"
     printf '\nDone in %d s. The run folder is %s\n' "$SECONDS" "$REPOSITORY/$run"
     printf '  %-12s %s\n' curves.png "loss, accuracy and learning rate to look at" \
         metrics.csv "the same as numbers, one row per epoch" train.log "everything that was printed" \

@@ -5,4 +5,5 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname -- "$0")/common.sh"
-exec "$(project_python)" "$SCRIPTS/launch.py" cards "$@"
+python=$(project_python)
+exec "$python" "$SCRIPTS/launch.py" cards "$@"

@@ -14,4 +14,5 @@ if [ $# -lt 4 ]; then
     show_help "$0" >&2
     exit 2
 fi
-exec "$(project_python)" -u "$ROOT/eval.py" "--data_dir=$1" "--dataset=$2" "--device_target=$3" "--pre_trained=$4" "${@:5}"
+python=$(project_python)
+exec "$python" -u "$ROOT/eval.py" "--data_dir=$1" "--dataset=$2" "--device_target=$3" "--pre_trained=$4" "${@:5}"

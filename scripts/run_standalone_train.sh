@@ -13,7 +13,9 @@ data=$1
 shift
 flags=()
 case "${1:-}" in
-    cifar10 | imagenet2012 | synthetic) flags+=("--dataset=$1"); shift ;;
+    "" | -*) ;;
+    *) flags+=("--dataset=$1"); shift ;;
 esac
 [ -z "${DEVICE_TARGET:-}" ] || flags+=("--device_target=$DEVICE_TARGET")
-exec "$(project_python)" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"
+python=$(project_python)
+exec "$python" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config -> network, loss, learning rates, optimizer, data. The one file of `src` that reads Config."""
+"""Config -> network, loss, learning rates, optimizer, data. With build_run.py the place where `src` reads Config."""
 
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
 from mindspore import nn
-from tqdm import tqdm
 
 from model_utils.device_adapter import Rank
 from model_utils.schema import Config
@@ -17,13 +14,10 @@ from src.checkpoint import ModelInfo, load_weights, read_checkpoint
 from src.crossentropy import CrossEntropy
 from src.dataset import STATISTICS, Preset, Shard, create_dataset, steps_per_epoch
 from src.dropout import repeatable_dropout
-from src.evaluate import Evaluation, evaluate, result_lines, write_report
 from src.readers.base import Reader
 from src.readers.cifar10 import Cifar10Reader
 from src.readers.folder import FolderReader
 from src.readers.synthetic import SyntheticReader
-from src.run_folder import start_run
-from src.utils.logging import get_logger
 from src.utils.util import InputError, get_param_groups
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
@@ -55,12 +49,18 @@ def _data_dir(config: Config) -> Path:
     return folder
 
 
-def build_reader(config: Config, split: str) -> Reader:
-    """The pictures of a split, 'train' or 'test'; InputError if they are not there or have another class count."""
+def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -> Reader:
+    """The pictures of a split, 'train' or 'test'; InputError if they are not there or have other classes.
+
+    `classes` are the names of the training set, where they are known.
+    """
     reader = READERS[config.dataset](config, split)
     if len(reader.class_names) != config.num_classes:
         raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
                          f"{reader.source} has {len(reader.class_names)} classes")
+    others = sorted(set(classes) ^ set(reader.class_names))
+    if classes and others and reader.photos:  # photos are numbered in the order of these names
+        raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
     return reader
 
 
@@ -81,10 +81,14 @@ class TrainData(NamedTuple):
     shard: Shard
     steps_per_epoch: int
 
-    def dataset(self, epoch: int) -> Any:
-        """A fresh pipeline that begins with `epoch` (0 is the first)."""
-        return create_dataset(self.reader, build_preset(self.config), self.shard, batch_size=self.config.batch_size,
-                              seed=self.config.seed, epoch=epoch, augment=self.config.augment)
+    def dataset(self, epoch: int, *, done_steps: int = 0) -> Any:
+        """A fresh pipeline that begins with `epoch` (0 is the first), behind its first `done_steps` batches.
+
+        These are made and dropped, so that the random operations stand where they stood.
+        """
+        dataset = create_dataset(self.reader, build_preset(self.config), self.shard, seed=self.config.seed, epoch=epoch,
+                                 batch_size=self.config.batch_size, augment=self.config.augment)
+        return dataset.skip(done_steps) if done_steps else dataset
 
 
 def build_train_data(config: Config, rank: Rank) -> TrainData:
@@ -171,9 +175,12 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
                            loss_scale_manager=solver.loss_scale_manager)
 
 
-def uses_sink(config: Config, rank: Rank) -> bool:
-    """Data sinking, where the device has it: on CPU MindSpore silently does not sink."""
-    return rank.device_target != "CPU" and config.dataset_sink_mode != "False"
+def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
+    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink."""
+    if rank.device_target == "CPU" or config.dataset_sink_mode == "False":
+        return 0
+    wanted = steps_per_epoch if config.sink_size < 1 else min(config.sink_size, steps_per_epoch)
+    return max(size for size in range(1, wanted + 1) if steps_per_epoch % size == 0)
 
 
 def model_info(config: Config, class_names: tuple[str, ...]) -> ModelInfo:
@@ -210,58 +217,3 @@ class ModelLoader:
             self._config, self._network = config, build_network(config, self._rank)
         load_weights(self._network, checkpoint.weights, path)
         return config, self._network
-
-
-def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Evaluation]:
-    """A call that evaluates the network as it is then, and logs the result."""
-    preset, shard = build_preset(config), build_shard(rank)
-    show_bar = rank.rank == 0 and sys.stdout.isatty()
-
-    def run() -> Evaluation:
-        with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
-                  disable=not show_bar) as bar:
-            evaluation = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
-                                  num_classes=config.num_classes,
-                                  on_batch=lambda images: bar.update(images * rank.world_size))
-        for line in result_lines(evaluation.counts, short_form=config.dataset == "cifar10"):
-            if rank.rank == 0:
-                get_logger().info(line)
-        return evaluation
-
-    return run
-
-
-def write_evaluation(folder: Path, checkpoint: Path, config: Config, evaluation: Evaluation,
-                     class_names: tuple[str, ...]) -> None:
-    """The report of one checkpoint, in a sub-folder named after it."""
-    name = checkpoint.stem
-    taken = sum(1 for item in folder.glob(f"{name}*") if item.is_dir())
-    about = {"checkpoint": str(checkpoint), "config": config.model_dump(mode="json")}
-    write_report(folder / (f"{name}_{taken + 1}" if taken else name), evaluation, class_names, about)
-
-
-def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str, suffix: str = "") -> Path:
-    """A new run folder, its log open, with the settings and `about` written down."""
-    return start_run(Path(config.ckpt_path), rank=rank.rank, world_size=rank.world_size, suffix=suffix,
-                     log_name=log_name, settings=config.model_dump(), lines=(*config.notes, *rank.notes, *about))
-
-
-def describe_model(config: Config, network: nn.Cell) -> str:
-    trainable = sum(parameter.size for parameter in network.trainable_params())
-    return (f"{config.network}, {trainable:,} trainable parameters, {config.num_classes} classes, pictures of "
-            f"{config.image_size[0]}x{config.image_size[1]}")
-
-
-def _describe_rates(config: Config, world_size: int) -> list[str]:
-    if config.lr_scale == "none":
-        return []
-    return [f"lr_scale=linear: every learning rate times {learning_rate_factor(config, world_size):g}, "
-            f"the global batch {config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}"]
-
-
-def describe(config: Config, data: TrainData, network: nn.Cell) -> list[str]:
-    """What is about to be trained, in a few lines."""
-    return [describe_model(config, network),
-            f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
-            f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
-            *_describe_rates(config, data.shard.world_size)]

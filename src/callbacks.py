@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens between steps: progress, metrics log, evaluation while training, checkpoints, divergence guard."""
+"""What happens between steps: progress, metrics log, evaluation while training, divergence guard."""
 
 import math
 import sys
@@ -12,6 +12,7 @@ from mindspore import nn
 from src.collective import average_parameters
 from src.evaluate import Evaluation
 from src.plots import plot_curves
+from src.run_folder import write_atomically
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
 
@@ -41,9 +42,9 @@ def check_loss(loss: float, first_step: int, last_step: int, learning_rate: floa
 class Progress(Handler):
     """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
 
-    def __init__(self, log_interval: int, *, show_bar: bool) -> None:
+    def __init__(self, log_interval: int, *, show_bar: bool, first_step: int = 0) -> None:
         self._log_interval, self._show_bar, self._bar = log_interval, show_bar, None
-        self._logged_step = 0
+        self._logged_step = first_step
 
     def on_step(self, state: TrainState) -> None:
         if self._show_bar:
@@ -126,8 +127,16 @@ class EvaluateWhileTraining(Handler):
 class MetricsLog(Handler):
     """One row of metrics.csv per epoch, and the curves drawn anew."""
 
-    def __init__(self, csv_file: Path, curves_file: Path) -> None:
+    def __init__(self, csv_file: Path, curves_file: Path, *, first_step: int = 0) -> None:
         self._csv, self._curves = csv_file, curves_file
+        if csv_file.exists():
+            self._forget_after(first_step)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the rows of epochs that a resumed run will end again."""
+        heading, *rows = self._csv.read_text(encoding="utf-8").splitlines()
+        kept = [row for row in rows if row.count(",") == heading.count(",") and int(row.split(",")[1]) <= step]
+        write_atomically(self._csv, "\n".join([heading, *kept]) + "\n")
 
     def on_epoch(self, state: TrainState) -> None:
         if not self._csv.exists():
@@ -141,25 +150,3 @@ def _cell(value: float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-class SaveCheckpoints(Handler):
-    """A checkpoint every `interval` epochs and after the last one; the oldest beyond `keep` go."""
-
-    def __init__(self, folder: Path, save: Callable[[Path], None], *, rank: int, interval: int, keep: int) -> None:
-        self._folder, self._save, self._rank = folder, save, rank
-        self._interval, self._keep = interval, keep
-        self._written: list[Path] = []
-
-    def on_epoch(self, state: TrainState) -> None:
-        if state.epoch % self._interval and state.step < state.total_steps:
-            return
-        self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
-        self._save(path)
-        self._written.append(path)
-        for old in self._written[:-self._keep]:
-            old.unlink(missing_ok=True)
-        self._written = self._written[-self._keep:]
-
-

@@ -193,7 +193,7 @@ def _joined(group: list[_Entry]) -> _Entry:
 
 
 def _array(entry: _Entry) -> np.ndarray:
-    shape = () if entry.dims == (0,) else entry.dims
+    shape = () if entry.dims == (0,) and len(entry.content) else entry.dims  # a single number has the dims (0,)
     if entry.type_name == "BFloat16":  # the upper half of a float32
         halves = np.frombuffer(entry.content, "<u2").astype("<u4") << 16
         return halves.view("<f4").reshape(shape)

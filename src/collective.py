@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks of a job tell each other. Every function is a plain value on one rank."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import mindspore
 import numpy as np
@@ -20,13 +21,19 @@ class _AllReduce(nn.Cell):
         return self.reduce(values)
 
 
-def sum_integers(values: np.ndarray, world_size: int) -> np.ndarray:
+@cache
+def _all_reduce() -> _AllReduce:
+    """One cell for all calls: it is compiled once for each shape."""
+    return _AllReduce()
+
+
+def sum_integers(values: Sequence[int] | np.ndarray, world_size: int) -> np.ndarray:
     """The exact sum over all ranks of non-negative int64 values; every rank gets it."""
     values = np.asarray(values, np.int64)
     if world_size == 1:
         return values
     digits = np.stack([values // DIGIT**power % DIGIT for power in range(DIGITS)]).astype(np.float32)
-    sums = _AllReduce()(Tensor(digits)).asnumpy().astype(np.int64)
+    sums = _all_reduce()(Tensor(digits)).asnumpy().astype(np.int64)
     return sum(sums[power] * DIGIT**power for power in range(DIGITS))
 
 
@@ -40,7 +47,7 @@ def average_parameters(parameters: Iterable[mindspore.Parameter], world_size: in
     """Give every rank the mean of these float parameters, bit for bit the same one."""
     if world_size == 1:
         return
-    reduce = _AllReduce()
+    reduce = _all_reduce()
     for parameter in parameters:
         total = reduce(Tensor(parameter.asnumpy().astype(np.float32)))
         parameter.set_data(Tensor((total.asnumpy() / np.float32(world_size)).astype(parameter.asnumpy().dtype)))

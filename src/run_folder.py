@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder that one run leaves behind."""
 
+import fcntl
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,17 +53,65 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def start_run(root: Path, *, rank: int, world_size: int, suffix: str, log_name: str, settings: Mapping[str, Any],
-              lines: Iterable[str]) -> Path:
-    """A new run folder with its log open, and written down in it what this run is: settings, versions, `lines`."""
-    folder = make_run_folder(root, rank=rank, world_size=world_size, suffix=suffix)
-    log = Path(log_name)
-    set_up_logging(rank, folder / (log.name if rank == 0 else f"{log.stem}_{rank}{log.suffix}"))
+class _Lock:
+    """Held by the process that writes a run folder; the system frees it when that process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "run.lock").open("a+", encoding="utf-8")
+        self.notes: list[str] = []
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            raise InputError(f"{folder}: is in use by another run ({self._file.read().strip()})") from None
+        self._file.seek(0)
+        owner = self._file.read().strip()
+        if owner:
+            self.notes.append(f"the lock of a run that has died is taken over ({owner})")
+        self._file.truncate(0)
+        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.truncate(0)  # an empty lock had no owner that died; removing it would race with the next owner
+        self._file.close()
+
+
+@contextmanager
+def open_run_folder(folder: Path, *, rank: int, world_size: int, log_name: str, settings: Mapping[str, Any],
+                    lines: Iterable[str], log_bytes: int | None = None) -> Iterator[Path]:
+    """Lock the folder, open its log, and write down in it what this run is: settings, versions, `lines`.
+
+    `log_bytes` is where a resumed run's log was when its state was written: what came later happens again.
+    InputError on every rank if another run holds the lock.
+    """
+    lock, refusal = None, None
     if rank == 0:
-        write_atomically(folder / "config.yaml", resolved_yaml(settings))
-    for line in (*lines, f"run folder: {folder}"):
-        get_logger().info(line)
-    return folder
+        try:
+            lock = _Lock(folder)
+        except InputError as error:
+            refusal = error
+    if not from_rank_0([lock is not None], rank=rank, world_size=world_size)[0]:
+        raise refusal or InputError(f"{folder}: is in use by another run")
+    try:
+        log = log_file(folder, log_name, rank)
+        if log_bytes is not None and log.exists() and log.stat().st_size > log_bytes:
+            os.truncate(log, log_bytes)
+        set_up_logging(rank, log)
+        if rank == 0:
+            write_atomically(folder / "config.yaml", resolved_yaml(settings))
+        for line in (*lines, *(lock.notes if lock else ()), f"run folder: {folder}"):
+            get_logger().info(line)
+        yield folder
+    finally:
+        if lock:
+            lock.release()
+
+
+def log_file(folder: Path, log_name: str, rank: int) -> Path:
+    """Rank 0's log has the name, the others' the name with their rank."""
+    log = Path(log_name)
+    return folder / (log.name if rank == 0 else f"{log.stem}_{rank}{log.suffix}")
 
 
 def resolved_yaml(settings: Mapping[str, Any]) -> str:

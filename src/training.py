@@ -2,12 +2,42 @@
 """Where a run is, and the one MindSpore callback that drives everything that happens between steps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from mindspore.train import Callback
+
+from src.stopping import StopSignals
+
+
+class EpochClock:
+    """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self, seconds_before: float = 0.0) -> None:
+        self._start = time.perf_counter()
+        self._seconds_before = seconds_before
+        self._first_end: float | None = None
+        self._steps = self._first_steps = 0
+
+    def count(self, steps: int) -> None:
+        self._steps += steps
+        if self._first_end is None:
+            self._first_end, self._first_steps = time.perf_counter(), steps
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
+
+    @property
+    def seconds_per_step(self) -> float:
+        if self._first_end is not None and self._steps > self._first_steps:
+            return (time.perf_counter() - self._first_end) / (self._steps - self._first_steps)
+        return (self.seconds - self._seconds_before) / max(1, self._steps)
 
 
 @dataclass
@@ -22,7 +52,9 @@ class TrainState:
     losses: list[float] = field(default_factory=list)  # of this epoch, as far as read
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
-    stop_reason: str | None = None
+    stop_signal: int = 0  # of a signal that ends the run after this step
+    seconds_before: float = 0.0  # spent on this epoch before the run was resumed in the middle of it
+    clock: EpochClock = field(default_factory=EpochClock)  # of this epoch
 
     @property
     def epoch(self) -> int:
@@ -50,6 +82,9 @@ class Handler:
 
     def on_epoch(self, state: TrainState) -> None: ...
 
+    def after_step(self, state: TrainState) -> None:
+        """After all handlers have acted on the step and, at the end of one, on the epoch."""
+
     def on_end(self, state: TrainState) -> None: ...
 
 
@@ -73,46 +108,24 @@ class LossReader:
         return [(first, last, float(np.mean(loss.asnumpy()))) for first, last, loss in pending]
 
 
-class EpochClock:
-    """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-        self._first_end: float | None = None
-        self._steps = self._first_steps = 0
-
-    def count(self, steps: int) -> None:
-        self._steps += steps
-        if self._first_end is None:
-            self._first_end, self._first_steps = time.perf_counter(), steps
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    @property
-    def seconds_per_step(self) -> float:
-        if self._first_end is not None and self._steps > self._first_steps:
-            return (time.perf_counter() - self._first_end) / (self._steps - self._first_steps)
-        return self.seconds / max(1, self._steps)
-
-
 class Conductor(Callback):
     """Counts the steps that MindSpore reports, sunk or not, and calls the handlers in order."""
 
-    def __init__(self, state: TrainState, handlers: Sequence[Handler], *, read_every: int, check) -> None:
+    def __init__(self, state: TrainState, handlers: Sequence[Handler], signals: StopSignals, *, read_every: int,
+                 check: Callable[[float, int, int, float], None]) -> None:
         super().__init__()
-        self.state, self._handlers = state, handlers
-        self._losses, self._check, self._clock = LossReader(read_every), check, EpochClock()
+        self.state, self._handlers, self._signals = state, handlers, signals
+        self._losses, self._check = LossReader(read_every), check
         self._reported = 0
 
     def on_train_begin(self, run_context: Any) -> None:
         self._reported = 0
-        if self.state.step % self.state.steps_per_epoch == 0 or self.state.step == 0:
-            self._clock.restart()
+        self.state.clock.restart(self.state.seconds_before)
+        self.state.seconds_before = 0.0
+
+    def on_train_step_begin(self, run_context: Any) -> None:
+        if not self._reported:
+            self._signals.install()  # the data iterator, which is new, has just taken SIGINT for itself
 
     def on_train_step_end(self, run_context: Any) -> None:
         params = run_context.original_args()
@@ -120,7 +133,7 @@ class Conductor(Callback):
         state = self.state
         self._losses.add(state.step + 1, state.step + advanced, params.net_outputs)
         state.step += advanced
-        self._clock.count(advanced)
+        state.clock.count(advanced)
         epoch_ends = state.step % state.steps_per_epoch == 0
         if epoch_ends or self._losses.is_due(state.step):
             self._read_losses()
@@ -128,7 +141,9 @@ class Conductor(Callback):
             handler.on_step(state)
         if epoch_ends:
             self._end_epoch()
-        if state.stop_reason:
+        for handler in self._handlers:
+            handler.after_step(state)
+        if state.stop_signal:
             run_context.request_stop()
 
     def on_train_end(self, run_context: Any) -> None:
@@ -141,12 +156,12 @@ class Conductor(Callback):
             self.state.losses.append(loss)
 
     def _end_epoch(self) -> None:
-        state, pace = self.state, self._clock.seconds_per_step
+        state, pace = self.state, self.state.clock.seconds_per_step
         state.epoch_losses.append(float(np.mean(state.losses)))
         state.row = {"epoch": state.epoch, "step": state.step, "loss": state.epoch_losses[-1],
                      "lr": state.learning_rate, "images_per_s": state.images_per_step / pace,
-                     "seconds": self._clock.seconds, "ms_per_step": 1000 * pace}
+                     "seconds": state.clock.seconds, "ms_per_step": 1000 * pace}
         for handler in self._handlers:
             handler.on_epoch(state)
         state.losses = []
-        self._clock.restart()
+        state.clock.restart()

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config -> what surrounds a run: its folder, its log, evaluation, saving, resuming."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import mindspore
+from mindspore import nn
+from tqdm import tqdm
+
+from model_utils.device_adapter import Rank
+from model_utils.local_adapter import usable_cores
+from model_utils.schema import Config
+from src.build import (
+    TrainData,
+    build_learning_rates,
+    build_preset,
+    build_shard,
+    learning_rate_factor,
+    model_info,
+)
+from src.checkpoint import save_checkpoint
+from src.evaluate import Evaluation, evaluate, result_lines, write_report
+from src.readers.base import Reader
+from src.resume import (
+    Identity,
+    ResumePoint,
+    check_differences,
+    find_resume_point,
+    restore,
+    save_state,
+    state_parameters,
+)
+from src.run_folder import log_file, make_run_folder, open_run_folder
+from src.saving import Saver, SaveStates, check_free_space
+from src.stopping import StopSignals
+from src.training import TrainState
+from src.utils.logging import get_logger
+
+
+def read_every(config: Config, rank: Rank) -> int:
+    """Steps between two looks at the losses: on CPU they cost nothing, elsewhere each makes the host wait."""
+    return 1 if rank.device_target == "CPU" else config.log_interval
+
+
+def build_checkpoint_writer(config: Config, network: nn.Cell, reader: Reader) -> Callable[[Path], None]:
+    info = model_info(config, reader.class_names)
+    return lambda path: save_checkpoint(path, network, info)
+
+
+def build_saver(config: Config, folder: Path, model: mindspore.Model) -> Saver:
+    """What guards every write of the run; InputError now if the disk has no room for even one save."""
+    parameters = state_parameters(model.train_network)
+    needed = sum(parameter.nbytes for parameter in parameters) + sum(
+        parameter.nbytes for parameter in parameters if not parameter.name.startswith("moments."))
+    check_free_space(folder, needed)
+    return Saver(folder, on_error=config.on_save_error, needed_bytes=needed)
+
+
+def build_state_saver(config: Config, rank: Rank, data: TrainData, model: mindspore.Model, state: TrainState,
+                      folder: Path, saver: Saver, signals: StopSignals) -> SaveStates:
+    """The handler that writes resume states."""
+    parameters, identity = state_parameters(model.train_network), build_identity(config, rank, data)
+    log = log_file(folder, config.log_name, rank.rank)
+
+    def write() -> None:
+        save_state(folder, parameters, state, rank=rank.rank, log_bytes=log.stat().st_size, identity=identity)
+
+    return SaveStates(write, saver, signals, folder=folder, rank=rank.rank, world_size=rank.world_size,
+                      interval_epochs=config.ckpt_interval, interval_steps=config.ckpt_interval_steps,
+                      interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank))
+
+
+def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
+                     on_batch: Callable[[], None] = lambda: None) -> Callable[[], Evaluation]:
+    """A call that evaluates the network as it is then, and logs the result."""
+    preset, shard = build_preset(config), build_shard(rank)
+    show_bar = rank.rank == 0 and sys.stdout.isatty()
+
+    def run() -> Evaluation:
+        with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
+                  disable=not show_bar) as bar:
+
+            def advance(images: int) -> None:
+                bar.update(images * rank.world_size)
+                on_batch()
+
+            evaluation = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
+                                  num_classes=config.num_classes, on_batch=advance)
+        for line in result_lines(evaluation.counts, short_form=config.dataset == "cifar10"):
+            if rank.rank == 0:
+                get_logger().info(line)
+        return evaluation
+
+    return run
+
+
+def write_evaluation(folder: Path, checkpoint: Path, config: Config, evaluation: Evaluation,
+                     class_names: tuple[str, ...]) -> None:
+    """The report of one checkpoint, in a sub-folder named after it."""
+    name = checkpoint.stem
+    taken = sum(1 for item in folder.glob(f"{name}*") if item.is_dir())
+    about = {"checkpoint": str(checkpoint), "config": config.model_dump(mode="json")}
+    write_report(folder / (f"{name}_{taken + 1}" if taken else name), evaluation, class_names, about)
+
+
+def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str, suffix: str = "",
+             point: ResumePoint | None = None) -> AbstractContextManager[Path]:
+    """A new run folder, or the one of the point to resume from: locked, its log open, `about` written down."""
+    folder = point.folder if point else make_run_folder(Path(config.ckpt_path), rank=rank.rank,
+                                                        world_size=rank.world_size, suffix=suffix)
+    return open_run_folder(folder, rank=rank.rank, world_size=rank.world_size, log_name=log_name,
+                           settings=config.model_dump(exclude={"resume", "resume_force"}),
+                           log_bytes=point.record["log_bytes"] if point and rank.rank == 0 else None,
+                           lines=(*config.notes, *rank.notes, *about))
+
+
+def build_identity(config: Config, rank: Rank, data: TrainData) -> Identity:
+    """What a resume state says of its run."""
+    environment = {"mindspore": mindspore.__version__, "device_target": rank.device_target, "workers": rank.workers,
+                   "cores": usable_cores(), "ranks": rank.world_size}
+    return Identity(config.model_dump(mode="json"), config.batch_size * rank.world_size, data.steps_per_epoch,
+                    environment)
+
+
+def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
+           state: TrainState) -> tuple[ResumePoint | None, list[str]]:
+    """Put model and state back to where `config.resume` says, and tell what to log about it; nothing without it."""
+    if config.resume is None:
+        return None, []
+    point = find_resume_point(config.resume, Path(config.ckpt_path))
+    if point is None:
+        return None, [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"]
+    lines = check_differences(point, build_identity(config, rank, data), force=config.resume_force)
+    restore(point, state_parameters(model.train_network), state, rank=rank.rank)
+    lines += _describe_longer_run(config, rank, data, point, state)
+    return point, [*point.notes, *lines]
+
+
+def _describe_longer_run(config: Config, rank: Rank, data: TrainData, point: ResumePoint,
+                         state: TrainState) -> list[str]:
+    before = point.record["settings"]["max_epoch"]
+    if before == config.max_epoch or state.step >= state.total_steps:
+        return []
+    old = build_learning_rates(config.model_copy(update={"max_epoch": before}), data.steps_per_epoch, rank.world_size)
+    old_rate = f"{old[state.step]:.6g}" if state.step < len(old) else "none, it was over"
+    return [f"max_epoch was {before} and is {config.max_epoch}: the learning rate of the next step was {old_rate} and "
+            f"is {state.learning_rates[state.step]:.6g}"]
+
+
+def describe_model(config: Config, network: nn.Cell) -> str:
+    trainable = sum(parameter.size for parameter in network.trainable_params())
+    return (f"{config.network}, {trainable:,} trainable parameters, {config.num_classes} classes, pictures of "
+            f"{config.image_size[0]}x{config.image_size[1]}")
+
+
+def _describe_rates(config: Config, world_size: int) -> list[str]:
+    lines = []
+    if config.warmup_epochs > config.max_epoch:
+        lines.append(f"the warm-up of {config.warmup_epochs:g} epochs is longer than the run of {config.max_epoch}: "
+                     "the learning rate does not reach its peak")
+    if config.lr_scale != "none":
+        lines.append(f"lr_scale=linear: every learning rate times {learning_rate_factor(config, world_size):g}, "
+                     f"the global batch {config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}")
+    return lines
+
+
+def describe(config: Config, data: TrainData, network: nn.Cell) -> list[str]:
+    """What is about to be trained, in a few lines."""
+    return [describe_model(config, network),
+            f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
+            f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
+            *_describe_rates(config, data.shard.world_size)]

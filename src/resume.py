@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resume states: all that a run needs to go on as if it had never stopped, and how the newest good one is found.
+
+A state of step 12 is `resume/step-00000012.state`, written by rank 0: weights, moments, counters, and the record of the
+run so far. What differs between ranks, the moving statistics, lies beside it in `step-00000012.rank1.state` and so on.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mindspore
+import numpy as np
+
+from src.checkpoint import as_arrays
+from src.checkpoint_file import Contents, read_file, write_file
+from src.training import TrainState
+from src.utils.util import InputError
+
+FOLDER = "resume"
+RECORD = "vgg_state"
+LOSSES = "run.losses"  # of the epoch in progress
+KEPT_STATES = 2
+MAIN_FILE = re.compile(r"step-(\d+)\.state")
+
+# What weights of another shape would follow from, and what would make it another run.
+FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", "include_top", "width")
+FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
+                  "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
+                  "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
+                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained")
+
+
+class Identity(NamedTuple):
+    """What must agree between a state and the run that goes on from it, and what had better."""
+
+    settings: dict[str, Any]  # the resolved Config as JSON values
+    global_batch: int
+    steps_per_epoch: int
+    environment: dict[str, Any]  # versions, cores, workers, ranks: what exactness rests on
+
+
+class ResumePoint(NamedTuple):
+    """A verified state to go on from."""
+
+    folder: Path  # the run folder
+    record: dict[str, Any]
+    contents: Contents
+    notes: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        return self.record["step"]
+
+
+def state_file(folder: Path, step: int, rank: int = 0) -> Path:
+    return folder / FOLDER / (f"step-{step:08d}.state" if rank == 0 else f"step-{step:08d}.rank{rank}.state")
+
+
+def is_moving_statistic(name: str) -> bool:
+    return name.endswith((".moving_mean", ".moving_variance"))
+
+
+def state_parameters(train_network: mindspore.nn.Cell) -> list[mindspore.Parameter]:
+    """Everything that a step changes; the table of learning rates is made anew, as a longer run has a longer one."""
+    return [parameter for name, parameter in train_network.parameters_and_names()
+            if parameter.name != "learning_rate"]
+
+
+def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, *, rank: int,
+               log_bytes: int, identity: Identity) -> None:
+    """Write this rank's part of the state of the step just finished. OSError if it cannot be written."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
+              "seconds_of_epoch": state.clock.seconds if state.losses else 0.0, "log_bytes": log_bytes,
+              **identity._asdict()}
+    own = parameters if rank == 0 else [item for item in parameters if is_moving_statistic(item.name)]
+    arrays = [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))]
+    write_file(state_file(folder, state.step, rank), {RECORD: json.dumps(record)}, arrays)
+
+
+def remove_old_states(folder: Path) -> None:
+    """Keep the last states of all ranks; call when the newest is safe on every rank."""
+    steps = sorted(_steps(folder), reverse=True)
+    for step in steps[KEPT_STATES:]:
+        for path in (folder / FOLDER).glob(f"step-{step:08d}.*state"):
+            path.unlink(missing_ok=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    names = [path.name for path in (folder / FOLDER).glob("step-*.state")]
+    return [int(match[1]) for match in map(MAIN_FILE.fullmatch, names) if match]
+
+
+def _candidates(named: str, root: Path) -> list[Path]:
+    """Main state files, the one to try first in front."""
+    path = Path(named)
+    if named == "newest":
+        found = root.glob(f"*/{FOLDER}/step-*.state")
+        return sorted((item for item in found if MAIN_FILE.fullmatch(item.name)),
+                      key=lambda item: item.stat().st_mtime_ns, reverse=True)
+    if path.is_dir():
+        folder = path.parent if path.name == FOLDER else path
+        return [state_file(folder, step) for step in sorted(_steps(folder), reverse=True)]
+    if path.is_file() and MAIN_FILE.fullmatch(path.name):
+        return [path]
+    raise InputError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")
+
+
+def _verified(path: Path) -> ResumePoint:
+    """The state of a main file, after every rank's part of it was found whole."""
+    contents = read_file(path, must_be_verified=True)
+    if RECORD not in contents.texts:
+        raise InputError(f"{path}: is not a state to resume from")
+    record = json.loads(contents.texts[RECORD])
+    folder = path.parent.parent
+    for rank in range(1, record["environment"]["ranks"]):
+        read_file(state_file(folder, record["step"], rank), must_be_verified=True)
+    return ResumePoint(folder, record, contents, ())
+
+
+def find_resume_point(named: str, root: Path) -> ResumePoint | None:
+    """The newest good state that `named` stands for: 'newest', a run folder or a state file.
+
+    Damaged ones are passed over, and said. None if 'newest' finds no state at all; InputError if none is good.
+    """
+    notes: list[str] = []
+    for path in _candidates(named, root):
+        try:
+            point = _verified(path)
+        except InputError as error:
+            notes.append(f"{error}; going back to the state before")
+            continue
+        return point._replace(notes=(*notes, f"resuming {point.folder} after step {point.step}"))
+    if named == "newest" and not notes:
+        return None
+    raise InputError("\n".join([*notes, f"resume: there is no good state in {root if named == 'newest' else named}"]))
+
+
+def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list[str]:
+    """Lines about what is different and harmless; InputError lists what is not."""
+    then = Identity(**{name: point.record[name] for name in Identity._fields})
+    fixed = _changed(FIXED_KEYS, then.settings, now.settings)
+    forceable = _changed(FORCEABLE_KEYS, then.settings, now.settings)
+    if then.global_batch != now.global_batch:
+        forceable.append(f"global batch (batch_size x ranks): {then.global_batch}, now {now.global_batch}")
+    elif then.steps_per_epoch != now.steps_per_epoch:
+        forceable.append(f"steps per epoch (size of the data): {then.steps_per_epoch}, now {now.steps_per_epoch}")
+    if now.settings["max_epoch"] < then.settings["max_epoch"]:
+        forceable.append(f"max_epoch: {then.settings['max_epoch']}, now {now.settings['max_epoch']}, which is less")
+    if fixed or forceable and not force:
+        hint = "" if fixed else "\n--resume_force=True goes on all the same"
+        raise InputError("resume: the state is of a different run:\n  " + "\n  ".join(fixed + forceable) + hint)
+    environment = _changed(now.environment, then.environment, now.environment)
+    exactness = ["the run goes on, but not bit for bit as it would have"] if environment or forceable else []
+    return [f"different since the state was written: {line}" for line in forceable + environment] + exactness
+
+
+def _changed(keys: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{key}: {then[key]}, now {now[key]}" for key in keys if key in then and then[key] != now[key]]
+
+
+def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state: TrainState, *, rank: int) -> None:
+    """Put the run back to where the state was written. InputError if the state lacks a parameter."""
+    arrays = dict(point.contents.arrays)
+    own = state_file(point.folder, point.step, rank)
+    if 0 < rank < point.record["environment"]["ranks"]:
+        arrays |= read_file(own, must_be_verified=True).arrays
+    for parameter in parameters:
+        if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
+            raise InputError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
+        parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
+    state.step = point.step
+    state.losses = arrays[LOSSES].tolist()
+    state.epoch_losses = list(point.record["epoch_losses"])
+    state.best_top1 = point.record["best_top1"]
+    state.seconds_before = float(point.record["seconds_of_epoch"])

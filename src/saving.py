@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers that write checkpoints and resume states, and what they do when the disk says no."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from src.collective import sum_integers
+from src.resume import remove_old_states
+from src.stopping import StopSignals
+from src.training import Handler, TrainState
+from src.utils.logging import get_logger
+from src.utils.util import InputError
+
+
+class SaveError(RuntimeError):
+    """A file could not be written and `on_save_error` is stop."""
+
+    exit_status = 1
+
+
+class Saver:
+    """Runs what writes a file; a full or read-only disk is reported, and ends the run only if that was asked for."""
+
+    def __init__(self, folder: Path, *, on_error: str, needed_bytes: int) -> None:
+        self._folder, self._stops, self._needed_bytes = folder, on_error == "stop", needed_bytes
+
+    def __call__(self, what: str, write: Callable[[], None]) -> bool:
+        """True if it was written. SaveError as asked for."""
+        try:
+            write()
+        except OSError as error:
+            message = (f"{what} could not be written to {self._folder}: {error.strerror or error}; a save needs "
+                       f"{self._needed_bytes / 2**20:.0f} MiB there, {free_bytes(self._folder) / 2**20:.0f} are free")
+            if self._stops:
+                raise SaveError(message) from None
+            get_logger().error("error: %s. Older files are intact; the next save is tried as planned.", message)
+            return False
+        return True
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """InputError if not even one save fits."""
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise InputError(f"ckpt_path: {folder} has {free / 2**20:.0f} MiB free, and one save of this run needs "
+                         f"{needed_bytes / 2**20:.0f} MiB")
+
+
+class SaveCheckpoints(Handler):
+    """A checkpoint every `interval` epochs and after the last one; the oldest beyond `keep` go once it is safe."""
+
+    def __init__(self, folder: Path, write: Callable[[Path], None], saver: Saver, *, rank: int, interval: int,
+                 keep: int) -> None:
+        self._folder, self._write, self._saver = folder, write, saver
+        self._rank, self._interval, self._keep = rank, interval, keep
+
+    def on_epoch(self, state: TrainState) -> None:
+        if state.epoch % self._interval and state.step < state.total_steps:
+            return
+        path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
+        if self._saver(f"checkpoint {path.name}", lambda: self._save(path)):
+            for old in sorted(self._folder.glob(f"{self._rank}-*.ckpt"), key=_epoch_and_step)[:-self._keep]:
+                old.unlink(missing_ok=True)
+
+    def _save(self, path: Path) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._write(path)
+
+
+def _epoch_and_step(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path.stem)]
+
+
+class SaveStates(Handler):
+    """Writes the resume state when it is due, on all ranks at the same step, and ends the run after a signal."""
+
+    def __init__(self, write: Callable[[], None], saver: Saver, signals: StopSignals, *, folder: Path, rank: int,
+                 world_size: int, interval_epochs: int, interval_steps: int | None, interval_minutes: float | None,
+                 agree_every: int) -> None:
+        self._write, self._saver, self._signals, self._folder = write, saver, signals, folder
+        self._rank, self._world_size = rank, world_size
+        self._interval_epochs, self._interval_steps = interval_epochs, interval_steps
+        self._interval_s = None if interval_minutes is None else 60 * interval_minutes
+        self._agree_every = agree_every
+        self._last_save_s = time.monotonic()
+        self._last_step: int | None = None
+
+    def after_step(self, state: TrainState) -> None:
+        first = state.step if self._last_step is None else self._last_step + 1
+        self._last_step = state.step
+        is_epoch_end = state.step % state.steps_per_epoch == 0
+        due = is_epoch_end and (state.epoch % self._interval_epochs == 0 or state.step >= state.total_steps)
+        due |= _crosses(self._interval_steps, first, state.step)
+        if is_epoch_end or _crosses(self._agree_every, first, state.step):
+            signal_number, time_is_up = self._agree()
+            due |= time_is_up or signal_number > 0
+            state.stop_signal = signal_number
+        if due:
+            self._save()
+
+    def _agree(self) -> tuple[int, bool]:
+        """The signal and the time-based save that any rank has, so that all ranks act at the same step."""
+        time_is_up = self._interval_s is not None and time.monotonic() - self._last_save_s >= self._interval_s
+        mine = [*(self._signals.received == number for number in self._signals.NUMBERS), time_is_up]
+        *signals, times = sum_integers(mine, self._world_size).tolist()
+        number = next((int(number) for number, count in zip(self._signals.NUMBERS, signals, strict=True) if count), 0)
+        return number, bool(times)
+
+    def _save(self) -> None:
+        written = self._saver("the resume state", self._write)
+        everywhere = int(sum_integers([int(written)], self._world_size)[0]) == self._world_size
+        if everywhere and self._rank == 0:
+            remove_old_states(self._folder)
+        self._last_save_s = time.monotonic()
+
+
+def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
+    """Whether a multiple of `interval` lies among these steps."""
+    return interval is not None and last_step // interval > (first_step - 1) // interval

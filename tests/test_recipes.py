@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every recipe that the project ships loads, and its network can be built."""
+
+import numpy as np
+import pytest
+import yaml
+from toy_data import ROOT
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from src import build
+
+RECIPES = sorted(ROOT.glob("*_config.yaml")) + sorted((ROOT / "configs").rglob("*.y*ml"))
+FURTHER = [path for path in RECIPES if path.parent != ROOT]
+CPU = Rank(0, 1, 0, "CPU", 1)
+
+
+def test_the_recipes_are_found():
+    names = {str(path.relative_to(ROOT)) for path in RECIPES}
+    assert {"cifar10_config.yaml", "imagenet2012_config.yaml", "configs/quickstart.yaml"} <= names
+    assert not set(ROOT.glob("*.y*ml")) - set(RECIPES)  # a recipe in the root is named after its data set
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_a_recipe_loads_and_its_network_is_built(path):
+    config = get_config(["-c", str(path), "--width=0.125"])
+    assert config.notes == ()
+    network = build.build_network(config, CPU)
+    head = network.classifier[-1]
+    assert head.weight.shape[0] == config.num_classes
+    convolutions = [parameter for parameter in network.trainable_params() if parameter.ndim == 4]
+    assert len(convolutions) == {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}[config.network]
+    rates = build.build_learning_rates(config, 3)
+    assert rates.shape == (3 * config.max_epoch,) and np.isfinite(rates).all() and (rates >= 0).all() and rates.any()
+
+
+@pytest.mark.parametrize("path", FURTHER, ids=[path.name for path in FURTHER])
+def test_a_further_recipe_names_its_base_and_overrides_some_keys(path):
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    base = get_config(["-c", str(path.parent / values.pop("base"))]).model_dump()
+    config = get_config(["-c", str(path)]).model_dump()
+    assert {name for name in config if config[name] != base[name]} <= set(values)
+    assert config != base

@@ -4,12 +4,14 @@
 
 import sys
 from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
 from model_utils.schema import Config
+from src.stopping import StopSignals
 
 
 class TrainResult(NamedTuple):
@@ -24,33 +26,35 @@ class TrainResult(NamedTuple):
 class Parts(NamedTuple):
     """What a run is made of."""
 
+    config: Config  # as asked for, with what the weights to start from say of their model
+    about: list[str]  # what happened to these weights
     data: Any  # the training pictures, epoch by epoch
     test: Any  # the reader of the test pictures, or None
     network: Any
     model: Any  # the network with its loss and optimizer
     state: Any  # where the run is
-    signals: Any  # whether somebody wants it to end
 
 
 def run_train(config: Config) -> TrainResult:
     """Train and leave a run folder behind. An error that the user can mend carries an `exit_status`."""
-    rank = set_up_device(config)
-    from src import build, build_run
-    from src.utils.logging import get_logger
+    with StopSignals() as signals:
+        rank = set_up_device(config)
+        from src import build, build_run
+        from src.utils.logging import get_logger
 
-    parts = build_parts(config, rank)
-    data, state = parts.data, parts.state
-    point, resumed = build_run.resume(config, rank, data, parts.model, state)
-    about = [*build_run.describe(config, data, parts.network), *resumed]
-    with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
-        if state.step >= state.total_steps:
-            get_logger().info("the run is finished: all %d steps are done", state.total_steps)
-        conductor = build_conductor(config, rank, parts, folder)
-        try:
-            train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
-        finally:
-            parts.signals.restore()
-        parts.signals.raise_if_stopped(
+        parts = build_parts(config, rank)
+        config, data, state = parts.config, parts.data, parts.state
+        point, resumed = build_run.resume(config, rank, data, parts.model, state)
+        about = [*parts.about, *build_run.describe(config, data, parts.network), *resumed]
+        with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
+            if state.is_over:
+                get_logger().info("the run is finished: all %d steps are done", state.total_steps)
+            conductor = build_conductor(config, rank, parts, folder, signals)
+            signals.is_training = True
+            if not state.is_over:
+                train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
+                get_logger().info(state.throughput.summary(state.images_per_step))
+        signals.raise_if_stopped(
             state.stop_signal, f"after step {state.step}; this goes on with it:\n"
             f"  python train.py --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
@@ -61,19 +65,22 @@ def build_parts(config: Config, rank: Rank) -> Parts:
     import mindspore
 
     from src import build
-    from src.stopping import StopSignals
-    from src.training import TrainState
+    from src.build_weights import open_pre_trained
+    from src.training import Throughput, TrainState
 
     mindspore.set_seed(config.seed)
+    start = open_pre_trained(config)
+    config = start.config
     data = build.build_train_data(config, rank)
     test = None
     if config.mode == "train_and_evaluate":
         test = build.build_reader(config, "test", classes=data.reader.class_names)
-    network = build.build_network(config, rank)
+    network, about = build.build_start(start, rank)
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build.build_model(config, network, learning_rates, rank)
-    state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size)
-    return Parts(data, test, network, model, state, StopSignals())
+    state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size,
+                       throughput=Throughput(config.skip_steps))
+    return Parts(config, about, data, test, network, model, state)
 
 
 def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
@@ -84,18 +91,20 @@ def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
     resumed run begins with is a call of its own in both cases.
     """
     state = parts.state
-    while state.step < state.total_steps and not state.stop_signal:
+    while not state.is_over and not state.stop_signal:
         epoch, done_steps = divmod(state.step, state.steps_per_epoch)
         dataset = parts.data.dataset(epoch, done_steps=done_steps)
         if not sink_size:
             parts.model.train(epoch + 1, dataset, callbacks=[conductor], initial_epoch=epoch, dataset_sink_mode=False)
         else:
-            end = (epoch + 1) * state.steps_per_epoch if done_steps else state.total_steps
-            parts.model.train((end - state.step) // sink_size, dataset, callbacks=[conductor], dataset_sink_mode=True,
-                              sink_size=sink_size)
+            whole_epochs = state.total_steps - state.total_steps % state.steps_per_epoch
+            end = (epoch + 1) * state.steps_per_epoch if done_steps else whole_epochs
+            steps = (end if state.step < end <= state.total_steps else state.total_steps) - state.step
+            size = gcd(steps, sink_size)  # an epoch that the end of the run or a resumed one cuts has its own
+            parts.model.train(steps // size, dataset, callbacks=[conductor], dataset_sink_mode=True, sink_size=size)
 
 
-def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path) -> Any:
+def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, signals: StopSignals) -> Any:
     """Everything that happens between steps, in the order in which it happens."""
     from src import build_run, callbacks, saving
     from src.training import Conductor
@@ -105,10 +114,10 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path) -> A
     save = build_run.build_checkpoint_writer(config, parts.network, parts.data.reader)
     handlers: list[Any] = [
         callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty(), first_step=first_step),
-        callbacks.PlateauWarning(config.num_classes),
+        callbacks.PlateauWarning(config.num_classes, batch_norm=config.batch_norm),
         callbacks.AverageStatistics(parts.network, rank.world_size)]
     if parts.test is not None:
-        evaluation = build_run.build_evaluation(config, rank, parts.network, parts.test, parts.signals.install)
+        evaluation = build_run.build_evaluation(config, rank, parts.network, parts.test)
         handlers.append(callbacks.EvaluateWhileTraining(
             evaluation, every=config.epochs_between_evals,
             on_best=lambda: is_master and saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
@@ -118,8 +127,8 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path) -> A
         handlers.append(saving.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, saver, rank=rank.rank,
                                                interval=config.ckpt_interval, keep=config.keep_checkpoint_max))
     handlers.append(build_run.build_state_saver(config, rank, parts.data, parts.model, parts.state, folder, saver,
-                                            parts.signals))
-    return Conductor(parts.state, handlers, parts.signals, check=callbacks.check_loss,
+                                                signals))
+    return Conductor(parts.state, handlers, check=callbacks.check_loss,
                      read_every=build_run.read_every(config, rank))
 
 

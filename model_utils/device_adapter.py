@@ -95,9 +95,19 @@ def _join_job() -> tuple[int, int]:
     except RuntimeError as error:
         raise DeviceError(f"the job could not be joined: {str(error).strip().splitlines()[0]}") from error
     rank, world_size = get_rank(), get_group_size()
+    # No parameter_broadcast: the common seed makes the weights equal, and it would also overwrite the moving statistics
+    # that a resumed rank has of its own.
     mindspore.set_auto_parallel_context(parallel_mode=mindspore.ParallelMode.DATA_PARALLEL, gradients_mean=True,
-                                        device_num=world_size, parameter_broadcast=True)
+                                        device_num=world_size)
     return rank, world_size
+
+
+def check_size(config: Config, world_size: int) -> None:
+    """DeviceError if the job has not as many ranks as `rank_size` says."""
+    if config.rank_size not in (None, world_size):
+        raise DeviceError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
+                          f"{world_size} rank(s); start that many with msrun --worker_num={config.rank_size} "
+                          f"--local_worker_num={config.rank_size} --join=True, or leave rank_size out")
 
 
 def set_up_device(config: Config) -> Rank:
@@ -118,6 +128,7 @@ def set_up_device(config: Config) -> Rank:
         mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
     rank, world_size = _join_job() if _is_distributed(config) else (0, 1)
+    check_size(config, world_size)
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=local_adapter.local_ranks() if world_size > 1 else 1)
     return Rank(rank, world_size, device_id, target, workers, tuple(line for line in (choice, guard) if line))

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the report here as well")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        epochs = options.epochs or 2 + options.kills // 2
+        epochs = options.epochs or 5 + options.kills
         report = kill_test(options.kills, Path(folder), epochs=epochs, seed=options.seed)
     text = json.dumps(report, indent=1)
     print(text)

@@ -11,13 +11,13 @@ from mindspore import nn
 
 from src.collective import average_parameters
 from src.evaluate import Evaluation
+from src.finetune import moving_statistics
 from src.plots import plot_curves
 from src.run_folder import write_atomically
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
-ADVICE = "a lower rate (--lr), a longer warm-up (--warmup_epochs), or batch normalisation (--batch_norm=True)"
 
 
 class DivergenceError(RuntimeError):
@@ -33,10 +33,9 @@ def check_loss(loss: float, first_step: int, last_step: int, learning_rate: floa
     steps = f"step {last_step}" if first_step == last_step else f"steps {first_step} to {last_step}"
     raise DivergenceError(
         f"the loss became {loss} in {steps} of the run, at learning rate {learning_rate:.6g}. Likely causes:\n"
-        "  the learning rate is too high for this network (without batch normalisation 0.01 is a usual peak);\n"
-        "  the warm-up is too short, or the loss scale too high for half precision (--loss_scale, --amp_level=O0);\n"
-        "  the input is wrong: image_mean and image_std, or damaged pictures.\n"
-        f"What helps most often: {ADVICE}.")
+        "  the learning rate is too high (--lr; without batch normalisation 0.01 is a usual peak);\n"
+        "  the warm-up is too short (--warmup_epochs), or half precision overflows (--loss_scale, --amp_level=O0);\n"
+        "  the input is wrong: image_mean and image_std, or damaged pictures.")
 
 
 class Progress(Handler):
@@ -82,8 +81,10 @@ class PlateauWarning(Handler):
 
     TOLERANCE = 0.005  # a VGG that learns, however slowly, is further away than this after an epoch
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
         self._guessing = math.log(num_classes)
+        self._advice = "a lower rate (--lr), a longer warm-up (--warmup_epochs)" + (
+            "" if batch_norm else ", batch normalisation (--batch_norm=True)")
         self._warned = False
 
     def on_epoch(self, state: TrainState) -> None:
@@ -91,16 +92,15 @@ class PlateauWarning(Handler):
         if self._warned or abs(float(np.mean(tail)) / self._guessing - 1) > self.TOLERANCE:
             return
         self._warned = True
-        get_logger().warning("warning: after epoch %d the loss is still %.3f, that of guessing: the network does not "
-                             "learn yet. What helps most often: %s.", state.epoch, self._guessing, ADVICE)
+        get_logger().warning("warning: epoch %d ended with a loss of %.3f, that of guessing: the network does not "
+                             "learn yet. What helps most often: %s.", state.epoch, self._guessing, self._advice)
 
 
 class AverageStatistics(Handler):
     """Gives every rank the mean of all ranks' moving statistics: each has seen other pictures."""
 
     def __init__(self, network: nn.Cell, world_size: int) -> None:
-        self._statistics = [parameter for name, parameter in network.parameters_and_names()
-                            if name.endswith((".moving_mean", ".moving_variance"))]
+        self._statistics = moving_statistics(network)
         self._world_size = world_size
 
     def on_epoch(self, state: TrainState) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 from src.collective import from_rank_0
-from src.utils.logging import get_logger, set_up_logging
-from src.utils.util import InputError
+from src.utils.logging import get_logger, log_to_files, set_up_logging
+from src.utils.util import InputError, write_atomically
 
 NAME_FORMAT = "%Y%m%d_%H%M%S"
 
@@ -44,13 +44,6 @@ def make_run_folder(root: Path, *, rank: int, world_size: int, suffix: str = "")
     numbers = from_rank_0([int(moment.strftime("%Y%m%d")), int(moment.strftime("%H%M%S"))],
                           rank=rank, world_size=world_size)
     return root / ("{:08d}_{:06d}".format(*numbers) + suffix)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds either the old text or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class _Lock:
@@ -103,6 +96,9 @@ def open_run_folder(folder: Path, *, rank: int, world_size: int, log_name: str, 
         for line in (*lines, *(lock.notes if lock else ()), f"run folder: {folder}"):
             get_logger().info(line)
         yield folder
+    except Exception as error:
+        log_to_files(f"ended by {type(error).__name__}: {error}")
+        raise
     finally:
         if lock:
             lock.release()

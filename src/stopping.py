@@ -3,7 +3,10 @@
 
 import os
 import signal
-from typing import Any
+import threading
+from types import TracebackType
+
+POLL_SECONDS = 0.2
 
 
 class Stopped(RuntimeError):
@@ -15,31 +18,44 @@ class Stopped(RuntimeError):
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT. A second SIGINT ends the process at once."""
+    """Takes SIGTERM and SIGINT as long as the `with` block lasts. Enter it before MindSpore is imported.
+
+    MindSpore and MindData put handlers of their own in place, which turn a SIGINT into a SIGTERM or a crash. So the
+    signals are blocked in this thread and, by inheritance, in all that are started later; one thread waits for them.
+    Before training, and for a second SIGINT, the process ends at once: nothing is to be saved, or nobody will wait.
+    """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received = 0  # number of the first signal, 0 for none
-        self._previous: dict[int, Any] = {}
+        self.is_training = False
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="stop signals", daemon=True)
 
-    def install(self) -> None:
-        """Take over the signals; again whenever the framework may have taken them, as each new data iterator does."""
-        for number in self.NUMBERS:
-            previous = signal.signal(number, self._note)
-            self._previous.setdefault(number, previous)
+    def __enter__(self) -> "StopSignals":
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
+        self._thread.start()
+        return self
 
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._previous.clear()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
 
     def raise_if_stopped(self, number: int, how_to_go_on: str) -> None:
         """End the run with the status of the signal that stopped it, if one did."""
         if number:
             raise Stopped(number, f"stopped by {signal.Signals(number).name} {how_to_go_on}")
 
-    def _note(self, number: int, _frame: object) -> None:
-        if self.received and number == signal.SIGINT:
+    def _wait(self) -> None:
+        while not self._is_over.is_set():
+            info = signal.sigtimedwait(self.NUMBERS, POLL_SECONDS)
+            if info is not None:
+                self._note(info.si_signo)
+
+    def _note(self, number: int) -> None:
+        if not self.is_training or self.received and number == signal.SIGINT:
             os._exit(128 + number)
         self.received = self.received or number

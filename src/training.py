@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from mindspore.train import Callback
 
-from src.stopping import StopSignals
-
 
 class EpochClock:
     """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
@@ -40,6 +38,28 @@ class EpochClock:
         return (self.seconds - self._seconds_before) / max(1, self._steps)
 
 
+class Throughput:
+    """Steps of the run and the seconds that they took, without what happens between them; the first do not count."""
+
+    def __init__(self, skip_steps: int = 1) -> None:
+        self._skip_steps, self._skipped = skip_steps, 0
+        self._steps, self._seconds = 0, 0.0
+
+    def count(self, steps: int, seconds: float) -> None:
+        if self._skipped < self._skip_steps:
+            self._skipped += steps
+        else:
+            self._steps += steps
+            self._seconds += seconds
+
+    def summary(self, images_per_step: int) -> str:
+        if not self._steps:
+            return f"throughput: not measured, skip_steps={self._skip_steps} leaves none of {self._skipped} steps"
+        pace = self._seconds / self._steps
+        return (f"throughput: {images_per_step / pace:.1f} images/s, {1000 * pace:.2f} ms/step (mean of {self._steps} "
+                f"steps, without the first {self._skipped})")
+
+
 @dataclass
 class TrainState:
     """The run so far. `Conductor` moves it; the handlers read it and fill in the row of the epoch."""
@@ -55,6 +75,7 @@ class TrainState:
     stop_signal: int = 0  # of a signal that ends the run after this step
     seconds_before: float = 0.0  # spent on this epoch before the run was resumed in the middle of it
     clock: EpochClock = field(default_factory=EpochClock)  # of this epoch
+    throughput: Throughput = field(default_factory=Throughput)
 
     @property
     def epoch(self) -> int:
@@ -68,6 +89,15 @@ class TrainState:
     @property
     def total_steps(self) -> int:
         return len(self.learning_rates)
+
+    @property
+    def is_over(self) -> bool:
+        return self.step >= self.total_steps
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the last finished step was the last of its epoch; the run may end in the middle of one."""
+        return self.step % self.steps_per_epoch == 0 or self.is_over
 
     @property
     def learning_rate(self) -> float:
@@ -99,8 +129,9 @@ class LossReader:
         loss = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         self._pending.append((first_step, last_step, loss))
 
-    def is_due(self, step: int) -> bool:
-        return step % self.read_every == 0 or bool(self._pending) and self._pending[-1][0] < step
+    def is_due(self, step_in_epoch: int) -> bool:
+        first_step, last_step, _ = self._pending[-1]
+        return step_in_epoch % self.read_every == 0 or first_step < last_step
 
     def read(self) -> list[tuple[int, int, float]]:
         """(first step, last step, loss) of every reading since the last call; the two differ in sink mode."""
@@ -111,21 +142,19 @@ class LossReader:
 class Conductor(Callback):
     """Counts the steps that MindSpore reports, sunk or not, and calls the handlers in order."""
 
-    def __init__(self, state: TrainState, handlers: Sequence[Handler], signals: StopSignals, *, read_every: int,
+    def __init__(self, state: TrainState, handlers: Sequence[Handler], *, read_every: int,
                  check: Callable[[float, int, int, float], None]) -> None:
         super().__init__()
-        self.state, self._handlers, self._signals = state, handlers, signals
+        self.state, self._handlers = state, handlers
         self._losses, self._check = LossReader(read_every), check
         self._reported = 0
+        self._resumed_s = time.perf_counter()
 
     def on_train_begin(self, run_context: Any) -> None:
         self._reported = 0
+        self._resumed_s = time.perf_counter()
         self.state.clock.restart(self.state.seconds_before)
         self.state.seconds_before = 0.0
-
-    def on_train_step_begin(self, run_context: Any) -> None:
-        if not self._reported:
-            self._signals.install()  # the data iterator, which is new, has just taken SIGINT for itself
 
     def on_train_step_end(self, run_context: Any) -> None:
         params = run_context.original_args()
@@ -134,17 +163,19 @@ class Conductor(Callback):
         self._losses.add(state.step + 1, state.step + advanced, params.net_outputs)
         state.step += advanced
         state.clock.count(advanced)
-        epoch_ends = state.step % state.steps_per_epoch == 0
-        if epoch_ends or self._losses.is_due(state.step):
+        epoch_ends = state.epoch_ends
+        if epoch_ends or self._losses.is_due(state.step_in_epoch):
             self._read_losses()
+        state.throughput.count(advanced, time.perf_counter() - self._resumed_s)
         for handler in self._handlers:
             handler.on_step(state)
         if epoch_ends:
             self._end_epoch()
         for handler in self._handlers:
             handler.after_step(state)
-        if state.stop_signal:
+        if state.stop_signal or state.is_over:
             run_context.request_stop()
+        self._resumed_s = time.perf_counter()
 
     def on_train_end(self, run_context: Any) -> None:
         for handler in self._handlers:

@@ -23,3 +23,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> None:
+    """The device is set once, before anything runs on it: MindSpore takes the same one again, but not a late one."""
+    import mindspore
+
+    mindspore.set_device("CPU")

@@ -22,6 +22,14 @@ def get_logger() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
+def log_to_files(message: str) -> None:
+    """Write to the run's log alone: the console hears of it in another way."""
+    record = get_logger().makeRecord(NAME, logging.ERROR, "", 0, message, (), None)
+    for handler in get_logger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
+
+
 def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
     """The console shows rank 0, every rank writes its own file. Calling again replaces what was set up before."""
     logger = get_logger()

@@ -10,11 +10,11 @@ from toy_data import TEST_COUNT, TRAIN_COUNT, write_cifar10, write_class_folders
 
 from model_utils.config import get_config
 from src.build import build_preset, build_reader
-from src.dataset import STATISTICS, Preset, Shard, create_dataset, create_eval_dataset, steps_per_epoch
+from src.dataset import Shard, create_dataset, create_eval_dataset, steps_per_epoch
+from src.pictures import STATISTICS, Preset
 from src.readers.cifar10 import CLASS_NAMES, Cifar10Reader
 from src.readers.folder import FolderReader
 from src.readers.synthetic import SyntheticReader
-from src.utils.util import InputError
 
 IDENTITY = Preset((32, 32), (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the pixels as they are
 ALONE = Shard(0, 1, 2)
@@ -248,11 +248,11 @@ def test_pictures_are_known_by_their_ending_in_any_case_and_other_files_left_asi
     assert np.abs(images - 128).max() <= 1
 
 
-def test_a_hidden_file_with_the_name_of_a_picture_is_refused(tmp_path):
+def test_a_hidden_file_with_the_name_of_a_picture_is_left_aside(tmp_path):
     write_class_folders(tmp_path, classes=("a",), each=2, splits=("train",))
     (tmp_path / "train/a/._0.jpg").write_bytes(b"resource fork")
-    with pytest.raises(InputError, match=r"\._0\.jpg"):
-        FolderReader(tmp_path, "train")
+    images, labels = eval_epoch(FolderReader(tmp_path, "train"))
+    assert len(images) == 2 and labels.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("size", [(224, 224), (64, 64), (64, 96), (96, 32)])

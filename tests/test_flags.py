@@ -14,13 +14,15 @@ from model_utils.values import Choices
 def another_value(name: str) -> str:
     """A value of a key, as text, that is allowed and is not its default."""
     special = {"log_name": "other.log", "image_size": "64", "image_mean": "0.1,0.2,0.3", "image_std": "0.1,0.2,0.3",
-               "lr_epochs": "1,2", "loss_scale": "8", "padding": "1", "dropout_rate": "0.25", "lr_gamma": "0.5"}
+               "lr_epochs": "1,2", "loss_scale": "8", "padding": "1", "tfrecord_first_label": "0",
+               "scale": "0.2,0.9", "ratio": "0.5,2"}
     field = Config.model_fields[name]
     choices = next((item for item in field.metadata if isinstance(item, Choices)), None)
     if name in special:
         return special[name]
     if choices:
-        return next(item for item in choices if item != field.default)
+        taken = field.default if isinstance(field.default, tuple) else (field.default,)
+        return next(item for item in choices if item not in taken)
     if isinstance(field.default, bool):
         return str(not field.default)
     if isinstance(field.default, int):
@@ -75,7 +77,7 @@ def test_a_bare_flag_means_true():
 @pytest.mark.parametrize(("flag", "name", "value"), [
     ("--device_target=cpu", "device_target", "CPU"), ("--network=VGG19", "network", "vgg19"),
     ("--initialize_mode=kaimingnormal", "initialize_mode", "KaimingNormal"), ("--amp_level=o2", "amp_level", "O2"),
-    ("--lr_scheduler=STEP", "lr_scheduler", "step"), ("--file_format=mindir", "file_format", "MINDIR")])
+    ("--lr_scheduler=STEP", "lr_scheduler", "step"), ("--file_format=mindir", "file_format", ("MINDIR",))])
 def test_choices_are_matched_without_regard_to_case(flag, name, value):
     assert getattr(get_config([flag]), name) == value
 
@@ -87,6 +89,8 @@ MEANINGS = [  # what people of other projects type -> what it means here
     ("--workers=3", {"num_parallel_workers": 3}), ("--print-freq=3", {"log_interval": 3}),
     ("--display_every=3", {"log_interval": 3}), ("--iterations_per_loop=3", {"sink_size": 3}),
     ("--log_dir=/o", {"ckpt_path": "/o"}), ("--amp", {"amp_level": "O2"}), ("--amp=False", {"amp_level": "O0"}),
+    ("--dtype=float16", {"amp_level": "O2"}), ("--dtype=tf.float32", {"amp_level": "O0"}),
+    ("--dtype=float32", {"amp_level": "O0"}), ("--dtype=tf.float16", {"amp_level": "O2"}),
     ("--label_smoothing=0.2", {"label_smooth": True, "label_smooth_factor": 0.2}),
     ("--label_smoothing=0", {"label_smooth": False, "label_smooth_factor": 0.0}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
@@ -127,7 +131,8 @@ def test_an_unknown_flag_is_refused_with_the_nearest_name():
     ("--image_size=64,64,64", ("image_size",)), ("--lr_epochs=1,x", ("lr_epochs", "list")),
     ("--lr_epochs=60,30", ("ascending",)), ("--image_mean=0.5", ("three values",)),
     ("--image_mean=123,117,104", ("image_mean", "0 to 1")), ("--image_std=nan,1,1", ("image_std",)),
-    ("--image_std=0,1,1", ("image_std", "positive")), ("--loss_scale=0", ("loss_scale", "dynamic")),
+    ("--image_std=0,1,1", ("image_std", "positive")), ("--image_std=58,57,57", ("image_std", "0 to 1")),
+    ("--loss_scale=0", ("loss_scale", "dynamic")),
     ("--dropout_rate=1", ("dropout_rate", "less than 1")), ("--momentum=nan", ("momentum",)),
     ("--amp=perhaps", ("amp", "True or False")), ("--log_name=a/b", ("log_name",)),
     ("--label_smoothing=x", ("label_smoothing", "'x'"))])

@@ -10,6 +10,7 @@ import cv2
 import mindspore
 import numpy as np
 import pytest
+from mindspore import nn
 from toy_data import (
     TEST_COUNT,
     TINY,
@@ -27,6 +28,10 @@ from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
 from src import build
 from src.checkpoint import save_checkpoint
+from src.dataset import Shard
+from src.evaluate import evaluate as count
+from src.pictures import Preset
+from src.readers.cifar10 import Cifar10Reader
 from train import run_train
 
 BATCH, EPOCHS = 16, 4
@@ -109,8 +114,8 @@ def test_the_run_folder_has_a_date_and_everything_that_belongs_there(run):
     assert re.fullmatch(r"\d{8}_\d{6}", run.folder.name)
     found = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*")
              if path.is_file() and path.relative_to(run.folder).parts[0] != "resume"}
-    assert found == {"config.yaml", "train.log", "metrics.csv", "curves.png", "best.ckpt",
-                     f"ckpt_0/0-{EPOCHS - 1}_{STEPS}.ckpt", f"ckpt_0/0-{EPOCHS}_{STEPS}.ckpt"}
+    assert found - {"run.lock"} == {"config.yaml", "train.log", "metrics.csv", "curves.png", "best.ckpt",
+                                    f"ckpt_0/0-{EPOCHS - 1}_{STEPS}.ckpt", f"ckpt_0/0-{EPOCHS}_{STEPS}.ckpt"}
 
 
 def test_checkpoints_come_at_the_interval_and_at_the_end(same_seed):
@@ -229,6 +234,16 @@ def test_eval_counts_every_picture_as_numpy_does(run, tmp_path):
           for k, hit in zip((1, 5), hits, strict=True))]
     assert 0 < hits[0] < hits[1] < TEST_COUNT  # or the counts above would prove little
     assert lines_of(outcome) == lines_of(run.outcome)[-3:]  # the last evaluation while training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_leaves_the_network_in_its_mode(cifar, training):
+    """Or a run would go on without dropout, and with BatchNorm frozen."""
+    network = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 32 * 32, 10)).set_train(training)
+    preset = Preset((32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    counts = count(network, Cifar10Reader(cifar.folder, "test"), preset, Shard(0, 1, 1), batch_size=16, num_classes=10)
+    assert counts.counts.seen == TEST_COUNT
+    assert network.training is training
 
 
 def test_the_checkpoint_brings_its_model_to_another_recipe(run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
-from src import build
+from src import build, build_run
 from src.callbacks import DivergenceError, PlateauWarning, Progress, check_loss
 from src.training import Conductor, Handler, TrainState
 from src.utils.logging import set_up_logging
@@ -82,11 +82,13 @@ def test_half_precision_is_taken_where_it_is_faster(flag, rank, level):
     assert solver(flag, rank=rank).amp_level == level
 
 
-@pytest.mark.parametrize(("flag", "rank", "sinks"), [
-    ("--dataset_sink_mode=auto", CPU, False), ("--dataset_sink_mode=True", CPU, False),
-    ("--dataset_sink_mode=auto", ASCEND, True), ("--dataset_sink_mode=False", GPU, False)])
-def test_data_is_sunk_where_the_device_can(flag, rank, sinks):
-    assert build.uses_sink(config(flag), rank) is sinks
+@pytest.mark.parametrize(("flags", "rank", "size"), [
+    (("--dataset_sink_mode=auto",), CPU, 0), (("--dataset_sink_mode=True",), CPU, 0),
+    (("--dataset_sink_mode=False",), GPU, 0), (("--dataset_sink_mode=auto",), ASCEND, 12),
+    (("--dataset_sink_mode=True", "--sink_size=4"), GPU, 4), (("--sink_size=5",), GPU, 4),
+    (("--sink_size=99",), GPU, 12)])
+def test_data_is_sunk_where_the_device_can(flags, rank, size):
+    assert build.sink_size(config(*flags), rank, 12) == size
 
 
 def formula(logits: np.ndarray, labels: np.ndarray, smoothing: float) -> float:
@@ -119,12 +121,12 @@ def test_every_scheduler_has_its_schedule(flags, first, peak):
     assert len(rates) == 30 and rates[0] == pytest.approx(first) and rates.max() == pytest.approx(peak, rel=0.1)
 
 
-def test_a_warm_up_longer_than_the_run_is_said(capsys):
+def test_a_warm_up_longer_than_the_run_is_said():
     settings = config("--dataset=synthetic", "--synthetic_train_images=20", "--batch_size=5", "--warmup_epochs=9",
                       "--max_epoch=2")
     data, network = build.build_train_data(settings, CPU), build.build_network(settings, CPU)
     assert any("warm-up of 9 epochs is longer than the run of 2" in line
-               for line in build.describe(settings, data, network))
+               for line in build_run.describe(settings, data, network))
 
 
 # Between the steps
@@ -183,7 +185,7 @@ def test_divergence_names_the_step_and_its_rate(bad):
 
 def test_divergence_in_sunk_steps_names_the_range():
     with pytest.raises(DivergenceError, match="in steps 6 to 10 of the run"):
-        drive([2, float("nan"), 2], per_call=5, steps_per_epoch=20)
+        drive([2, float("nan"), 2], per_call=5, steps_per_epoch=20, read_every=100)
 
 
 def test_divergence_is_found_when_the_losses_are_read():
@@ -204,6 +206,13 @@ def test_the_advice_names_three_causes():
     assert text.count("\n  ") == 3 and all(flag in text for flag in ("--lr", "--warmup_epochs", "--loss_scale"))
 
 
+class LossLines(Progress):
+    """The lines of the steps, without those of the epochs."""
+
+    def on_epoch(self, state: TrainState) -> None:
+        pass
+
+
 def printed(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
@@ -211,18 +220,15 @@ def printed(capsys) -> list[str]:
 @pytest.mark.parametrize("read_every", [1, 2])
 def test_a_loss_line_shows_the_loss_of_its_own_step(capsys, read_every):
     set_up_logging()
-    quiet = SimpleNamespace(on_step=Progress(2, show_bar=False).on_step, on_epoch=lambda state: None,
-                            on_end=lambda state: None)
-    drive([1, 2, 3, 4, 5, 6], per_call=1, steps_per_epoch=3, read_every=read_every, handlers=[quiet])
+    drive([1, 2, 3, 4, 5, 6], per_call=1, steps_per_epoch=3, read_every=read_every,
+          handlers=[LossLines(2, show_bar=False)])
     assert printed(capsys) == ["epoch: 1 step: 2, loss is 2.000000", "epoch: 1 step: 3, loss is 3.000000",
                                "epoch: 2 step: 2, loss is 5.000000", "epoch: 2 step: 3, loss is 6.000000"]
 
 
 def test_sunk_steps_print_a_line_when_the_interval_was_passed(capsys):
     set_up_logging()
-    quiet = SimpleNamespace(on_step=Progress(4, show_bar=False).on_step, on_epoch=lambda state: None,
-                            on_end=lambda state: None)
-    drive([1, 2, 3, 4], per_call=3, steps_per_epoch=12, handlers=[quiet])
+    drive([1, 2, 3, 4], per_call=3, steps_per_epoch=12, read_every=100, handlers=[LossLines(4, show_bar=False)])
     assert printed(capsys) == ["epoch: 1 step: 6, loss is 2.000000", "epoch: 1 step: 9, loss is 3.000000",
                                "epoch: 1 step: 12, loss is 4.000000"]
 
@@ -235,5 +241,5 @@ def test_a_loss_that_stays_at_guessing_warns_once(capsys, losses, warnings):
     lines = printed(capsys)
     assert len(lines) == warnings
     for line in lines:
-        assert line.startswith("warning: ") and "2.303" in line and "after epoch 1" in line
+        assert line.startswith("warning: ") and "2.303" in line and "epoch 1 " in line and "loss is" not in line
         assert all(advice in line for advice in ("--lr", "--warmup_epochs", "--batch_norm=True"))

@@ -43,8 +43,8 @@ def make_split(count: int, seed: int) -> Split:
     """Pictures of noise around a brightness that follows from the label, so that there is something to learn."""
     random = np.random.RandomState(seed)
     labels = random.permutation(np.arange(count) % 10).astype(np.uint8)
-    noise = random.randint(0, 100, (count, 32, 32, 3))
-    return Split((noise + 15 * labels[:, None, None, None]).astype(np.uint8), labels)
+    noise = random.randint(0, 200, (count, 32, 32, 3))
+    return Split((noise + 2 * labels[:, None, None, None]).astype(np.uint8), labels)
 
 
 def cifar_records(split: Split) -> np.ndarray:

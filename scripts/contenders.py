@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What benchmark.py can measure. Each function answers {name: a call that runs one block, in seconds per step}."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model_utils.device_adapter import Rank, set_up_device
+from model_utils.schema import Config
+
+Contenders = dict[str, Callable[[], float]]
+
+
+class Bench(NamedTuple):
+    """All that training needs, as train.py builds it."""
+
+    config: Config
+    rank: Rank
+    data: Any
+    network: Any
+    rates: np.ndarray
+    model: Any
+    steps: int  # of one block
+
+
+def set_up(config: Config, steps: int) -> Bench:
+    rank = set_up_device(config)
+    import mindspore
+
+    from src import build
+
+    mindspore.set_seed(config.seed)
+    data = build.build_train_data(config, rank)
+    network = build.build_network(config, rank)
+    rates = build.build_learning_rates(config, data.steps_per_epoch)
+    return Bench(config, rank, data, network, rates, build.build_model(config, network, rates, rank), steps)
+
+
+def one_batch(bench: Bench) -> list[Any]:
+    from mindspore import Tensor
+
+    return [Tensor(item) for item in next(bench.data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))]
+
+
+def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        action()
+    return (time.perf_counter() - start) / calls
+
+
+def bare_step(bench: Bench) -> Callable[[], float]:
+    """A TrainOneStepCell with nothing around it, on one fixed batch."""
+    from mindspore import nn
+
+    from src import build
+
+    solver = build.build_solver(bench.config, bench.network, bench.rates, bench.rank)
+    cell = nn.TrainOneStepCell(nn.WithLossCell(bench.network, build.build_loss(bench.config)), solver.optimizer)
+    cell.set_train()
+    batch = one_batch(bench)
+    return lambda: seconds_per_call(lambda: cell(*batch).asnumpy(), bench.steps)
+
+
+def train_loop(bench: Bench) -> Callable[[], float]:
+    """What train.py runs: `Model.train` with callbacks on the real pipeline, timed from the end of its first step."""
+    from src import callbacks
+    from src.training import Conductor, Handler, TrainState
+
+    class StepTimes(Handler):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step(self, state: Any) -> None:
+            self.ends.append(time.perf_counter())
+            if len(self.ends) > bench.steps:
+                state.stop_signal = 1  # of no consequence here but that the run ends
+
+    def block() -> float:
+        times, state = StepTimes(), TrainState(bench.data.steps_per_epoch, bench.rates, bench.config.batch_size)
+        handlers = [callbacks.Progress(bench.config.log_interval, show_bar=False), times]
+        conductor = Conductor(state, handlers, read_every=1, check=callbacks.check_loss)
+        bench.model.train(1, bench.data.dataset(0), callbacks=[conductor], dataset_sink_mode=False)
+        return (times.ends[bench.steps] - times.ends[0]) / bench.steps
+
+    return block
+
+
+def steps(config: Config, block_steps: int) -> Contenders:
+    """The bare step against the whole of train.py's loop."""
+    bench = set_up(config, block_steps)
+    return {"bare TrainOneStepCell, one fixed batch": bare_step(bench),
+            "train.py's loop, real pipeline": train_loop(bench)}
+
+
+def saving(config: Config, block_steps: int) -> Contenders:
+    """The bare step against what a run writes at the end of an epoch."""
+    bench = set_up(config, block_steps)
+    from src import build, build_run, resume
+    from src.checkpoint import save_checkpoint
+    from src.training import TrainState
+
+    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    parameters = resume.state_parameters(bench.model.train_network)
+    info = build.model_info(config, bench.data.reader.class_names)
+    state = TrainState(bench.data.steps_per_epoch, bench.rates, config.batch_size)
+    identity = build_run.build_identity(config, bench.rank, bench.data)
+    return {"bare TrainOneStepCell, one fixed batch": bare_step(bench),
+            "one checkpoint": lambda: seconds_per_call(
+                lambda: save_checkpoint(folder / "weights.ckpt", bench.network, info)),
+            "one resume state": lambda: seconds_per_call(
+                lambda: resume.save_state(folder, parameters, state, rank=0, log_bytes=0, identity=identity))}
+
+
+# The first contender of each is what the others are compared with.
+CONTENDERS = {"steps": steps, "saving": saving}

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from model_utils.errors import ConfigError
 from model_utils.values import (
     Flag,
     Floats,
@@ -14,12 +15,16 @@ from model_utils.values import (
     OptionalFloat,
     OptionalInt,
     OptionalText,
+    StepLimit,
     Text,
     choice,
+    choices,
 )
 
 NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19")
 DATASETS = ("cifar10", "imagenet2012", "synthetic")
+DATASET_FORMATS = ("auto", "cifar10", "folder", "list", "tfrecord", "mindrecord")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
 SCHEDULES = ("step", "exponential", "cosine_annealing")
 
 
@@ -28,12 +33,22 @@ def key(default: Any, help_text: str, *, bare: str | None = None, **limits: Any)
     return Field(default, description=help_text, validate_default=True, json_schema_extra={"bare": bare}, **limits)
 
 
+def _shown(value: Any) -> str:
+    """A value as one writes it behind a flag."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 class RunKeys(BaseModel):
     """What to do"""
 
     mode: choice("train", "evaluate", "train_and_evaluate") = key("train", "what train.py does")
     seed: int = key(1, "weights, sample order, augmentation and dropout all follow from it", ge=0, lt=2**31)
     log_interval: int = key(100, "steps between two loss lines", ge=1)
+    training_step_per_epoch: StepLimit = key(-1, "steps of a training epoch; -1 takes all of the data")
+    eval_step_per_epoch: StepLimit = key(-1, "batches of an evaluation on each device; -1 takes every picture")
+    max_train_steps: OptionalInt = key(None, "ends the run after so many steps, if max_epoch does not end it before; "
+                                             "the learning rate stays that of max_epoch", ge=1)
+    skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
     log_name: Text = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\]+$")
 
@@ -43,6 +58,7 @@ class DeviceKeys(BaseModel):
 
     device_target: choice("auto", "Ascend", "GPU", "CPU") = key("auto", "auto takes Ascend, then GPU, then CPU")
     device_id: OptionalInt = key(None, "which card; the launcher's choice, else 0", ge=0)
+    rank_size: OptionalInt = key(None, "how many ranks the job must have; checked", ge=1)
     is_distributed: Flag = key(False, "one rank of a job that msrun, mpirun or a rank table started")
     graph_mode: Flag = key(True, "compile the network; False runs it op by op (PyNative)")
     amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
@@ -56,6 +72,10 @@ class DataKeys(BaseModel):
 
     dataset: choice(*DATASETS) = key("cifar10", "which data set, and so which layout and transforms")
     data_dir: OptionalText = key(None, "its folder")
+    dataset_format: choice(*DATASET_FORMATS) = key("auto", "how its pictures are stored; auto looks, and says so")
+    tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
+    on_bad_image: choice("error", "replace", "skip") = key("error", "what a picture that cannot be read does: end the "
+                                                           "run, be replaced by another, or be left out (one rank)")
     num_classes: int = key(10, "number of classes", ge=2)
     batch_size: int = key(64, "pictures per step on each device", ge=1)
     per_batch_size: OptionalInt = key(None, "pictures per evaluation step; batch_size unless given", ge=1)
@@ -63,6 +83,11 @@ class DataKeys(BaseModel):
     image_mean: Floats = key((), "R,G,B mean on the scale 0 to 1; the data set's own unless given")
     image_std: Floats = key((), "R,G,B deviation on the scale 0 to 1; the data set's own unless given")
     augment: Flag = key(True, "random crops and flips in training")
+    scale: Floats = key((0.08, 1.0), "smallest,largest share of a photo's area that a random crop takes")
+    ratio: Floats = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop of a photo")
+    hflip: float = key(0.5, "how often a training picture is flipped, 0 to 1", ge=0, le=1)
+    interpolation: choice(*INTERPOLATIONS) = key("bilinear", "how pictures are resized")
+    crop_pct: float = key(0.875, "share of a photo's short side that the evaluation crop keeps", gt=0, le=1)
     buffer_size: int = key(10, "model-zoo key; the shuffle here is always a full one", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
     synthetic_test_images: int = key(1000, "size of the generated test set", ge=1)
@@ -81,7 +106,11 @@ class NetworkKeys(BaseModel):
     initialize_mode: choice("XavierUniform", "KaimingNormal") = key("XavierUniform", "initial convolution weights")
     include_top: Flag = key(True, "False leaves the classifier out")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4)
-    pre_trained: OptionalText = key(None, "checkpoint to start from (train) or to evaluate (eval)")
+    average_pool: Flag = key(False, "pool the last feature map to 7x7, so that a classifier fits other picture sizes")
+    pre_trained: OptionalText = key(None, "weights to start from (train) or to evaluate (eval): .ckpt, .safetensors, "
+                                          ".pth or .pt of this project, the model zoo, MindCV, torchvision or timm")
+    pre_trained_strict: Flag = key(True, "False trains on although more than the head is missing in pre_trained")
+    freeze: OptionalText = key(None, "what does not train: features, classifier, or patterns such as layers.[0-9].*")
 
 
 class ScheduleKeys(BaseModel):
@@ -106,6 +135,7 @@ class LossKeys(BaseModel):
 
     momentum: float = key(0.9, "momentum", ge=0, lt=1)
     use_nesterov: Flag = key(False, "Nesterov momentum")
+    head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, allow_inf_nan=False)
     weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, allow_inf_nan=False)
     loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)")
     label_smooth: Flag = key(False, "label smoothing")
@@ -130,12 +160,29 @@ class ExportKeys(BaseModel):
     """Export and Ascend 310"""
 
     ckpt_file: OptionalText = key(None, "checkpoint to export")
-    file_name: Text = key("vgg16", "name of the exported file")
-    file_format: choice("MINDIR", "AIR", "ONNX") = key("MINDIR", "format of the exported file")
+    file_name: Text = key("vgg16", "name of the exported files, without their ending")
+    file_format: choices("MINDIR", "AIR", "ONNX") = key(("MINDIR",), "one format or several, such as MINDIR,ONNX")
+    export_batch_size: int = key(1, "pictures that the exported model takes at a time", ge=1)
+    dynamic_batch: Flag = key(False, "let an ONNX file take any number of pictures at a time")
+    parity_check: Flag = key(True, "load each exported file again and compare its answers with the network's")
     dataset_name: choice(*DATASETS) = key("cifar10", "data set of preprocess.py and postprocess.py")
     result_path: Text = key("./preprocess_Result/", "where preprocess.py writes")
-    result_dir: OptionalText = key(None, "result files that postprocess.py reads")
+    result_dir: OptionalText = key(None, "result files: infer.py writes them here, postprocess.py reads them")
+    time_dir: OptionalText = key(None, "where infer.py writes how long the model took")
     label_dir: OptionalText = key(None, "labels that postprocess.py reads")
+
+
+class InferKeys(BaseModel):
+    """Inference"""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_path: OptionalText = key(None, "exported model (.mindir or .onnx), or a checkpoint")
+    input: OptionalText = key(None, "picture, folder of them, list of them (.txt), or folder of prepared .bin files")
+    engine: choice("auto", "lite", "mindspore", "onnxruntime") = key("auto", "what runs it; auto goes by its format")
+    top: int = key(5, "how many classes are named for each picture", ge=1)
+    save: OptionalText = key(None, "write the predictions here, as .csv or .json")
+    annotate: OptionalText = key(None, "folder for the pictures with their predictions drawn in")
 
 
 class ModelArtsKeys(BaseModel):
@@ -152,13 +199,14 @@ class ModelArtsKeys(BaseModel):
     modelarts_dataset_unzip_name: OptionalText = key(None, "its name without .zip")
 
 
-GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, ModelArtsKeys)
+GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, InferKeys,
+          ModelArtsKeys)
 
 
 class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order of the groups
     """One run, as data: complete, checked and frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -175,6 +223,26 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
     def is_flag(self, name: str) -> bool:
         return self.origin(name).startswith("-")
 
+    def taking(self, values: dict[str, Any], origin: str) -> "Config":
+        """The same run with these values, which are known to be allowed and came from `origin`."""
+        taken = self.model_copy(update=values)
+        taken._origins = self._origins | dict.fromkeys(values, origin)
+        return taken
+
+    def giving_way(self, values: dict[str, Any], owner: str) -> tuple["Config", list[str]]:
+        """This Config with what a model says of itself, and what the recipe had said differently, to be reported.
+
+        ConfigError where a flag says something else.
+        """
+        changed = {name: value for name, value in values.items() if getattr(self, name) != value}
+        for name, value in changed.items():
+            if self.is_flag(name):
+                raise ConfigError(f"{name}: {self.origin(name)} says {_shown(getattr(self, name))}, but {owner} has "
+                                  f"{_shown(value)}; give --{name}={_shown(value)}, or leave the flag out")
+        said = [f"{name}={_shown(value)} (not {_shown(getattr(self, name))}, {self.origin(name)})"
+                for name, value in changed.items() if getattr(self, name) not in (None, ())]
+        return self.taking(changed, owner), said
+
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         for name in ("image_mean", "image_std"):
@@ -184,6 +252,11 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
             raise ValueError("image_mean: must be on the scale 0 to 1")
         if not all(0 < value <= 1 for value in self.image_std):
             raise ValueError("image_std: must be positive and on the scale 0 to 1")
+        for name, largest in (("scale", 1.0), ("ratio", float("inf"))):
+            limits = getattr(self, name)
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
+                raise ValueError(f"{name}: must be two positive values, the smaller first"
+                                 + (", at most 1" if largest == 1 else ""))
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if self.pad_mode == "pad" and self.padding not in (None, 1):

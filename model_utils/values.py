@@ -3,7 +3,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 TRUE_WORDS = ("true", "1", "yes", "on")
 FALSE_WORDS = ("false", "0", "no", "off")
@@ -60,6 +60,13 @@ def parse_loss_scale(value: Any) -> Any:
     return scale
 
 
+def check_step_limit(value: int) -> int:
+    """A number of steps, or -1 for all there are."""
+    if value < -1 or value == 0:
+        raise ValueError("must be a positive number of steps, or -1 for all")
+    return value
+
+
 def parse_text(value: Any) -> Any:
     """YAML reads an unquoted 2012 as a number; a name or a path is still meant."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
@@ -77,12 +84,26 @@ class Choices(tuple):
 
 def choice(*allowed: str) -> Any:
     """The type of a key that takes one of `allowed`."""
-    choices = Choices(allowed)
-    return Annotated[str, BeforeValidator(choices.match), choices]
+    known = Choices(allowed)
+    return Annotated[str, BeforeValidator(known.match), known]
+
+
+def choices(*allowed: str) -> Any:
+    """The type of a key that takes one or several of `allowed`, separated by commas."""
+    known = Choices(allowed)
+
+    def parse(value: Any) -> tuple[str, ...]:
+        named = tuple(dict.fromkeys(known.match(item) for item in _parse_list(value, str)))
+        if not named:
+            raise ValueError(f"must be one or several of {', '.join(known)}")
+        return named
+
+    return Annotated[tuple[str, ...], BeforeValidator(parse), known]
 
 
 Flag = Annotated[bool, BeforeValidator(parse_flag)]
 Text = Annotated[str, BeforeValidator(parse_text)]
+StepLimit = Annotated[int, AfterValidator(check_step_limit)]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: parse_text(parse_optional(value)))]
 OptionalInt = Annotated[int | None, BeforeValidator(parse_optional)]
 OptionalFloat = Annotated[float | None, BeforeValidator(parse_optional)]

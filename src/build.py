@@ -10,63 +10,20 @@ from mindspore import nn
 
 from model_utils.device_adapter import Rank
 from model_utils.schema import Config
-from src.checkpoint import ModelInfo, load_weights, read_checkpoint
+from src.build_data import build_preset, build_reader
+from src.build_weights import Start, agree_with_weights
+from src.checkpoint import ModelInfo
 from src.crossentropy import CrossEntropy
-from src.dataset import STATISTICS, Preset, Shard, create_dataset, steps_per_epoch
+from src.dataset import Augmentation, Shard, create_dataset, steps_per_epoch
 from src.dropout import repeatable_dropout
+from src.finetune import freeze, speed_up_head
 from src.readers.base import Reader
-from src.readers.cifar10 import Cifar10Reader
-from src.readers.folder import FolderReader
-from src.readers.synthetic import SyntheticReader
 from src.utils.util import InputError, get_param_groups
+from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-
-
-def _cifar10(config: Config, split: str) -> Reader:
-    return Cifar10Reader(_data_dir(config), split)
-
-
-def _imagenet2012(config: Config, split: str) -> Reader:
-    return FolderReader(_data_dir(config), split)
-
-
-def _synthetic(config: Config, split: str) -> Reader:
-    counts = {"train": config.synthetic_train_images, "test": config.synthetic_test_images}
-    return SyntheticReader(split, counts[split])
-
-
-READERS = {"cifar10": _cifar10, "imagenet2012": _imagenet2012, "synthetic": _synthetic}
-
-
-def _data_dir(config: Config) -> Path:
-    if config.data_dir is None:
-        raise InputError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
-    folder = Path(config.data_dir)
-    if not folder.is_dir():
-        raise InputError(f"data_dir: {folder} is not a folder (from {config.origin('data_dir')})")
-    return folder
-
-
-def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -> Reader:
-    """The pictures of a split, 'train' or 'test'; InputError if they are not there or have other classes.
-
-    `classes` are the names of the training set, where they are known.
-    """
-    reader = READERS[config.dataset](config, split)
-    if len(reader.class_names) != config.num_classes:
-        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
-                         f"{reader.source} has {len(reader.class_names)} classes")
-    others = sorted(set(classes) ^ set(reader.class_names))
-    if classes and others and reader.photos:  # photos are numbered in the order of these names
-        raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
-    return reader
-
-
-def build_preset(config: Config) -> Preset:
-    mean, std = STATISTICS[config.dataset]
-    return Preset(config.image_size, config.image_mean or mean, config.image_std or std)
+from src.weights import fill, listed, match_weights, read_weights, report
 
 
 def build_shard(rank: Rank) -> Shard:
@@ -86,14 +43,26 @@ class TrainData(NamedTuple):
 
         These are made and dropped, so that the random operations stand where they stood.
         """
-        dataset = create_dataset(self.reader, build_preset(self.config), self.shard, seed=self.config.seed, epoch=epoch,
-                                 batch_size=self.config.batch_size, augment=self.config.augment)
+        config = self.config
+        dataset = create_dataset(self.reader, build_preset(config), self.shard, batch_size=config.batch_size,
+                                 seed=config.seed, epoch=epoch, augment=config.augment,
+                                 augmentation=Augmentation(config.scale, config.ratio, config.hflip),
+                                 on_bad_image=config.on_bad_image, steps=self.steps_per_epoch)
         return dataset.skip(done_steps) if done_steps else dataset
 
 
 def build_train_data(config: Config, rank: Rank) -> TrainData:
+    """The training pictures. InputError if they are not there, or if broken ones cannot be treated as asked."""
+    if config.on_bad_image == "skip" and rank.world_size > 1:
+        raise InputError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device, because with "
+                         f"{rank.world_size} one would run out of pictures before the others and all would wait for "
+                         "ever; use --on_bad_image=replace")
+    if config.on_bad_image == "skip" and config.dataset_sink_mode == "True":
+        raise InputError("on_bad_image: skip makes epochs of unknown length, which cannot be sunk; use "
+                         "--dataset_sink_mode=False or --on_bad_image=replace")
     reader = build_reader(config, "train")
-    steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size)
+    steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size,
+                            limit=config.training_step_per_epoch)
     return TrainData(config, reader, build_shard(rank), steps)
 
 
@@ -103,8 +72,26 @@ def build_network(config: Config, rank: Rank) -> nn.Cell:
     return VGG(config.network, config.num_classes, image_size=config.image_size, batch_norm=config.batch_norm,
                has_bias=config.has_bias, dropout_rate=config.effective_dropout, pad_mode=config.pad_mode,
                padding=config.effective_padding, initialize_mode=config.initialize_mode,
-               include_top=config.include_top, width=config.width,
+               include_top=config.include_top, width=config.width, average_pool=config.average_pool,
                dropout=masks if rank.device_target == "CPU" else None)
+
+
+def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:
+    """The network to train, filled with the weights to start from and frozen as asked; and a report of both."""
+    config, lines = start.config, []
+    if start.weights is None:
+        network = build_network(config, rank)
+    else:
+        with drawn_later():
+            network = build_network(config, rank)
+        match = match_weights(start.weights, network, swaps_head=True, strict=config.pre_trained_strict)
+        fill(network, start.weights, match)
+        lines = report(start.weights, match, network, start.taken)
+    frozen = freeze(network, config.freeze)
+    if start.weights is not None and set(frozen) & set(match.new):
+        raise InputError(f"freeze: {config.freeze} freezes {listed(sorted(set(frozen) & set(match.new)))}, which begin "
+                         "with their initial values: they would never learn")
+    return network, lines
 
 
 def _step(config: Config, steps: int) -> np.ndarray:
@@ -127,8 +114,12 @@ SCHEDULES = {"step": _step, "exponential": _exponential, "cosine_annealing": _co
 
 
 def build_learning_rates(config: Config, steps: int, world_size: int = 1) -> np.ndarray:
-    """One rate per step of the whole run, scaled to the global batch where the Config asks for it."""
-    return SCHEDULES[config.schedule](config, steps) * np.float32(learning_rate_factor(config, world_size))
+    """One rate per step of the whole run, scaled to the global batch where the Config asks for it.
+
+    As many as the run has steps: `max_train_steps` cuts the schedule of `max_epoch` epochs and changes nothing else.
+    """
+    rates = SCHEDULES[config.schedule](config, steps) * np.float32(learning_rate_factor(config, world_size))
+    return rates[:config.max_train_steps]
 
 
 def learning_rate_factor(config: Config, world_size: int) -> float:
@@ -146,7 +137,7 @@ class Solver(NamedTuple):
 
 def build_solver(config: Config, network: nn.Cell, learning_rates: np.ndarray, rank: Rank) -> Solver:
     """Optimizer and loss scale, made together: both must know the same scale. InputError for dynamic on CPU."""
-    groups = get_param_groups(network, config.weight_decay)
+    groups = speed_up_head(get_param_groups(network, config.weight_decay), learning_rates, config.head_lr_multiplier)
     fixed = 1.0 if config.loss_scale == "dynamic" else config.loss_scale
     if config.loss_scale == "dynamic":
         if rank.device_target == "CPU":
@@ -176,44 +167,52 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
 
 
 def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
-    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink."""
-    if rank.device_target == "CPU" or config.dataset_sink_mode == "False":
+    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink, and
+    where pictures are left out nobody knows how many steps there will be."""
+    if rank.device_target == "CPU" or config.dataset_sink_mode == "False" or config.on_bad_image == "skip":
         return 0
     wanted = steps_per_epoch if config.sink_size < 1 else min(config.sink_size, steps_per_epoch)
     return max(size for size in range(1, wanted + 1) if steps_per_epoch % size == 0)
+
+
+def set_step(model: mindspore.Model, step: int) -> None:
+    """Make the optimizer believe that so many steps are done: its next learning rate is that of the next step."""
+    counter = next(item for item in model.train_network.get_parameters() if item.name == "global_step")
+    counter.set_data(mindspore.Tensor(np.full(counter.shape, step), counter.dtype))
 
 
 def model_info(config: Config, class_names: tuple[str, ...]) -> ModelInfo:
     preset = build_preset(config)
     return ModelInfo(config.network, config.num_classes, class_names, config.image_size, preset.mean, preset.std,
                      config.batch_norm, config.has_bias, config.pad_mode, config.effective_padding,
-                     config.include_top, config.width, config.dataset)
-
-
-def agree_with_checkpoint(config: Config, info: ModelInfo | None) -> Config:
-    """The Config with what the checkpoint says of its model; InputError where a flag says something else."""
-    if info is None:
-        return config
-    theirs = {name: value for name, value in info._asdict().items() if name not in ("class_names", "dataset")}
-    for name, value in theirs.items():
-        if config.is_flag(name) and getattr(config, name) != value:
-            raise InputError(f"{name}: the flag says {getattr(config, name)}, the checkpoint's model has {value}")
-    return config.model_copy(update=theirs)
+                     config.include_top, config.width, config.dataset, config.average_pool)
 
 
 class ModelLoader:
-    """Networks of checkpoints; those of one model share a network, so that it is compiled once."""
+    """Networks of checkpoints, anyone's; those of one model share a network, so that it is compiled once.
+
+    `report`, `class_names` (numbers, where the file knows no names) and `trained_on` (the kind of data set, where the
+    file says it) are those of the last one loaded.
+    """
 
     def __init__(self, config: Config, rank: Rank) -> None:
         self._asked, self._rank = config, rank
         self._config: Config | None = None
         self._network: nn.Cell | None = None
+        self.report: list[str] = []
+        self.class_names: tuple[str, ...] = ()
+        self.trained_on: str | None = None
 
     def load(self, path: Path) -> tuple[Config, nn.Cell]:
-        """The Config that fits the checkpoint, and the network with its weights."""
-        checkpoint = read_checkpoint(path)
-        config = agree_with_checkpoint(self._asked, checkpoint.info)
-        if self._network is None or config != self._config:
-            self._config, self._network = config, build_network(config, self._rank)
-        load_weights(self._network, checkpoint.weights, path)
+        """The Config that fits the checkpoint, and the network with its weights, all of them."""
+        weights = read_weights(path)
+        config, taken = agree_with_weights(self._asked, weights)
+        if self._network is None or config.model_dump() != self._config.model_dump():
+            with drawn_later():
+                self._network = build_network(config, self._rank)
+        self._config, self.class_names = config, weights.class_names
+        self.trained_on = weights.trained_on
+        match = match_weights(weights, self._network, swaps_head=False)
+        fill(self._network, weights, match)
+        self.report = report(weights, match, self._network, taken)
         return config, self._network

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from model_utils.device_adapter import Rank
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
+from src.bad_pictures import report_lost
 from src.build import (
     TrainData,
     build_learning_rates,
@@ -21,7 +22,7 @@ from src.build import (
     learning_rate_factor,
     model_info,
 )
-from src.checkpoint import save_checkpoint
+from src.checkpoint import network_weights, save_checkpoint
 from src.evaluate import Evaluation, evaluate, result_lines, write_report
 from src.readers.base import Reader
 from src.resume import (
@@ -29,6 +30,7 @@ from src.resume import (
     ResumePoint,
     check_differences,
     find_resume_point,
+    is_moving_statistic,
     restore,
     save_state,
     state_parameters,
@@ -73,8 +75,7 @@ def build_state_saver(config: Config, rank: Rank, data: TrainData, model: mindsp
                       interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank))
 
 
-def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
-                     on_batch: Callable[[], None] = lambda: None) -> Callable[[], Evaluation]:
+def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Evaluation]:
     """A call that evaluates the network as it is then, and logs the result."""
     preset, shard = build_preset(config), build_shard(rank)
     show_bar = rank.rank == 0 and sys.stdout.isatty()
@@ -82,13 +83,12 @@ def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reade
     def run() -> Evaluation:
         with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
                   disable=not show_bar) as bar:
-
-            def advance(images: int) -> None:
-                bar.update(images * rank.world_size)
-                on_batch()
-
             evaluation = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
-                                  num_classes=config.num_classes, on_batch=advance)
+                                  num_classes=config.num_classes, max_batches=config.eval_step_per_epoch,
+                                  on_bad_image=config.on_bad_image,
+                                  on_batch=lambda images: bar.update(images * rank.world_size))
+        if config.on_bad_image != "error":
+            report_lost(reader, "in the evaluation", "not counted", rank.world_size)
         for line in result_lines(evaluation.counts, short_form=config.dataset == "cifar10"):
             if rank.rank == 0:
                 get_logger().info(line)
@@ -151,8 +151,10 @@ def _describe_longer_run(config: Config, rank: Rank, data: TrainData, point: Res
 
 
 def describe_model(config: Config, network: nn.Cell) -> str:
+    total = sum(parameter.size for parameter in network_weights(network) if not is_moving_statistic(parameter.name))
     trainable = sum(parameter.size for parameter in network.trainable_params())
-    return (f"{config.network}, {trainable:,} trainable parameters, {config.num_classes} classes, pictures of "
+    frozen = f" of {total:,} (frozen: {config.freeze})" if trainable < total else ""
+    return (f"{config.network}, {trainable:,} trainable parameters{frozen}, {config.num_classes} classes, pictures of "
             f"{config.image_size[0]}x{config.image_size[1]}")
 
 
@@ -167,9 +169,20 @@ def _describe_rates(config: Config, world_size: int) -> list[str]:
     return lines
 
 
+def _describe_limits(config: Config, data: TrainData) -> list[str]:
+    lines = []
+    if config.training_step_per_epoch > data.steps_per_epoch:
+        lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data makes only "
+                     f"{data.steps_per_epoch} steps: an epoch has all of it")
+    if config.max_train_steps and config.max_train_steps > config.max_epoch * data.steps_per_epoch:
+        lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "
+                     "before")
+    return lines
+
+
 def describe(config: Config, data: TrainData, network: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
     return [describe_model(config, network),
             f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
             f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
-            *_describe_rates(config, data.shard.world_size)]
+            *_describe_limits(config, data), *_describe_rates(config, data.shard.world_size)]

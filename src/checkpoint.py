@@ -2,7 +2,7 @@
 """Checkpoints that know their model."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,10 @@ import mindspore
 import numpy as np
 from mindspore import nn
 
-from src.checkpoint_file import read_file, write_file
+from src.checkpoint_file import write_file
 from src.dropout import is_counter
-from src.utils.logging import get_logger
 from src.utils.util import InputError
+from src.weight_files import SUFFIXES
 
 INFO_KEY = "vgg_model"
 
@@ -35,6 +35,7 @@ class ModelInfo(NamedTuple):
     include_top: bool
     width: float
     dataset: str
+    average_pool: bool = False
 
     def to_json(self) -> str:
         return json.dumps(self._asdict())
@@ -43,14 +44,6 @@ class ModelInfo(NamedTuple):
     def from_json(cls, text: str) -> "ModelInfo":
         values = json.loads(text)
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint as read: arrays by name and, in ours, what model they belong to."""
-
-    path: Path
-    weights: dict[str, np.ndarray]
-    info: ModelInfo | None
 
 
 def network_weights(network: nn.Cell) -> list[mindspore.Parameter]:
@@ -69,21 +62,11 @@ def as_arrays(parameters: Iterable[mindspore.Parameter]) -> Iterator[tuple[str, 
         yield parameter.name, parameter.asnumpy()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint; InputError names a file that is missing, is none, or is damaged."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint")
-    contents = read_file(path, own_mark=INFO_KEY)
-    if not contents.is_verified:
-        get_logger().info("%s: carries no checksum, so its contents could not be verified", path)
-    text = contents.texts.get(INFO_KEY)
-    return Checkpoint(path, contents.arrays, _info(text, path) if text else None)
-
-
-def _info(text: str, path: Path) -> ModelInfo:
+def read_info(text: str, path: Path) -> ModelInfo:
+    """What a file says of its model; InputError if this version does not understand it."""
     try:
         return ModelInfo.from_json(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):
         raise InputError(f"{path}: says of its model what this version does not understand") from None
 
 
@@ -91,21 +74,9 @@ def find_checkpoints(named: str) -> list[Path]:
     """The checkpoints that a file, a folder or a pattern names, newest first; InputError if there are none."""
     path = Path(named)
     if path.is_dir():
-        found = [item for item in path.rglob("*.ckpt") if not item.name.startswith(".")]
+        found = [item for item in path.rglob("*") if item.suffix in SUFFIXES and not item.name.startswith(".")]
     else:
         found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
     if not found:
         raise InputError(f"pre_trained: no checkpoint is named by {named}")
     return sorted(found, key=lambda item: (-item.stat().st_mtime_ns, item.name))
-
-
-def load_weights(network: nn.Cell, weights: Mapping[str, np.ndarray], source: Path) -> None:
-    """Fill the whole network; InputError if a parameter is missing or has another shape."""
-    wanted = {parameter.name: parameter for parameter in network_weights(network)}
-    wrong = [f"{name} is missing" for name in wanted if name not in weights]
-    wrong += [f"{name} is {weights[name].shape}, not {parameter.shape}" for name, parameter in wanted.items()
-              if name in weights and weights[name].shape != parameter.shape]
-    if wrong:
-        raise InputError(f"{source}: does not fit the network: " + "; ".join(wrong[:5]))
-    for name, parameter in wanted.items():
-        parameter.set_data(mindspore.Tensor(weights[name].astype(parameter.asnumpy().dtype)))

@@ -26,11 +26,12 @@ KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
 
 # What weights of another shape would follow from, and what would make it another run.
-FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", "include_top", "width")
+FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", "include_top", "width", "average_pool",
+              "freeze")
 FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
                   "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
                   "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
-                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained")
+                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained", "head_lr_multiplier")
 
 
 class Identity(NamedTuple):

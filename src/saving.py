@@ -95,10 +95,9 @@ class SaveStates(Handler):
     def after_step(self, state: TrainState) -> None:
         first = state.step if self._last_step is None else self._last_step + 1
         self._last_step = state.step
-        is_epoch_end = state.step % state.steps_per_epoch == 0
-        due = is_epoch_end and (state.epoch % self._interval_epochs == 0 or state.step >= state.total_steps)
+        due = state.epoch_ends and (state.epoch % self._interval_epochs == 0 or state.is_over)
         due |= _crosses(self._interval_steps, first, state.step)
-        if is_epoch_end or _crosses(self._agree_every, first, state.step):
+        if state.epoch_ends or _crosses(self._agree_every, first, state.step):
             signal_number, time_is_up = self._agree()
             due |= time_is_up or signal_number > 0
             state.stop_signal = signal_number

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from mindspore import Tensor, nn
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from src.utils.util import unknown_name
 from src.utils.var_init import InitialValues, initial_values
@@ -21,6 +22,7 @@ CONFIGURATIONS: dict[str, tuple[int, ...]] = {
 
 SIDE_MULTIPLE = 32  # five poolings halve each side of the picture
 HIDDEN_UNITS = 4096
+POOLED_SIDE = 7  # of the feature map that `average_pool` makes: a picture of 224 pixels has it anyway
 
 
 class VGG(nn.Cell):
@@ -28,8 +30,9 @@ class VGG(nn.Cell):
 
     `image_size` is (height, width); both must be multiples of 32. `padding` counts with pad_mode "pad" only,
     `has_bias` concerns the convolutions only, a `dropout_rate` of 0 means none, and `width` scales the
-    channels and the hidden dense layers. `dropout` makes the dropout layers from their rate. Without
-    `include_top` the answer is the feature map [N, C, H/32, W/32]. Parameters are named as in the model
+    channels and the hidden dense layers. `dropout` makes the dropout layers from their rate. With `average_pool`
+    the classifier takes 7x7 features whatever the picture's size. Without `include_top` the answer is the feature
+    map [N, C, H/32, W/32]. Parameters are named as in the model
     zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. Values that are not allowed raise
     ValueError.
     """
@@ -48,28 +51,60 @@ class VGG(nn.Cell):
         initialize_mode: str = "XavierUniform",
         include_top: bool = True,
         width: float = 1.0,
+        average_pool: bool = False,
         dropout: Callable[[float], nn.Cell] | None = None,
     ) -> None:
         super().__init__()
         initial = initial_values(initialize_mode)
-        channels = _scaled_channels(network, width)
+        channels = scaled_channels(network, width)
         padding = _padding(pad_mode, padding)
         height, map_width = (_map_side(side, channels, padding) for side in image_size)
         self.layers = _convolutions(
             channels, padding=padding, batch_norm=batch_norm, has_bias=has_bias, initial=initial
         )
-        self.flatten, self.classifier = nn.Identity(), nn.Identity()
+        self.pool, self.flatten, self.classifier = nn.Identity(), nn.Identity(), nn.Identity()
         if include_top:
+            if average_pool and (height, map_width) != (POOLED_SIDE, POOLED_SIDE):
+                self.pool = AveragePool(height, map_width, POOLED_SIDE)
+                height, map_width = POOLED_SIDE, POOLED_SIDE
             features = channels[-2] * height * map_width
-            hidden = _scaled(HIDDEN_UNITS, width)
+            hidden = scaled(HIDDEN_UNITS, width)
             dropouts = _dropouts(dropout_rate, dropout)
             self.flatten = nn.Flatten()
             self.classifier = _classifier((features, hidden, hidden, num_classes), dropouts, initial)
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.layers(x)  # [N, 3, H, W] -> [N, 512, H/32, W/32]
+        x = self.pool(x)  # -> [N, 512, 7, 7] with average_pool
         x = self.flatten(x)  # -> [N, 512 * H/32 * W/32]
         return self.classifier(x)  # -> [N, 4096] -> [N, 4096] -> [N, num_classes]
+
+
+class AveragePool(nn.Cell):
+    """Feature maps [N, C, height, width] to [N, C, side, side]: each value is the mean of the pixels it overlaps.
+
+    The same means as an adaptive average pooling, as one product with a constant matrix, which every device and every
+    export format has. A map smaller than `side` is spread out.
+    """
+
+    def __init__(self, height: int, width: int, side: int) -> None:
+        super().__init__()
+        means = np.kron(_means(height, side), _means(width, side))  # [side * side, height * width]
+        self.means = Tensor(np.ascontiguousarray(means.T, dtype=np.float32))
+        self.in_shape, self.out_shape = (-1, height * width), (side, side)
+
+    def construct(self, x: Tensor) -> Tensor:
+        pooled = ops.matmul(ops.reshape(x, self.in_shape), ops.cast(self.means, x.dtype))  # [N * C, side * side]
+        return ops.reshape(pooled, (-1, x.shape[1], *self.out_shape))
+
+
+def _means(pixels: int, side: int) -> np.ndarray:
+    """[side, pixels]: row i averages the pixels from floor(i * pixels / side) to ceil((i + 1) * pixels / side)."""
+    rows = np.zeros((side, pixels))
+    for i in range(side):
+        start, end = i * pixels // side, -(-(i + 1) * pixels // side)
+        rows[i, start:end] = 1 / (end - start)
+    return rows
 
 
 def vgg11(num_classes: int = 1000, **kwargs: Any) -> VGG:
@@ -92,15 +127,15 @@ def vgg19(num_classes: int = 1000, **kwargs: Any) -> VGG:
     return VGG("vgg19", num_classes, **kwargs)
 
 
-def _scaled(count: int, width: float) -> int:
+def scaled(count: int, width: float) -> int:
     """A number of channels or units at this width, never less than 8."""
     return max(8, round(count * width))
 
 
-def _scaled_channels(network: str, width: float) -> list[int]:
+def scaled_channels(network: str, width: float) -> list[int]:
     if network not in CONFIGURATIONS:
         raise ValueError(unknown_name("network", network, CONFIGURATIONS))
-    return [item if item == POOL else _scaled(item, width) for item in CONFIGURATIONS[network]]
+    return [item if item == POOL else scaled(item, width) for item in CONFIGURATIONS[network]]
 
 
 def _padding(pad_mode: str, padding: int) -> int:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,22 @@ class InputError(ValueError):
     """What the user gave is wrong: the message says what; entry scripts print it without a traceback."""
 
     exit_status = 2
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds either the old text or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it is not there; InputError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from None
+    return folder
 
 
 def get_param_groups(

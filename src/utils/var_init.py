@@ -6,6 +6,7 @@ before the network is built gives the same network.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from mindspore.common.initializer import HeNormal, Initializer, Normal, XavierUniform
@@ -55,3 +56,13 @@ def initial_values(initialize_mode: str) -> InitialValues:
     if initialize_mode not in INITIALIZE_MODES:
         raise ValueError(unknown_name("initialize_mode", initialize_mode, INITIALIZE_MODES))
     return INITIALIZE_MODES[initialize_mode]()
+
+
+def drawn_later() -> AbstractContextManager:
+    """Networks made within draw their initial values when asked to (`init_parameters_data`): for those that are loaded
+    that would only cost time and memory. Where MindSpore no longer offers it, they are drawn at once."""
+    try:
+        from mindspore.nn.utils import no_init_parameters
+    except ImportError:  # announced for a version after 2.9
+        return nullcontext()
+    return no_init_parameters()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config -> pictures and how they become input. Needs no MindSpore until a pipeline is opened: a device uses it too."""
+
+from pathlib import Path
+
+from model_utils.schema import Config
+from src.pictures import STATISTICS, Preset
+from src.readers.base import Reader
+from src.readers.formats import DATA_SETS, Wanted, open_reader
+from src.readers.synthetic import SyntheticReader
+from src.utils.util import InputError
+
+
+def holds_photos(dataset: str) -> bool:
+    return dataset in DATA_SETS and DATA_SETS[dataset].photos
+
+
+def _stored(config: Config, split: str) -> Reader:
+    wanted = Wanted(config.num_classes, holds_photos(config.dataset), config.tfrecord_first_label)
+    return open_reader(_data_dir(config), split, wanted, dataset_format=config.dataset_format,
+                       candidates=DATA_SETS[config.dataset].formats)
+
+
+def _synthetic(config: Config, split: str) -> Reader:
+    if config.dataset_format != "auto":
+        raise InputError(f"dataset_format: {config.dataset_format} (from {config.origin('dataset_format')}) is of no "
+                         "use with dataset=synthetic, whose pictures are drawn")
+    counts = {"train": config.synthetic_train_images, "test": config.synthetic_test_images}
+    return SyntheticReader(split, counts[split])
+
+
+READERS = {"cifar10": _stored, "imagenet2012": _stored, "synthetic": _synthetic}
+
+
+def _data_dir(config: Config) -> Path:
+    if config.data_dir is None:
+        raise InputError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
+    folder = Path(config.data_dir)
+    if not folder.is_dir():
+        raise InputError(f"data_dir: {folder} is not a folder (from {config.origin('data_dir')})")
+    return folder
+
+
+def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -> Reader:
+    """The pictures of a split, 'train' or 'test'; InputError if they are not there or have other classes.
+
+    `classes` are the names of the training set, where they are known.
+    """
+    reader = READERS[config.dataset](config, split)
+    if len(reader.class_names) != config.num_classes:
+        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
+                         f"{reader.source} has {len(reader.class_names)} classes")
+    others = sorted(set(classes) ^ set(reader.class_names))
+    if classes and others and reader.by_name:
+        raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
+    return reader
+
+
+def build_preset(config: Config) -> Preset:
+    mean, std = STATISTICS[config.dataset]
+    return Preset(config.image_size, config.image_mean or mean, config.image_std or std, config.crop_pct,
+                  config.interpolation)

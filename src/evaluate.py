@@ -12,11 +12,14 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.collective import sum_integers
-from src.dataset import Preset, Shard, create_eval_dataset
+from src.dataset import Shard, create_eval_dataset
 from src.metrics import Counts, top_k
+from src.pictures import Preset
 from src.plots import plot_confusion
 from src.readers.base import Reader
+from src.readers.traffic import naming_bad_pictures
 from src.run_folder import write_atomically
+from src.utils.util import InputError
 
 
 class Evaluation(NamedTuple):
@@ -43,20 +46,30 @@ class Pace:
 
 
 def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Shard, *, batch_size: int, num_classes: int,
+             max_batches: int = -1, on_bad_image: str = "error",
              on_batch: Callable[[int], Any] = lambda images: None) -> Evaluation:
-    """Count over all pictures of the reader, summed over all ranks. The network's mode is left as it was."""
-    dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size)
+    """Count over all pictures of the reader, summed over all ranks. The network's mode is left as it was.
+
+    Each rank ends after `max_batches` where that is not -1. InputError for a picture that cannot be read; those that
+    `on_bad_image` leaves out are not counted, and at least one must be left.
+    """
+    dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size, on_bad_image=on_bad_image)
+    if dataset and max_batches > 0:
+        dataset = dataset.take(max_batches)
     counts, pace = Counts.empty(num_classes), Pace()
     was_training = network.training
     network.set_train(False)
-    for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
-        logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
-        counts.update(logits[:len(labels)].astype(np.float32), labels)
-        pace.count(len(labels))
-        on_batch(len(labels))
+    with naming_bad_pictures(reader):
+        for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
+            logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
+            counts.update(logits[:len(labels)].astype(np.float32), labels)
+            pace.count(len(labels))
+            on_batch(len(labels))
     network.set_train(was_training)
     mine = np.append(counts.to_array(), round(1000 * pace.images_per_s))
     summed = sum_integers(mine, shard.world_size)
+    if not Counts.from_array(summed[:-1]).seen:
+        raise InputError(f"{reader.source}: no picture can be read")
     return Evaluation(Counts.from_array(summed[:-1]), summed[-1] / 1000)
 
 

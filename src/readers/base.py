@@ -5,30 +5,82 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from src.readers.traffic import Traffic
 from src.utils.util import InputError
+
+SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val", "validation")}
 
 
 class Reader(Protocol):
     """Pictures of one split, in a fixed order.
 
-    `open` gives a MindData pipeline with the columns image and label; photos come encoded (JPEG, PNG, of any size),
-    the others as ready H x W x 3 arrays of one size.
+    `open` gives a MindData pipeline with the columns image and label. Encoded pictures (JPEG, PNG and so on) have a
+    `traffic`, whose `arrive` must be mapped over the labels behind all transforms; the others come as ready
+    H x W x 3 arrays of one size.
     """
 
     source: str
     class_names: tuple[str, ...]
-    photos: bool
+    labels: np.ndarray
+    photos: bool  # of any size, and cropped as such; else small ones of one size
+    encoded: bool
+    by_name: bool  # classes are numbered in the order of their names
+    traffic: Traffic | None
+    problems: Sequence[str]  # what was wrong and left out, where that was asked for
 
     def __len__(self) -> int: ...
 
     def open(self, sampler: Any, workers: int) -> Any: ...
 
+    def read(self, index: int) -> np.ndarray:
+        """One picture as it is stored: the bytes of a file, or the array."""
 
-def open_arrays(images: Any, labels: Any, sampler: Any) -> Any:
-    """A pipeline over pictures that lie in memory."""
-    import mindspore.dataset as ds
+    def name(self, index: int) -> str:
+        """Where it is stored, for messages."""
 
-    return ds.NumpySlicesDataset((images, labels), ["image", "label"], num_parallel_workers=1, sampler=sampler)
+    def file(self, index: int) -> str | None:
+        """The file that is this picture and nothing else; None where pictures stand in records."""
+
+
+class ArrayReader:
+    """Pictures that lie in memory."""
+
+    photos = encoded = by_name = False
+    traffic = None
+    problems = ()
+
+    def __init__(self, source: str, class_names: Sequence[str], images: np.ndarray, labels: np.ndarray) -> None:
+        self.source, self.class_names = source, tuple(class_names)
+        self.images, self.labels = images, labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, sampler: Any, workers: int) -> Any:
+        import mindspore.dataset as ds
+
+        return ds.NumpySlicesDataset((self.images, self.labels), ["image", "label"], num_parallel_workers=1,
+                                     sampler=sampler)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"{self.source}: picture {index}"
+
+    def file(self, index: int) -> None:
+        return None
+
+
+def split_folders(data_dir: Path, split: str) -> list[Path]:
+    """The folders that may be those of a split: inside data_dir, data_dir itself, or beside it."""
+    names = SPLIT_FOLDERS[split]
+    folders = [data_dir / name for name in names]
+    if data_dir.name in sum(SPLIT_FOLDERS.values(), ()):
+        folders += [data_dir] if data_dir.name in names else [data_dir.parent / name for name in names]
+    return folders
 
 
 def describe_folder(folder: Path, limit: int = 8) -> str:

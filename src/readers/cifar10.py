@@ -3,11 +3,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from src.readers.base import open_arrays, wrong_layout
+from src.readers.base import ArrayReader, wrong_layout
 from src.utils.util import InputError
 
 RECORD_BYTES = 1 + 32 * 32 * 3
@@ -19,16 +18,19 @@ EXPECTED = """    data_dir/
       cifar-10-verify-bin/    test_batch.bin  (test; beside the training batches also works)"""
 
 
-def _find(data_dir: Path, split: str) -> list[Path]:
+def looked_for(split: str) -> list[str]:
+    return [f"{folder}/{FILES[split]}" for folder in FOLDERS[split]]
+
+
+def find(data_dir: Path, split: str) -> list[Path] | None:
+    """The files of a split; None if there is none."""
     for folder in FOLDERS[split]:
         files = sorted((data_dir / folder).glob(FILES[split]))
         if files:
             return files
     # data_dir may be one of the two folders itself; the other split then lies beside it
     beside = sorted((data_dir.parent / FOLDERS[split][0]).glob(FILES[split]))
-    if beside and data_dir.name in (FOLDERS["train"][0], FOLDERS["test"][0]):
-        return beside
-    raise wrong_layout(data_dir, [f"{folder}/{FILES[split]}" for folder in FOLDERS[split]], EXPECTED)
+    return beside if beside and data_dir.name in (FOLDERS["train"][0], FOLDERS["test"][0]) else None
 
 
 def _read(path: Path) -> np.ndarray:
@@ -61,20 +63,22 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names if len(names) == len(CLASS_NAMES) else CLASS_NAMES
 
 
-class Cifar10Reader:
+class Cifar10Reader(ArrayReader):
     """One split; the training split never reads a test file, wherever it lies. InputError if it is not there."""
 
-    photos = False
-
     def __init__(self, data_dir: Path, split: str) -> None:
-        files = _find(data_dir, split)
-        self.folder = files[0].parent
-        self.source = f"CIFAR-10 records in {self.folder}"
-        self.class_names = _class_names(self.folder)
-        self.images, self.labels = read_records(files)
+        files = find(data_dir, split)
+        if not files:
+            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
+        self._files = files
+        self.folder = self._files[0].parent
+        images, labels = read_records(self._files)
+        super().__init__(f"CIFAR-10 records in {self.folder}", _class_names(self.folder), images, labels)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def open(self, sampler: Any, workers: int) -> Any:
-        return open_arrays(self.images, self.labels, sampler)
+    def name(self, index: int) -> str:
+        for path in self._files:
+            records = path.stat().st_size // RECORD_BYTES
+            if index < records:
+                break
+            index -= records
+        return f"{path}: record {index}"

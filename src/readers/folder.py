@@ -2,15 +2,15 @@
 """ImageNet-style data: one folder per class, pictures inside."""
 
 import os
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from src.readers.base import wrong_layout
+import numpy as np
+
+from src.readers.base import SPLIT_FOLDERS, split_folders, wrong_layout
+from src.readers.encoded import EncodedReader, read_file
 from src.utils.util import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
-FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val")}
 EXPECTED = """    data_dir/
       train/ or ilsvrc/                  one folder per class, pictures inside
       val/ or validation_preprocess/     the same classes"""
@@ -23,57 +23,52 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _count_pictures(folder: Path) -> Counter[str]:
-    """How many pictures of each ending; InputError if there is none, or one that MindData trips over."""
-    names = [entry.name for entry in os.scandir(folder) if is_picture(entry.name) and entry.is_file()]
+def _pictures(folder: Path) -> list[str]:
+    """Names in their order. Hidden files, as some systems leave them beside pictures, are left aside."""
+    names = sorted(entry.name for entry in os.scandir(folder) if is_picture(entry.name) and entry.is_file())
     if not names:
         raise InputError(f"{folder}: holds no pictures ({', '.join(EXTENSIONS)})")
-    hidden = next((name for name in names if name.startswith(".")), None)
-    if hidden:
-        raise InputError(f"{folder / hidden}: is a hidden file with the name of a picture, as some systems leave them; "
-                         f"remove such files: find '{folder.parent}' -type f -name '.*' -delete")
-    return Counter(os.path.splitext(name)[1] for name in names)
+    return names
 
 
-def find_split(data_dir: Path, split: str) -> Path:
-    """The folder of a split: inside data_dir, data_dir itself, or beside it."""
-    names, every_name = FOLDERS[split], sum(FOLDERS.values(), ())
-    candidates = [data_dir / name for name in names]
-    if data_dir.name in every_name:
-        candidates += [data_dir] if data_dir.name in names else [data_dir.parent / name for name in names]
-    found = next((folder for folder in candidates if _class_folders(folder)), None)
+def looked_for(split: str) -> list[str]:
+    return [f"{name}/<class>/" for name in SPLIT_FOLDERS[split]] + ["<class>/"]
+
+
+def find(data_dir: Path, split: str) -> Path | None:
+    """The folder that holds the class folders of a split; None if there is none."""
+    found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
     classes = _class_folders(data_dir)
-    if found is None and classes and not set(classes) & set(every_name):
+    if found is None and classes and not set(classes) & set(sum(SPLIT_FOLDERS.values(), ())):
         found = data_dir
-    if found is None:
-        raise wrong_layout(data_dir, [f"{name}/<class>/" for name in names] + ["<class>/"], EXPECTED)
     return found
 
 
-class FolderReader:
+class FolderReader(EncodedReader):
     """One split of class folders; classes are numbered in the order of their names. InputError if one is empty."""
 
-    photos = True
+    by_name = True
 
-    def __init__(self, data_dir: Path, split: str) -> None:
-        self.folder = find_split(data_dir, split)
-        self.source = f"class folders in {self.folder}"
-        self.class_names = tuple(_class_folders(self.folder))
-        endings: Counter[str] = Counter()
-        for name in self.class_names:
-            endings.update(_count_pictures(self.folder / name))
-        self._count = endings.total()
-        self._endings = sorted(endings)  # as they are written: MindData minds upper and lower case
+    def __init__(self, data_dir: Path, split: str, *, photos: bool = True) -> None:
+        folder = find(data_dir, split)
+        if folder is None:
+            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
+        self.folder = folder
+        class_names = _class_folders(folder)
+        pictures = [_pictures(folder / name) for name in class_names]
+        self._names = [name for names in pictures for name in names]
+        labels = np.repeat(np.arange(len(pictures)), [len(names) for names in pictures])
+        super().__init__(f"class folders in {folder}", class_names, labels, photos=photos)
 
-    def __len__(self) -> int:
-        return self._count
+    def file(self, index: int) -> str:
+        return self.name(index)
 
-    def open(self, sampler: Any, workers: int) -> Any:
-        import mindspore.dataset as ds
+    def read(self, index: int) -> np.ndarray:
+        path = self.name(index)
+        return read_file(path, path)
 
-        return ds.ImageFolderDataset(str(self.folder), sampler=sampler, extensions=self._endings,
-                                     class_indexing={name: i for i, name in enumerate(self.class_names)},
-                                     num_parallel_workers=workers)
+    def name(self, index: int) -> str:
+        return os.path.join(self.folder, self.class_names[self.labels[index]], self._names[index])

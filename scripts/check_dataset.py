@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Read a whole data set and say what is in it and what is wrong with it.
+
+    python scripts/check_dataset.py --config_path=imagenet2012_config.yaml --data_dir=data/imagenet
+
+Takes the flags of train.py. Reports pictures per class, sizes, broken pictures, labels that cannot be right, pictures
+that are there twice, and the nearest layout where the data is not found. --fix=list writes train_list.txt and
+val_list.txt without the broken and the mislabelled ones; train.py reads these lists from then on.
+Exit status: 0 all is well, 1 something is wrong, 2 there was nothing to check.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.config import get_config  # noqa: E402
+from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.local_adapter import usable_cores  # noqa: E402
+from model_utils.schema import Config  # noqa: E402
+from src.readers import packing  # noqa: E402
+from src.readers.base import Reader  # noqa: E402
+from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
+from src.readers.class_names import write_class_names  # noqa: E402
+from src.readers.folder import FolderReader, is_picture  # noqa: E402
+from src.readers.formats import DATA_SETS, Wanted  # noqa: E402
+from src.readers.inspection import Fact, inspect, sizes  # noqa: E402
+from src.readers.layouts import nearest_layout  # noqa: E402
+from src.readers.parallel import Source, open_source  # noqa: E402
+from src.utils.util import InputError  # noqa: E402
+
+NAMES = {"train": "training", "test": "evaluation"}
+SHOWN_CLASSES = 20
+MAJORITY = 0.8  # so many of a folder's pictures with one label make the others of it doubtful
+ENOUGH = 5  # pictures in a folder to say so
+
+
+class Findings(NamedTuple):
+    """What a split holds, and what is wrong with it."""
+
+    split: str
+    reader: Reader
+    facts: list[Fact]
+    broken: list[str]
+    mislabelled: list[str]
+    doubtful: set[int]  # numbers of the mislabelled pictures
+    twice: int  # pictures that stand there before under the same label
+    left_aside: list[str]  # files beside the pictures that no reader looks at
+
+
+def lenient_source(config: Config, split: str) -> Source:
+    """The split without the records or lines that are wrong; its reader says what these are."""
+    kind = DATA_SETS[config.dataset]
+    wanted = Wanted(config.num_classes, kind.photos, config.tfrecord_first_label, lenient=True)
+    return Source(Path(config.data_dir or ""), split, wanted, config.dataset_format, kind.formats)
+
+
+def find_folder_strays(reader: Reader) -> list[int]:
+    """Pictures with another label than nearly all others of their folder."""
+    folders: defaultdict[str, list[int]] = defaultdict(list)
+    for index in range(len(reader)):
+        folders[os.path.dirname(reader.file(index) or "")].append(index)
+    strays = []
+    for indices in folders.values():
+        labels = reader.labels[indices]
+        label, count = Counter(labels.tolist()).most_common(1)[0]
+        if len(folders) > 1 and len(indices) >= ENOUGH and MAJORITY * len(indices) <= count < len(indices):
+            strays += [index for index in indices if reader.labels[index] != label]
+    return strays
+
+
+def find_contradictions(reader: Reader, facts: Sequence[Fact]) -> tuple[list[list[int]], int]:
+    """Groups of equal pictures with different labels, and how many others are there twice."""
+    groups: defaultdict[bytes, list[int]] = defaultdict(list)
+    for fact in facts:
+        if fact.digest and not fact.problem:
+            groups[fact.digest].append(fact.index)
+    equal = [group for group in groups.values() if len(group) > 1]
+    contradictions = [group for group in equal if len(set(reader.labels[group].tolist())) > 1]
+    return contradictions, sum(len(group) - 1 for group in equal) - sum(len(group) - 1 for group in contradictions)
+
+
+def find_left_aside(reader: Reader) -> list[str]:
+    """Files in class folders that are no pictures by their name."""
+    if not isinstance(reader, FolderReader):
+        return []
+    return [entry.path for name in reader.class_names for entry in sorted(os.scandir(reader.folder / name), key=str)
+            if entry.is_file() and not is_picture(entry.name)]
+
+
+def describe_label(reader: Reader, index: int) -> str:
+    label = int(reader.labels[index])
+    return f"{reader.name(index)} has the label {label} ({reader.class_names[label]})"
+
+
+def is_about_label(problem: str) -> bool:
+    return " the label " in problem
+
+
+def check_split(config: Config, split: str) -> Findings:
+    """Read all pictures of a split. InputError if it cannot be opened at all."""
+    source = lenient_source(config, split)
+    reader = open_source(source)
+    facts = inspect(source, processes=config.num_parallel_workers or usable_cores(),
+                    what=f"reading {NAMES[split]} pictures")
+    strays = find_folder_strays(reader)
+    contradictions, twice = find_contradictions(reader, facts)
+    mislabelled = [f"{describe_label(reader, index)}, unlike nearly all others of its folder" for index in strays]
+    mislabelled += ["the same picture under different labels: " + "; ".join(describe_label(reader, index)
+                                                                            for index in group)
+                    for group in contradictions]
+    mislabelled += [problem for problem in reader.problems if is_about_label(problem)]
+    broken = [problem for problem in reader.problems if not is_about_label(problem)]
+    return Findings(split, reader, facts, broken + [fact.problem for fact in facts if fact.problem], mislabelled,
+                    {*strays, *(index for group in contradictions for index in group)}, twice, find_left_aside(reader))
+
+
+def class_counts(findings: Findings) -> np.ndarray:
+    good = [fact.index for fact in findings.facts if not fact.problem]
+    return np.bincount(findings.reader.labels[good], minlength=len(findings.reader.class_names))
+
+
+def describe_classes(findings: Findings) -> list[str]:
+    counts, names = class_counts(findings), findings.reader.class_names
+    lines = [f"pictures per class: {counts.min()} to {counts.max()}, median {np.median(counts):g}"]
+    if len(counts) <= SHOWN_CLASSES:
+        lines += [f"  {label:4} {name}: {count}" for label, (name, count) in enumerate(zip(names, counts, strict=True))]
+    empty = [names[label] for label in np.flatnonzero(counts == 0)]
+    return lines + ([f"classes without a picture: {shorten(empty)}"] if empty else [])
+
+
+def shorten(names: Sequence[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def describe_sizes(findings: Findings) -> str:
+    pairs = sizes(findings.facts)
+    if not len(pairs):
+        return "sizes: no picture can be decoded"
+    (width, height), smallest, largest = np.median(pairs, axis=0), pairs.min(axis=0), pairs.max(axis=0)
+    return (f"sizes: width {smallest[0]} to {largest[0]}, median {width:g}; "
+            f"height {smallest[1]} to {largest[1]}, median {height:g}")
+
+
+def describe(findings: Findings, limit: int) -> list[str]:
+    """The report of one split."""
+    lines = [f"{NAMES[findings.split]}: {findings.reader.source}: {len(findings.facts)} pictures, "
+             f"{len(findings.reader.class_names)} classes", *describe_classes(findings), describe_sizes(findings)]
+    for title, items in (("broken", findings.broken), ("mislabelled", findings.mislabelled),
+                         ("files that are left aside", findings.left_aside)):
+        lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:limit])]
+        lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
+    return lines + ([f"there twice under the same label: {findings.twice}"] if findings.twice else [])
+
+
+def find_leaks(results: Sequence[Findings]) -> int:
+    """Pictures of the evaluation that are trained on as well."""
+    digests = [{fact.digest for fact in findings.facts if fact.digest} for findings in results]
+    return len(set.intersection(*digests)) if len(digests) == 2 else 0
+
+
+def write_list(findings: Findings, data_dir: Path) -> str:
+    """The split as a list without what is broken or mislabelled; a list that was there is kept beside it."""
+    reader = findings.reader
+    if reader.file(0) is None:
+        raise InputError(f"--fix=list: the pictures of {reader.source} are no files of their own; "
+                         "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
+    path = data_dir / packing.FILES[findings.split]
+    good = [fact.index for fact in findings.facts if not fact.problem and fact.index not in findings.doubtful]
+    lines = list(packing.list_lines(reader, good, data_dir))
+    if path.exists():
+        backup = path.with_name(f"{path.name}.before_fix")
+        if not backup.exists():
+            path.rename(backup)
+    packing.write_lines(path, lines)
+    if not (data_dir / CLASS_NAMES).exists():
+        write_class_names(data_dir, reader.class_names)
+    return f"{path}: lists {len(good)} of {len(findings.facts)} pictures"
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    counts = dict(zip(findings.reader.class_names, class_counts(findings).tolist(), strict=True))
+    return {"source": findings.reader.source, "pictures": len(findings.facts), "per_class": counts,
+            "broken": findings.broken, "mislabelled": findings.mislabelled, "left_aside": findings.left_aside,
+            "twice": findings.twice}
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")
+    parser.add_argument("--fix", choices=("list",), help="list: write list files without what is wrong")
+    parser.add_argument("--show", type=int, default=20, help="how many problems of a kind to name (default 20)")
+    parser.add_argument("--json", type=Path, help="write the whole report here as well")
+    return parser.parse_known_args(argv)
+
+
+def check(config: Config, options: argparse.Namespace) -> tuple[list[Findings], list[str]]:
+    """What was found in the splits, and what to say of those that cannot be opened."""
+    if config.dataset not in DATA_SETS or config.data_dir is None:
+        raise InputError("--data_dir=FOLDER names the data to check, --dataset=cifar10 or imagenet2012 its kind")
+    results, errors = [], []
+    for split in (options.split,) if options.split else ("train", "test"):
+        try:
+            results.append(check_split(config, split))
+        except InputError as error:
+            near = nearest_layout(Path(config.data_dir), split, config.dataset)
+            errors.append(f"{NAMES[split]}: {error}" + (f"\n  nearest layout: {near}" if near else ""))
+    return results, errors
+
+
+def run(options: argparse.Namespace, config: Config) -> int:
+    results, errors = check(config, options)
+    for findings in results:
+        print("\n".join(describe(findings, options.show)) + "\n")
+    for error in errors:
+        print(f"check_dataset.py: error: {error}", file=sys.stderr)
+    leaks = find_leaks(results)
+    if leaks:
+        print(f"in training and evaluation alike: {leaks} pictures")
+    if options.fix:
+        for findings in results:
+            print(write_list(findings, Path(config.data_dir)))
+    if options.json:
+        report = {findings.split: as_json(findings) for findings in results} | {"in_both": leaks, "errors": errors}
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    wrong = any(findings.broken or findings.mislabelled for findings in results)
+    return 2 if not results else int(bool(wrong or errors))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, flags = parse_args(argv)
+    try:
+        return run(options, get_config(flags, "check_dataset.py"))
+    except (InputError, ConfigError, OSError) as error:
+        print(f"check_dataset.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Pack a data set into MindRecord files, TFRecord shards or a list file, from any format that train.py reads.
+
+    python scripts/convert_dataset.py --to=tfrecord --output=data/packed --dataset=imagenet2012 --data_dir=data/imagenet
+
+Takes the flags of train.py for what is read. Pictures are packed as they are, in their order; those of CIFAR-10
+become PNG. Given again, an interrupted command goes on with the pieces that are missing. At the end the result is
+read back: the count, all labels, and the pictures of a sample must be those of the source.
+With --to=list and without --output the list is written beside the pictures, which stay where they are.
+Exit status: 0 done, 2 the data or the output folder is not right.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.config import get_config  # noqa: E402
+from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.local_adapter import usable_cores  # noqa: E402
+from model_utils.schema import Config  # noqa: E402
+from src.readers import packing  # noqa: E402
+from src.readers.base import Reader  # noqa: E402
+from src.readers.class_names import write_class_names  # noqa: E402
+from src.readers.formats import DATA_SETS, Wanted, open_reader  # noqa: E402
+from src.readers.inspection import broken, inspect  # noqa: E402
+from src.readers.packing import Piece  # noqa: E402
+from src.readers.parallel import Source, cut, open_source, run  # noqa: E402
+from src.utils.util import InputError  # noqa: E402
+
+RECORD = ".convert_dataset.json"  # in the output folder: what is being written there
+SHARD_BYTES = 128 << 20
+SAMPLE = 200
+NAMES = {"train": "training", "test": "evaluation"}
+
+
+class Plan(NamedTuple):
+    """The conversion of one split."""
+
+    source: Source
+    to: str
+    folder: Path
+    pieces: list[Piece]
+    kept: list[int]  # numbers of the pictures that go over, in their order
+
+
+def guess_pieces(reader: Reader, processes: int) -> int:
+    """So many that each has about 128 MB and no process is idle."""
+    sample = range(0, len(reader), max(1, len(reader) // 50))
+    mean = sum(len(packing.content_of(reader, index)) for index in sample) / len(sample)
+    return max(1, round(mean * len(reader) / SHARD_BYTES), min(processes, len(reader) // 500))
+
+
+def find_kept(source: Source, config: Config, processes: int) -> list[int]:
+    """The pictures that can be decoded; InputError names the others unless they are to be left out."""
+    reader = open_source(source)
+    if not reader.encoded:
+        return list(range(len(reader)))
+    facts = inspect(source, processes=processes, what=f"checking {NAMES[source.split]} pictures")
+    bad = broken(facts)
+    lines = [str(fact.problem) for fact in bad[:5]] + ([f"and {len(bad) - 5} more"] if len(bad) > 5 else [])
+    if bad and config.on_bad_image != "skip":
+        raise InputError("\n".join([*lines, "--on_bad_image=skip leaves such pictures out"]))
+    if bad:
+        print("\n  ".join([f"{len(bad)} pictures are left out:", *lines]))
+    if len(bad) == len(facts):
+        raise InputError(f"{reader.source}: no picture can be read")
+    return [fact.index for fact in facts if not fact.problem]
+
+
+def fingerprint(reader: Reader, to: str) -> dict[str, Any]:
+    """What an interrupted conversion must agree on to be continued."""
+    digest = hashlib.sha256(reader.labels.tobytes())
+    for index in range(0, len(reader), max(1, len(reader) // 1000)):
+        digest.update(reader.name(index).encode("utf-8", "surrogateescape"))
+    return {"to": to, "pictures": len(reader), "classes": list(reader.class_names), "source": digest.hexdigest()}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    packing.write_lines(folder / RECORD, [json.dumps(record)])
+
+
+def make_plan(source: Source, config: Config, options: argparse.Namespace, processes: int) -> Plan:
+    """How the split is cut into pieces: as an interrupted conversion began it, else anew. InputError if the folder
+    holds something else."""
+    reader, folder = open_source(source), options.output
+    record, wanted = read_record(folder), fingerprint(reader, options.to)
+    begun = record.get(source.split)
+    if begun and begun["wanted"] != wanted:
+        raise InputError(f"{folder}: holds another conversion, of {begun['wanted']['pictures']} pictures to "
+                         f"{begun['wanted']['to']}; name another folder")
+    if not record and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty, and nothing in it is of this command; name another folder")
+    if not begun:
+        folder.mkdir(parents=True, exist_ok=True)
+        left_out = sorted(set(range(len(reader))) - set(find_kept(source, config, processes)))
+        begun = {"wanted": wanted, "left_out": left_out, "finished": False,
+                 "pieces": min(len(reader) - len(left_out), options.shards or guess_pieces(reader, processes))}
+        write_record(folder, record | {source.split: begun})
+    left_out = set(begun["left_out"])
+    kept = [index for index in range(len(reader)) if index not in left_out]
+    parts = cut(kept, begun["pieces"])
+    return Plan(source, options.to, folder, [Piece(i, len(parts), part) for i, part in enumerate(parts)], kept)
+
+
+def convert_split(source: Source, config: Config, options: argparse.Namespace) -> None:
+    processes = config.num_parallel_workers or usable_cores()
+    plan = make_plan(source, config, options, processes)
+    split, record, reader = source.split, read_record(plan.folder), open_source(source)
+    if not record[split]["finished"]:
+        write_pieces(plan, processes)
+    first_label = packing.FIRST_TFRECORD_LABEL if plan.to == "tfrecord" else 0
+    write_class_names(plan.folder, reader.class_names, first_label=first_label)
+    print(verify(source, plan.kept, plan.folder, plan.to))
+    record[split]["finished"] = True
+    write_record(plan.folder, record)
+
+
+def write_pieces(plan: Plan, processes: int) -> None:
+    """Those that are not there yet."""
+    split = plan.source.split
+    missing = [piece for piece in plan.pieces if not packing.piece_path(plan.folder, plan.to, split, piece).exists()]
+    if len(missing) < len(plan.pieces):
+        print(f"{len(plan.pieces) - len(missing)} of {len(plan.pieces)} pieces were there already")
+    run(plan.source, packing.write_piece, [(plan.folder, plan.to, split, piece) for piece in missing],
+        total=sum(len(piece.indices) for piece in missing), processes=processes,
+        what=f"writing {NAMES[split]} pictures")
+    if plan.to == "list":
+        packing.finish_list(plan.folder, split, plan.pieces)
+
+
+def verify(source: Source, kept: Sequence[int], folder: Path, to: str) -> str:
+    """Read back what was written; InputError if it is not what it was made of."""
+    reader = open_source(source)
+    wanted = source.wanted._replace(first_label=packing.FIRST_TFRECORD_LABEL)
+    packed = open_reader(folder, source.split, wanted, dataset_format=to)
+    if len(packed) != len(kept) or packed.labels.tolist() != reader.labels[list(kept)].tolist():
+        raise InputError(f"{folder}: the {len(packed)} pictures there are not the {len(kept)} of {reader.source}; "
+                         "remove the folder and convert again")
+    chosen = sorted(random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept))))
+    for position in chosen:
+        if not packing.same_picture(reader, kept[position], packed, position):
+            raise InputError(f"{packed.name(position)}: is not the same as {reader.name(kept[position])}; "
+                             "remove the folder and convert again")
+    return (f"{len(packed)} {NAMES[source.split]} pictures in {packed.source}; verified: all labels, and {len(chosen)} "
+            "pictures byte for byte")
+
+
+def list_in_place(source: Source, config: Config) -> None:
+    """A list beside pictures that are files already."""
+    reader = open_source(source)
+    path = source.data_dir / packing.FILES[source.split]
+    if path.exists():
+        raise InputError(f"{path}: is there already")
+    kept = find_kept(source, config, config.num_parallel_workers or usable_cores())
+    packing.write_lines(path, packing.list_lines(reader, kept, source.data_dir))
+    write_class_names(source.data_dir, reader.class_names)
+    print(verify(source, kept, source.data_dir, "list"))
+
+
+def find_sources(config: Config, splits: Sequence[str]) -> list[Source]:
+    """The splits that are there; InputError if there is none, or one that was asked for is not."""
+    if config.dataset not in DATA_SETS or config.data_dir is None:
+        raise InputError("--data_dir=FOLDER names the data to convert, --dataset=cifar10 or imagenet2012 its kind")
+    kind = DATA_SETS[config.dataset]
+    sources, errors = [], []
+    for split in splits:
+        source = Source(Path(config.data_dir), split, Wanted(config.num_classes, kind.photos,
+                                                             config.tfrecord_first_label),
+                        config.dataset_format, kind.formats)
+        try:
+            open_source(source)
+            sources.append(source)
+        except InputError as error:
+            errors.append(error)
+    if errors and (not sources or not str(errors[0]).startswith("data_dir: no data found")):
+        raise errors[0]
+    return sources
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--to", required=True, choices=tuple(packing.SPLIT_STEMS), help="the format to write")
+    parser.add_argument("--output", type=Path, help="a new folder; needed but for lists of pictures that are files")
+    parser.add_argument("--shards", type=int, default=0, help="how many files per split (default: of about 128 MB)")
+    parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
+    return parser.parse_known_args(argv)
+
+
+def convert(options: argparse.Namespace, config: Config) -> None:
+    if options.shards < 0:
+        raise InputError(f"--shards: must be positive, not {options.shards}")
+    if options.output is None and options.to != "list":
+        raise InputError(f"--output=FOLDER: is needed to write {options.to}")
+    sources = find_sources(config, (options.split,) if options.split else ("train", "test"))
+    readers = [open_source(source) for source in sources]
+    names = {reader.class_names for reader in readers if reader.by_name}
+    if len(names) > 1:
+        raise InputError(f"{config.data_dir}: the class folders of the two splits differ, so their numbers would too")
+    for source in sources:
+        if options.output is None or options.output.resolve() == source.data_dir.resolve():
+            if options.to != "list":
+                raise InputError(f"--output: {options.output} is the folder that is read; name another one")
+            list_in_place(source, config)
+        else:
+            convert_split(source, config, options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, flags = parse_args(argv)
+    try:
+        convert(options, get_config(flags, "convert_dataset.py"))
+    except (InputError, ConfigError, OSError) as error:
+        print(f"convert_dataset.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convert_dataset.py: stopped; the command goes on from here when given again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

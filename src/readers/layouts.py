@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data that lies elsewhere than it was looked for: what would work, nearest first."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from src.readers.base import SPLIT_FOLDERS
+from src.readers.folder import is_picture
+from src.readers.formats import DATA_SETS, FORMATS
+from src.utils.util import InputError
+
+DEEPEST = 3
+MOST_FOLDERS = 3000
+OTHER_NAMES = {"train": ("training", "trn", "images_train"), "test": ("valid", "test", "testing", "eval")}
+
+
+def _below(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+    """The folder and those below, the upper ones first."""
+    level = [folder]
+    for _ in range(depth + 1):
+        yield from level
+        level = [Path(entry.path) for parent in level for entry in _entries(parent)
+                 if entry.is_dir() and not entry.name.startswith(".")][:MOST_FOLDERS]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(is_picture(entry.name) for entry in _entries(folder))
+
+
+def _is_there(name: str, folder: Path, split: str) -> bool:
+    try:
+        found = FORMATS[name].find(folder, split)
+    except InputError:
+        return False
+    # Any folder with folders in it looks like class folders; those without a picture are none.
+    return bool(found) and (name != "folder" or any(_holds_pictures(Path(item.path)) for item in _entries(found)))
+
+
+def _flags(name: str, folder: Path, dataset: str) -> str:
+    fitting = [known for known, kind in DATA_SETS.items() if name in kind.formats]
+    other = "" if dataset in fitting else f" --dataset={fitting[0]}"
+    return f"--data_dir={folder}{other}"
+
+
+def nearest_layout(data_dir: Path, split: str, dataset: str) -> str | None:
+    """What to type or to rename so that the split is found; None if nothing that looks like data is near."""
+    candidates = [data_dir, *list(_below(data_dir))[1:], data_dir.parent]
+    for folder in candidates:
+        for name in sorted(FORMATS, key=lambda name: name not in DATA_SETS[dataset].formats):
+            if _is_there(name, folder, split):
+                return f"{FORMATS[name].looked_for(split)[0]} was found with {_flags(name, folder, dataset)}"
+    for folder in candidates:
+        for other in OTHER_NAMES[split]:
+            classes = _entries(folder / other)
+            if any(_holds_pictures(Path(entry.path)) for entry in classes if entry.is_dir()):
+                wanted = folder / SPLIT_FOLDERS[split][1]
+                return f"{folder / other} looks like class folders under another name: mv '{folder / other}' '{wanted}'"
+    return None

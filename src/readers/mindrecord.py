@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MindRecord files, read at random through MindDataset: as a pipeline of its own it would not take our sampler."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from src.readers.base import wrong_layout
+from src.readers.class_names import complete_names, read_class_names
+from src.readers.encoded import EncodedReader, raise_problems
+from src.readers.shards import find_shards
+from src.utils.util import InputError
+
+ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.mindrecord\d*"
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "data"), ("label",)
+EXPECTED = """    data_dir/
+      train.mindrecord, val.mindrecord       or numbered sets: train-00000-of-00004.mindrecord, train.mindrecord0 ...,
+      train.mindrecord.db, val...db          each with its .db; columns image (or data) and label, labels from 0"""
+
+
+def looked_for(split: str) -> list[str]:
+    return ["train*.mindrecord*"] if split == "train" else ["val*.mindrecord*"]
+
+
+def find(data_dir: Path, split: str) -> list[Path] | None:
+    return find_shards(data_dir, split, ENDINGS) or None
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        index = path.with_name(f"{path.name}.db")
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty")
+        if not index.is_file():
+            raise InputError(f"{path}: its index {index.name} is missing; a MindRecord file is no use without it")
+
+
+def _reason(error: Exception) -> str:
+    """The one line of MindData's error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    said = next((line.split("ERROR]")[1].strip() for line in lines if "ERROR]" in line), "")
+    return said or (lines[0] if lines else type(error).__name__)
+
+
+def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Any:
+    """A dataset whose rows can be asked for by number. InputError if a file is damaged."""
+    import mindspore.dataset as ds
+
+    try:
+        dataset = ds.MindDataset([str(path) for path in paths], columns_list=list(columns) if columns else None,
+                                 shuffle=False)
+        dataset.get_dataset_size()
+        return dataset
+    except (RuntimeError, ValueError) as error:
+        if len(paths) > 1:
+            for path in paths:
+                _open([path], columns)  # names the one that is wrong
+        raise InputError(f"{paths[0]}: cannot be read as MindRecord: {_reason(error)}") from None
+
+
+def _choose(found: Sequence[str], wanted: Sequence[str], path: Path) -> str:
+    column = next((name for name in wanted if name in found), None)
+    if column is None:
+        raise InputError(f"{path}: has no column {' or '.join(wanted)}; its columns: {', '.join(found)}")
+    return column
+
+
+class MindRecordReader(EncodedReader):
+    """All rows of a split, in the order of its files; labels count from 0.
+
+    A lenient reader leaves out rows with a wrong label, and says so in `problems`.
+    """
+
+    def __init__(self, data_dir: Path, split: str, *, num_classes: int, photos: bool = True,
+                 lenient: bool = False) -> None:
+        paths = find(data_dir, split)
+        if not paths:
+            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
+        _check_files(paths)
+        self.paths = paths
+        columns = _open(paths[:1]).get_col_names()
+        image, label = _choose(columns, IMAGE_COLUMNS, paths[0]), _choose(columns, LABEL_COLUMNS, paths[0])
+        self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])
+        self._dataset, self._lock = _open(paths, [image]), Lock()
+        labels = self._read_labels(label)
+        self._rows = np.arange(len(labels))
+        self._check_ends()
+        good = (labels >= 0) & (labels < num_classes)
+        self.problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to {num_classes - 1}, "
+                         f"because num_classes is {num_classes}" for row in np.flatnonzero(~good)]
+        self._rows = np.flatnonzero(good)
+        if not lenient or not len(self._rows):
+            raise_problems(self.problems)
+        if not len(self._rows):
+            raise InputError(f"{paths[0]}: holds no row")
+        names = read_class_names((paths[0].parent, data_dir)) or complete_names({}, num_classes)
+        files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
+        super().__init__(f"{files} in {paths[0].parent}", names, labels[self._rows], photos=photos)
+
+    def _read_labels(self, column: str) -> np.ndarray:
+        rows = _open(self.paths, [column])
+        try:
+            values = [rows[index][0] for index in range(int(self._ends[-1]))]
+        except RuntimeError as error:
+            raise InputError(f"{self.paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
+        if any(value.size != 1 or value.dtype.kind not in "iu" for value in values):
+            raise InputError(f"{self.paths[0]}: the column {column} must hold one whole number per row")
+        return np.array(values, np.int64).reshape(-1)
+
+    def _check_ends(self) -> None:
+        """Read the last row of each file, which is what a file that was cut short lacks."""
+        for end in np.unique(self._ends[self._ends > 0]):
+            self.read(end - 1)
+
+    def read(self, index: int) -> np.ndarray:
+        try:
+            with self._lock:
+                content = self._dataset[int(self._rows[index])][0]
+        except RuntimeError as error:
+            raise InputError(f"{self.name(index)}: cannot be read: {_reason(error)}") from None
+        if content.dtype.kind != "S" and content.dtype != np.uint8:
+            raise InputError(f"{self.name(index)}: the picture must be stored as bytes, not {content.dtype}")
+        return content.reshape(-1).view(np.uint8)  # bytes come as a text of fixed length
+
+    def name(self, index: int) -> str:
+        row = int(self._rows[index])
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return f"{self.paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config and an exported model: where they agree, and what is fed to it. Needs no MindSpore: a device uses it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from model_utils.schema import Config
+from src.build_data import build_preset, build_reader, holds_photos
+from src.inference import Item, picture_item, picture_items, prepared_items
+from src.model_card import ModelCard, card_path, entry_of, find_card
+from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
+from src.readers.base import Reader
+from src.readers.cifar10 import CLASS_NAMES
+from src.readers.folder import FolderReader
+from src.readers.list_file import ListReader
+from src.utils.util import InputError
+
+
+class Settled(NamedTuple):
+    """The Config that fits a model, its card if it has one, and what there is to say about the two."""
+
+    config: Config
+    card: ModelCard | None
+    batch_size: int | None  # of the file; None where it is not known or any number will do
+    notes: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        if self.card:
+            return self.card.class_names
+        known = CLASS_NAMES if self.config.dataset == "cifar10" else ()
+        return known if len(known) == self.config.num_classes else tuple(map(str, range(self.config.num_classes)))
+
+    @property
+    def photos(self) -> bool:
+        return self.card.photos if self.card else holds_photos(self.config.dataset)
+
+
+def settle(config: Config, model_path: Path | None) -> Settled:
+    """What NAME.json says of the model wins over the recipe. InputError where a flag says something else."""
+    card = find_card(model_path) if model_path else None
+    if card is None:
+        missing = f"{card_path(model_path).name} is not there, so size, normalisation and classes are those of the " \
+                  "recipe and the flags" if model_path else None
+        return Settled(config, None, None, (*config.notes, *filter(None, [missing])))
+    source = str(card_path(model_path))
+    settled, taken = config.giving_way(card.config_values(), source)
+    said = f"{source} decides: {', '.join(taken)}" if taken else None
+    entry = entry_of(card, model_path)
+    return Settled(settled, card, entry.batch_size if entry else None, (*config.notes, *filter(None, [said])))
+
+
+def evaluated_dataset(config: Config) -> Config:
+    """`dataset` is the model zoo's key in one of its scripts and `dataset_name` in the other; a flag wins."""
+    if config.is_flag("dataset") and config.is_flag("dataset_name") and config.dataset != config.dataset_name:
+        raise InputError(f"dataset_name: is {config.dataset_name}, but --dataset is {config.dataset}")
+    if config.is_flag("dataset"):
+        return config.taking({"dataset_name": config.dataset}, config.origin("dataset"))
+    return config.taking({"dataset": config.dataset_name}, config.origin("dataset_name"))
+
+
+def model_card(config: Config, class_names: Sequence[str], trained_on: str, *, checkpoint: str,
+               checkpoint_sha256: str) -> ModelCard:
+    """The description of the model of a checkpoint, with no files yet. `trained_on` is its kind of data set."""
+    return ModelCard(config.network, tuple(class_names), build_preset(config), holds_photos(trained_on),
+                     config.include_top, checkpoint, checkpoint_sha256, {})
+
+
+# --- what is fed to it
+
+
+def build_items(config: Config, *, photos: bool) -> list[Item]:
+    """The inputs that `input` names or, without it, the pictures of the test set in `data_dir`."""
+    if config.input is None:
+        return dataset_items(config, build_reader(config, "test"))
+    path, preset = Path(config.input), build_preset(config)
+    if path.is_dir():
+        pictures = find_pictures(path)
+        prepared = [] if pictures else prepared_items(path, preset)
+        if not pictures and not prepared:
+            raise InputError(f"input: {path} holds neither pictures nor .bin files")
+        return prepared or picture_items(pictures, preset, photos=photos)
+    if not path.is_file():
+        raise InputError(f"input: there is no {path}")
+    paths = read_list(path) if path.suffix.lower() == ".txt" else [path]
+    if not paths:
+        raise InputError(f"input: {path} names no picture")
+    return picture_items(paths, preset, photos=photos)
+
+
+def dataset_items(config: Config, reader: Reader) -> list[Item]:
+    """A test set as an evaluation sees it: pictures as they are stored, whatever their EXIF says."""
+    preset = build_preset(config)
+    return [picture_item(name, reader.name(index), partial(_pixels, reader, index), preset, photos=reader.photos)
+            for index, name in enumerate(result_names(reader))]
+
+
+def _pixels(reader: Reader, index: int) -> np.ndarray:
+    try:
+        stored = reader.read(index)
+    except InputError as error:
+        raise PictureError(str(error)) from None
+    return decode(stored.tobytes(), upright=False) if reader.encoded else stored
+
+
+def result_names(reader: Reader) -> list[str]:
+    """What the result files of a data set are called, without their ending: after the pictures, or numbered."""
+    files = _files(reader)
+    return unique_names(files) if files else [f"{index:06d}" for index in range(len(reader))]
+
+
+def file_names(reader: Reader) -> list[str]:
+    """The result names with the endings of the pictures; InputError if they are no files of their own."""
+    files = _files(reader)
+    if not files:
+        raise InputError(f"data_dir: {reader.source}: its pictures are no files of their own; class folders and lists "
+                         "of files can be prepared")
+    return [name + file.suffix for name, file in zip(unique_names(files), files, strict=True)]
+
+
+def _files(reader: Reader) -> list[Path]:
+    if isinstance(reader, ListReader):
+        return [Path(name) for name in reader.files]
+    return [Path(reader.name(index)) for index in range(len(reader))] if isinstance(reader, FolderReader) else []

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of every kind through an engine: read ahead, in batches, timed, one answer for each of them."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from src.engines import Engine, predict, run_batch
+from src.pictures import PictureError, Preset, prepare, read_picture, unique_names
+from src.prepared import RESULT_ENDING, check_prepared
+from src.utils.util import InputError
+
+FREE_BATCH = 16  # pictures at a time where the model takes any number
+TIMES_FILE = "test_perform_static.txt"
+
+
+class Item(NamedTuple):
+    """One input: a picture, or a file that holds several prepared ones."""
+
+    name: str  # of its result file, without the ending
+    source: str  # for people
+    read: Callable[[], np.ndarray]  # -> float32 [pictures, 3, H, W]; PictureError if that fails
+    pixels: Callable[[], np.ndarray] | None = None  # -> R,G,B bytes [H, W, 3] of a picture
+
+
+class Answer(NamedTuple):
+    """What became of an input: logits [pictures, classes], or what is wrong with it."""
+
+    item: Item
+    logits: np.ndarray | None
+    error: str | None
+
+
+def picture_items(paths: Sequence[Path], preset: Preset, *, photos: bool) -> list[Item]:
+    """Somebody's own pictures, turned upright as their EXIF says."""
+    names = unique_names(paths)
+    return [picture_item(name, _shown(path), partial(read_picture, path), preset, photos=photos)
+            for path, name in zip(paths, names, strict=True)]
+
+
+def picture_item(name: str, source: str, pixels: Callable[[], np.ndarray], preset: Preset, *, photos: bool) -> Item:
+    return Item(name, source, lambda: prepare(pixels(), preset, photos=photos)[None], pixels)
+
+
+def _shown(path: Path) -> str:
+    """A path that can be printed: names of files need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def prepared_items(folder: Path, preset: Preset) -> list[Item]:
+    """The .bin files that preprocess.py wrote. InputError for one that does not hold whole pictures of this size, or
+    is known to have been prepared otherwise."""
+    check_prepared(folder, preset)
+    paths, image_size = sorted(folder.glob("*.bin")), preset.image_size
+    picture_bytes = 3 * image_size[0] * image_size[1] * 4
+    for path in paths:
+        if path.stat().st_size % picture_bytes or not path.stat().st_size:
+            raise InputError(f"{path}: has {path.stat().st_size} bytes, which are no whole pictures of "
+                             f"{image_size[0]}x{image_size[1]} as the model takes them ({picture_bytes} bytes each)")
+
+    def read(path: Path) -> np.ndarray:
+        return np.fromfile(path, np.float32).reshape(-1, 3, *image_size)
+
+    return [Item(path.stem, str(path), partial(read, path)) for path in paths]
+
+
+class TimedEngine:
+    """An engine whose calls are timed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.name, self.batch_size = engine, engine.name, engine.batch_size
+        self.milliseconds: list[float] = []
+        self.pictures = 0
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        answers = self._engine.run(images)
+        self.milliseconds.append(1000 * (time.perf_counter() - start))
+        return answers
+
+    def warm_up(self, image_size: tuple[int, int]) -> int:
+        """One call that does not count: the first one compiles. Returns how many numbers answer a picture.
+
+        EngineError if pictures of this size do not fit.
+        """
+        return run_batch(self._engine, np.zeros((self.batch_size or 1, 3, *image_size), np.float32)).shape[1]
+
+
+def time_lines(engine: TimedEngine) -> list[str]:
+    """What test_perform_static.txt says."""
+    calls = np.array(engine.milliseconds)
+    p50, p90, p99 = np.percentile(calls, (50, 90, 99))
+    return [f"NN inference cost average time: {calls.mean():.3f} ms of infer_count {len(calls)}",
+            f"p50: {p50:.3f} ms, p90: {p90:.3f} ms, p99: {p99:.3f} ms",
+            f"throughput: {1000 * engine.pictures / calls.sum():.1f} images/s over {engine.pictures} pictures, up to "
+            f"{engine.batch_size or FREE_BATCH} at a time; engine {engine.name}; one call before these is left out"]
+
+
+def answer_all(engine: TimedEngine, items: Sequence[Item], *, workers: int) -> Iterator[Answer]:
+    """An answer to each item, in their order. A broken one does not stop the others."""
+    waiting: list[tuple[Item, np.ndarray]] = []
+    rows = 0
+    for item, content in read_ahead(items, workers):
+        if isinstance(content, PictureError):
+            yield from _answer(engine, waiting)
+            yield Answer(item, None, str(content))
+            waiting, rows = [], 0
+            continue
+        waiting.append((item, content))
+        rows += len(content)
+        if rows >= (engine.batch_size or FREE_BATCH):
+            yield from _answer(engine, waiting)
+            waiting, rows = [], 0
+    yield from _answer(engine, waiting)
+
+
+def read_ahead(items: Sequence[Item], workers: int) -> Iterator[tuple[Item, np.ndarray | PictureError]]:
+    """Items with their contents, read by several threads while the engine works."""
+    def read(item: Item) -> np.ndarray | PictureError:
+        try:
+            return item.read()
+        except PictureError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        window: deque = deque()
+        for item in items:
+            window.append((item, pool.submit(read, item)))
+            if len(window) > 4 * workers:
+                done, future = window.popleft()
+                yield done, future.result()
+        for done, future in window:
+            yield done, future.result()
+
+
+def _answer(engine: TimedEngine, group: Sequence[tuple[Item, np.ndarray]]) -> Iterator[Answer]:
+    if not group:
+        return
+    logits = predict(engine, np.concatenate([content for _, content in group]))
+    engine.pictures += len(logits)
+    ends = np.cumsum([len(content) for _, content in group])
+    for (item, _), part in zip(group, np.split(logits, ends[:-1]), strict=True):
+        yield Answer(item, part, None)
+
+
+def write_result(folder: Path, answer: Answer) -> None:
+    """The logits of one input as plain float32 numbers, one row per picture."""
+    answer.logits.astype(np.float32).tofile(folder / f"{answer.item.name}{RESULT_ENDING}")

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures -> network input without MindSpore, pixel for pixel as `src/dataset.py` makes it for an evaluation.
+
+Pillow decodes, because it tells a picture that was cut short from a whole one and knows every kind of JPEG; OpenCV
+resizes, because MindData does so with OpenCV too.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from src.utils.util import InputError
+
+STATISTICS = {  # R, G, B on the scale 0 to 1
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
+SMALL = (32, 32)  # the size of pictures that are no photos
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST,
+                  "area": cv2.INTER_AREA}
+SHOWN_SIDES = (224, 1024)  # annotated pictures: the shorter side at least, the longer one at most
+
+
+class Preset(NamedTuple):
+    """How pictures become input, apart from the random part: size and normalisation, as a checkpoint carries them."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875  # of a photo's short side, the part that the evaluation crop keeps
+    interpolation: str = "bilinear"
+
+    @property
+    def short_side(self) -> int:
+        """The short side of a photo before the evaluation crop."""
+        return round(max(self.image_size) / self.crop_pct)
+
+    @property
+    def scaled(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation on the scale 0 to 255, that of the pixels."""
+        return [255.0 * value for value in self.mean], [255.0 * value for value in self.std]
+
+
+class PictureError(ValueError):
+    """A file that is no picture, or a broken one."""
+
+
+# --- files
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, in the order of their names, without hidden files."""
+    inside = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def read_list(path: Path) -> list[Path]:
+    """The files that a list names: a path per line, relative to the list, with or without a label behind it."""
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return [_listed(path.parent, line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _listed(folder: Path, line: str) -> Path:
+    name, _, label = line.replace("\t", " ").rpartition(" ")
+    whole = folder / line
+    return folder / name.strip().rstrip(",") if name and label.isdigit() and not whole.is_file() else whole
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file that no other has: its own without the ending, or where several share it, the whole path
+    from the folder that holds all. InputError if a file is named twice."""
+    stems = Counter(path.stem for path in paths)
+    depth = _shared_depth(paths)
+    names = [path.stem if stems[path.stem] == 1 else "__".join(path.parts[depth:]).replace(".", "_") for path in paths]
+    taken = Counter(names)
+    for path, name in zip(paths, names, strict=True):
+        if taken[name] > 1:
+            raise InputError(f"{path}: stands there twice, or has the name of another file")
+    return names
+
+
+def _shared_depth(paths: Sequence[Path]) -> int:
+    """How many leading parts all of the folders have in common."""
+    folders = [path.parent.parts for path in paths]
+    depth = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        depth += 1
+    return depth
+
+
+# --- pixels
+
+
+def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
+    """The pixels of an encoded picture as R,G,B bytes [H, W, 3], turned as its EXIF says where `upright` is set.
+
+    PictureError if it cannot be decoded to its last row.
+    """
+    try:
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            return np.array(_to_rgb(image))
+    except UnidentifiedImageError:
+        raise PictureError("is no picture, or of a kind that is not known here" if data else "is empty") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise PictureError(f"is damaged or cannot be decoded: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_picture(path: Path, *, upright: bool = True) -> np.ndarray:
+    """Like `decode`, from a file."""
+    try:
+        return decode(path.read_bytes(), upright=upright)
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}") from None
+
+
+def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:
+    """Pixels [H, W, 3] -> what the network is given, float32 [3, height, width]."""
+    method = INTERPOLATIONS[preset.interpolation]
+    if photos:
+        pixels = _centre(_resize(pixels, _with_short_side(pixels, preset.short_side), method), preset.image_size)
+    else:
+        pixels = _resize(_resize(pixels, SMALL, cv2.INTER_LINEAR), preset.image_size, method)
+    mean, std = (np.array(values, np.float32) for values in preset.scaled)
+    return np.ascontiguousarray(((pixels.astype(np.float32) - mean) / std).transpose(2, 0, 1))
+
+
+def _with_short_side(pixels: np.ndarray, short: int) -> tuple[int, int]:
+    """Height and width at which the shorter side is `short`; the other is cut off to whole pixels in float32, as
+    MindData does it."""
+    height, width = pixels.shape[:2]
+    ratio = np.float32(max(height, width)) / np.float32(min(height, width))
+    long = int(ratio * np.float32(short))
+    return (short, long) if height < width else (long, short)
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
+    return pixels if pixels.shape[:2] == size else cv2.resize(pixels, size[::-1], interpolation=method)
+
+
+def _centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape[:2], size, strict=True))
+    return pixels[top:top + size[0], left:left + size[1]]
+
+
+# --- a picture with something written on it
+
+
+def annotate(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """The picture with lines of text below it, tiny pictures enlarged and huge ones reduced."""
+    picture = _shown(pixels)
+    height, width = picture.shape[:2]
+    font = _font(max(14, width // 28))
+    box = [font.getbbox(line or " ") for line in lines]
+    row = round(1.4 * max(bottom for *_, bottom in box))
+    canvas = Image.new("RGB", (max(width, max(right for _, _, right, _ in box) + row), height + row * len(lines) + row),
+                       "#1f2933")
+    canvas.paste(Image.fromarray(picture), ((canvas.width - width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, line in enumerate(lines):
+        colour = "#c3ccd6" if index else "white"
+        draw.text((row // 2, height + row // 2 + index * row), line, font=font, fill=colour)
+    return np.asarray(canvas)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib: it knows more letters than Pillow's own."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def _shown(pixels: np.ndarray) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    least, most = SHOWN_SIDES
+    factor = min(max(1.0, least / min(height, width)), most / max(height, width))
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST if max(height, width) <= 96 else cv2.INTER_CUBIC
+    return _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))), method)
+
+
+def thumbnail(pixels: np.ndarray, side: int = 160) -> np.ndarray:
+    """The picture with no side longer than `side`."""
+    factor = min(1.0, side / max(pixels.shape[:2]))
+    return _resize(pixels, tuple(max(1, round(length * factor)) for length in pixels.shape[:2]), cv2.INTER_AREA)
+
+
+def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path, "JPEG", quality=90)

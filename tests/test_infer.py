@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""infer.py as its users call it: pictures in, predictions out, with and without MindSpore."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from deployed import Deployed
+from PIL import Image
+from toy_data import ROOT, Outcome, run_main
+
+from src.pictures import Preset, prepare, read_picture
+from src.predictions import best_guesses, softmax
+
+
+def infer(model: Path, source: Path, *flags: object) -> Outcome:
+    return run_main("infer", f"--model_path={model}", f"--input={source}", "--device_target=CPU", *flags)
+
+
+def lines(done: Outcome, folder: Path) -> dict[str, str]:
+    """What was printed for each picture of a folder."""
+    return dict(line.removeprefix(f"{folder}/").split(": ", 1) for line in done.out.splitlines()
+                if line.startswith(f"{folder}/"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """One picture in every dress, and its twin that lies on its side but for EXIF."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.RandomState(1)
+    rough = random.randint(0, 256, (12, 16, 3)).astype(np.uint8)
+    picture = Image.fromarray(cv2.resize(rough, (160, 120), interpolation=cv2.INTER_CUBIC))
+    picture.save(folder / "a.jpg", quality=95)
+    picture.save(folder / "b.png")
+    picture.convert("L").save(folder / "c grey.jpg")
+    picture.convert("CMYK").save(folder / "d_cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "e_turned.jpg", exif=exif, quality=95)
+    return folder
+
+
+@pytest.fixture
+def broken(pictures, tmp_path) -> Path:
+    folder = tmp_path / "some broken"
+    shutil.copytree(pictures, folder)
+    data = (folder / "a.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(data[:len(data) // 2])
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+# --- predictions
+
+
+def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, pictures, tmp_path):
+    tables = []
+    for number, (model, *flags) in enumerate([(photo_model.mindir,), (photo_model.onnx,), (photo_model.checkpoint,),
+                                              (photo_model.mindir, "--engine=onnxruntime")]):
+        saved = tmp_path / f"{number}.json"
+        done = infer(model, pictures, f"--save={saved}", *flags)
+        assert done.status == 0, done.err
+        tables.append(json.loads(saved.read_text()))
+    assert [Path(row["file"]).name for row in tables[0]] == sorted(path.name for path in pictures.iterdir())
+    for table in tables:
+        for row, first in zip(table, tables[0], strict=True):
+            assert [guess["name"] for guess in row["predictions"]] == [item["name"] for item in first["predictions"]]
+            probabilities = [[guess["probability"] for guess in one["predictions"]] for one in (row, first)]
+            assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
+
+
+def test_pictures_are_prepared_as_the_model_was_trained(photo_model: Deployed, pictures):
+    """Against the network itself, on input that is prepared here."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(photo_model.onnx), providers=["CPUExecutionProvider"])
+    preset = Preset((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    said = lines(infer(photo_model.onnx, pictures, "--top=1"), pictures)
+    for path in sorted(pictures.iterdir()):
+        image = prepare(read_picture(path), preset, photos=True)[None]
+        logits = session.run(None, {session.get_inputs()[0].name: image})[0][0]
+        guess = best_guesses(logits, ("ant", "bee", "cow"), 1)[0]
+        assert said[path.name] == f"{guess.name} {100 * guess.probability:.1f} %"
+    assert said["a.jpg"].split()[0] == said["e_turned.jpg"].split()[0]
+
+
+def test_one_picture_and_a_list(photo_model: Deployed, pictures, tmp_path):
+    done = infer(photo_model.onnx, pictures / "c grey.jpg", "--top=2")
+    assert done.status == 0 and lines(done, pictures)["c grey.jpg"].count("%") == 2
+    (tmp_path / "list.txt").write_text(f"{pictures / 'b.png'} 2\n{pictures / 'a.jpg'}\n")
+    assert list(lines(infer(photo_model.onnx, tmp_path / "list.txt"), pictures)) == ["b.png", "a.jpg"]
+
+
+def test_csv(photo_model: Deployed, broken, tmp_path):
+    done = infer(photo_model.onnx, broken, f"--save={tmp_path / 'p.csv'}", "--top=9")
+    assert done.status == 1
+    rows = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
+    assert len(rows) == 7
+    assert ",".join(rows[0]) == "file,class_1,probability_1,class_2,probability_2,class_3,probability_3,error"
+    whole = [row for row in rows if not row["error"]]
+    assert len(whole) == 5
+    assert sum(float(whole[0][f"probability_{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert float(whole[0]["probability_1"]) >= float(whole[0]["probability_2"]) >= float(whole[0]["probability_3"])
+
+
+def test_broken_pictures_are_named_and_stop_nothing(photo_model: Deployed, broken):
+    done = infer(photo_model.mindir, broken)
+    assert done.status == 1 and "Traceback" not in done.err
+    said = lines(done, broken)
+    assert len(said) == 7 and "is damaged" in said["half.jpg"] and "is no picture" in said["text.png"]
+    assert "2 of 7 inputs could not be read" in done.err and str(broken / "half.jpg") in done.err
+
+
+def test_annotated_pictures(photo_model: Deployed, broken, tmp_path):
+    done = infer(photo_model.onnx, broken, f"--annotate={tmp_path / 'new' / 'drawn'}")
+    names = sorted(path.name for path in (tmp_path / "new" / "drawn").iterdir())
+    assert done.status == 1
+    assert names == ["a.jpg", "b.jpg", "c grey.jpg", "contact_sheet.png", "d_cmyk.jpg", "e_turned.jpg"]
+    drawn = cv2.imread(str(tmp_path / "new" / "drawn" / "a.jpg"))
+    assert drawn.shape[0] > 224 and drawn.shape[1] >= 298  # enlarged, with a strip below
+    turned = cv2.imread(str(tmp_path / "new" / "drawn" / "e_turned.jpg"))
+    assert turned.shape == drawn.shape  # upright
+
+
+# --- result files
+
+
+def test_the_test_set_of_a_data_set(cifar_model: Deployed, tmp_path):
+    done = run_main("infer", f"--model_path={cifar_model.onnx}", f"--data_dir={cifar_model.data}",
+                    f"--result_dir={tmp_path / 'r'}", f"--time_dir={tmp_path / 't'}")
+    assert done.status == 0, done.err
+    files = sorted((tmp_path / "r").iterdir())
+    assert len(files) == cifar_model.counts[2] and files[0].name == "000000_0.bin"
+    assert {path.stat().st_size for path in files} == {40}
+    times = (tmp_path / "t" / "test_perform_static.txt").read_text()
+    for word in ("average time: ", f"infer_count {cifar_model.counts[2]}", "p50: ", "p90: ", "p99: ", "images/s"):
+        assert word in times
+    assert f"{cifar_model.counts[2]} pictures" in times
+
+
+def test_result_files_of_an_earlier_run_go_and_nothing_else(cifar_model: Deployed, pictures, tmp_path):
+    (tmp_path / "old_0.bin").touch()
+    assert infer(cifar_model.onnx, pictures, f"--result_dir={tmp_path}").status == 0
+    assert sorted(path.name for path in tmp_path.iterdir())[0] == "a_0.bin" and not (tmp_path / "old_0.bin").exists()
+    (tmp_path / "thesis.doc").touch()
+    done = infer(cifar_model.onnx, pictures, f"--result_dir={tmp_path}")
+    assert done.status == 2 and "thesis.doc lies there" in done.err
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+# --- what is refused
+
+
+def refused(*flags: object) -> str:
+    done = run_main("infer", "--device_target=CPU", *flags)
+    assert done.status == 2 and "Traceback" not in done.err
+    return done.err
+
+
+def test_bad_requests(cifar_model: Deployed, pictures, tmp_path):
+    model, source = f"--model_path={cifar_model.onnx}", f"--input={pictures}"
+    assert "model_path: is not given" in refused(source)
+    assert "there is no file" in refused("--model_path=absent.mindir", source)
+    assert "input: is not given" in refused(model)
+    assert "there is no" in refused(model, "--input=absent.jpg")
+    assert "holds neither pictures nor .bin files" in refused(model, f"--input={tmp_path}")
+    assert "must end in .csv or .json" in refused(model, source, "--save=x.xls")
+    assert "there is no folder" in refused(model, source, "--save=absent/x.csv")
+    assert "lite does not run .onnx" in refused(model, source, "--engine=lite")
+    assert "does not run checkpoints" in refused(f"--model_path={cifar_model.checkpoint}", source, "--engine=lite")
+    (tmp_path / "empty.txt").touch()
+    assert "cannot be made" in refused(model, source, f"--annotate={tmp_path / 'empty.txt' / 'x'}")
+    assert "names no picture" in refused(model, f"--input={tmp_path / 'empty.txt'}")
+
+
+def test_a_flag_that_contradicts_the_model(cifar_model: Deployed, pictures):
+    for model in (cifar_model.onnx, cifar_model.checkpoint):
+        message = refused(f"--model_path={model}", f"--input={pictures}", "--num_classes=5")
+        assert "--num_classes says 5" in message and "has 10" in message
+
+
+def test_prepared_inputs_of_another_size(cifar_model: Deployed, tmp_path):
+    np.zeros(100, np.float32).tofile(tmp_path / "x.bin")
+    message = refused(f"--model_path={cifar_model.onnx}", f"--input={tmp_path}")
+    assert "x.bin: has 400 bytes" in message and "12288 bytes each" in message
+    np.zeros(3 * 32 * 32, np.float32).tofile(tmp_path / "x.bin")
+    assert "annotate: needs pictures" in refused(f"--model_path={cifar_model.onnx}", f"--input={tmp_path}",
+                                                 f"--annotate={tmp_path / 'a'}")
+
+
+@pytest.fixture
+def copied(cifar_model: Deployed, tmp_path) -> Path:
+    """The MindIR of an export in a folder of its own, with what belongs to it."""
+    for path in (cifar_model.mindir, cifar_model.onnx, cifar_model.mindir.with_suffix(".json")):
+        shutil.copy(path, tmp_path)
+    return tmp_path / cifar_model.mindir.name
+
+
+def test_a_file_that_is_not_what_was_exported(copied, pictures):
+    in_its_place = (f"--model_path={copied}", "--engine=onnxruntime")
+    for path, flags in ((copied, (f"--model_path={copied}",)), (copied.with_suffix(".onnx"), in_its_place)):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        message = refused(f"--input={pictures}", *flags)
+        assert "is not the file that small.json describes" in message
+
+
+def test_onnx_in_place_of_mindir_needs_the_proof(copied, pictures):
+    flags = (f"--model_path={copied}", f"--input={pictures}", "--engine=onnxruntime")
+    card = copied.with_suffix(".json")
+    entries = json.loads(card.read_text())
+    del entries["files"]["ONNX"]
+    card.write_text(json.dumps(entries))
+    assert "is of another export than small.onnx" in refused(*flags)
+    card.unlink()
+    assert "small.json is not there" in refused(*flags)
+    copied.with_suffix(".onnx").unlink()
+    assert "small.onnx is not there" in refused(*flags)
+
+
+def test_a_model_without_description_takes_the_recipe(copied, pictures):
+    copied.with_suffix(".json").unlink()
+    done = infer(copied.with_suffix(".onnx"), pictures, "--image_size=32", "--top=10")
+    assert done.status == 0 and "small.json is not there" in done.out and "airplane" in done.out
+    assert "onnxruntime does not take an input of (1, 3, 224, 224)" in refused(
+        f"--model_path={copied.with_suffix('.onnx')}", f"--input={pictures}")
+    assert "the model answers with 10 numbers" in refused(
+        f"--model_path={copied.with_suffix('.onnx')}", f"--input={pictures}", "--image_size=32", "--num_classes=3")
+    copied.with_suffix(".json").write_text("{}")
+    assert "is no description of an exported model" in refused(f"--model_path={copied}", f"--input={pictures}")
+
+
+# --- without MindSpore
+
+
+def run_without_mindspore(tmp_path: Path, script: str, *args: object) -> subprocess.CompletedProcess:
+    """A script in a process where MindSpore cannot be imported, as on a device."""
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text("import sys\nfor name in ('mindspore', 'mindspore_lite'):\n    sys.modules[name] = None\n")
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, timeout=120)
+
+
+def test_a_device_needs_no_mindspore(photo_model: Deployed, pictures, tmp_path):
+    done = run_without_mindspore(tmp_path, "infer.py", f"--model_path={photo_model.onnx}", f"--input={pictures}",
+                                 "--save=p.csv", "--annotate=drawn")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.csv").is_file() and (tmp_path / "drawn" / "contact_sheet.png").is_file()
+    refused = run_without_mindspore(tmp_path, "infer.py", f"--model_path={photo_model.mindir}", f"--input={pictures}")
+    assert refused.returncode == 2 and "needs mindspore_lite or mindspore, and none is installed" in refused.stderr
+
+
+def test_requirements_of_a_device_are_those_of_the_project():
+    def pins(name: str) -> set[str]:
+        return {line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")}
+
+    device = pins("requirements-infer.txt")
+    assert device < pins("requirements.txt") and not [line for line in device if line.startswith("mindspore")]
+
+
+# --- numbers
+
+
+def test_probabilities():
+    guesses = best_guesses(np.array([1000.0, 1001.0, -5.0, 1001.0], np.float32), "abcd", 3)
+    assert [guess.name for guess in guesses] == ["b", "d", "a"]
+    assert guesses[0].probability == pytest.approx(np.e / (2 * np.e + 1))
+    assert softmax(np.array([[0.0, 0.0], [5.0, -1e4]])).sum(axis=1) == pytest.approx([1, 1])

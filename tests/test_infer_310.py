@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on a device: run_infer_310.sh on CPU, and preprocess.py and postprocess.py on their own."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deployed import Deployed
+from toy_data import ROOT, Outcome, run_main
+
+SCRIPT = ROOT / "scripts" / "run_infer_310.sh"
+
+
+def device(cwd: Path, *args: object, **variables: str) -> subprocess.CompletedProcess:
+    """The script, from an empty folder, with the Python of the tests."""
+    cwd.mkdir(exist_ok=True)
+    env = os.environ | {"PYTHON": sys.executable, "GLOG_v": "3"} | variables
+    return subprocess.run(["bash", str(SCRIPT), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True,
+                          timeout=300)
+
+
+@pytest.fixture
+def without_mindspore(tmp_path) -> dict[str, str]:
+    """The environment of a device: no MindSpore."""
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys\nsys.modules['mindspore'] = None\n")
+    return {"PYTHONPATH": str(tmp_path / "blocked")}
+
+
+def counts(folder: Path) -> tuple[int, int, int]:
+    """Top-1 and top-k right and all pictures, by acc.log."""
+    text = (folder / "acc.log").read_text()
+    total, top1, topk = map(int, re.search(r"(\d+) pictures: top1_correct=(\d+), top\d_correct=(\d+)", text).groups())
+    share = float(re.search(r"(?:'acc'|Top1 acc): (\d\.\d{4})$", text, re.MULTILINE)[1])
+    assert share == round(top1 / total, 4)
+    return top1, topk, total
+
+
+# --- the whole way
+
+
+def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
+    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", cifar_model.data, "y")
+    assert done.returncode == 0, done.stderr
+    assert counts(tmp_path / "w") == cifar_model.counts
+    assert "'acc': 0." in done.stdout and f"mindspore runs {cifar_model.mindir}" in done.stdout
+    assert "mindspore_lite is not installed" in done.stdout
+    results = sorted((tmp_path / "w" / "result_Files").iterdir())
+    assert len(results) == cifar_model.counts[2] and all(path.name.endswith("_0.bin") for path in results)
+    times = (tmp_path / "w" / "time_Result" / "test_perform_static.txt").read_text()
+    assert f"infer_count {cifar_model.counts[2]}\n" in times and "p99" in times
+
+
+def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
+    here, expected = tmp_path / "w", cifar_model.counts
+    done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
+                  **without_mindspore)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (here / "preprocess_Result" / "00_data").iterdir()}
+    assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 pictures, the last file has two
+    assert counts(here) == expected
+
+    for data in (cifar_model.data, here / "preprocess_Result", here / "preprocess_Result" / "00_data"):
+        done = device(here, cifar_model.onnx, "cifar10", data, "n", **without_mindspore)
+        assert done.returncode == 0 and counts(here) == expected, (data, done.stderr)
+    assert "preprocess: done" not in done.stdout
+
+
+def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):
+    """The MindIR takes four pictures at a time, and there are 22."""
+    here, expected = tmp_path / "w", photo_model.counts
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y")
+    assert done.returncode == 0, done.stderr
+    assert counts(here) == expected and "Top1 acc: " in done.stdout and "Top2 acc: " in done.stdout
+    assert expected[2] == 22 == len(list((here / "result_Files").iterdir()))
+    assert (here / "result_Files" / "n01_00000001_0.bin").is_file()
+    labels = json.loads((here / "preprocess_Result" / "imagenet_label.json").read_text())
+    assert labels["n01_00000001.JPEG"] == 0 and labels["bee__0_jpg.jpg"] == 1 and len(labels) == 22
+
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", ENGINE="onnxruntime")
+    assert done.returncode == 0, done.stderr
+    assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
+
+
+def test_it_works_from_its_own_folder_and_with_spaces(cifar_model: Deployed, without_mindspore, tmp_path):
+    shutil.copytree(cifar_model.data, tmp_path / "the data")
+    tree = tmp_path / "a copy"
+    for name in ("scripts", "src", "model_utils"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("preprocess.py", "infer.py", "postprocess.py", "cifar10_config.yaml"):
+        shutil.copy(ROOT / name, tree)
+    env = os.environ | {"PYTHON": sys.executable} | without_mindspore
+    done = subprocess.run(["bash", "run_infer_310.sh", str(cifar_model.onnx), "cifar10", "../../the data", "y"],
+                          cwd=tree / "scripts", env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert counts(tree / "scripts") == cifar_model.counts
+
+
+# --- what fails
+
+
+BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file absent.mindir"),
+       ("DATA", None, None, None, "", "MODEL_PATH: there is no file"),
+       ("NOTE", None, None, None, "", "is neither a .mindir nor an .onnx file"),
+       (None, "mnist", None, None, "", "DATASET_NAME: must be cifar10 or imagenet2012, not mnist"),
+       (None, None, "absent", None, "", "DATASET_PATH: absent is not a folder"),
+       (None, None, None, "maybe", "", "NEED_PREPROCESS: must be y or n, not maybe"),
+       (None, None, None, None, "abc", "DEVICE_ID: must be a number, not abc"),
+       (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
+       (None, None, None, "n", "", "NEED_PREPROCESS=n: there is no cifar10_label_ids.npy")]
+
+
+@pytest.mark.parametrize("model, dataset, data, preprocess, device_id, message", BAD, ids=[row[-1][:40] for row in BAD])
+def test_bad_arguments(cifar_model, tmp_path, model, dataset, data, preprocess, device_id, message):
+    names = {"DATA": cifar_model.data, "NOTE": tmp_path / "note.txt"}
+    (tmp_path / "note.txt").touch()
+    done = device(tmp_path / "w", names.get(model, model) or cifar_model.onnx, dataset or "cifar10",
+                  data or cifar_model.data, preprocess or "y", device_id)
+    assert done.returncode == 2 and message in done.stderr
+    assert not list((tmp_path / "w").iterdir())
+
+
+def test_too_few_arguments_and_help(tmp_path):
+    short = device(tmp_path / "w", "x.mindir", "cifar10", "data")
+    assert short.returncode == 2 and "usage: bash run_infer_310.sh" in short.stderr
+    assert "usage: bash run_infer_310.sh" in device(tmp_path / "w", "--help").stdout
+
+
+@pytest.fixture
+def failing(cifar_model: Deployed, tmp_path):
+    """Run with a Python that plays one stage and lets it fail; the stages before it leave what they promise."""
+    def run(stage: str, status: int) -> subprocess.CompletedProcess:
+        python = tmp_path / "python"
+        python.write_text(f"""#!/bin/sh
+            case "$1" in
+                */{stage}.py) echo "the reason"; echo "on standard error" >&2; exit {status} ;;
+                */postprocess.py) echo "'acc': 0.5000" ;;
+            esac
+            """)
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
+        (tmp_path / "w").mkdir()
+        (tmp_path / "w" / "acc.log").write_text("'acc': 0.9999")
+        return device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", PYTHON=str(python))
+
+    return run
+
+
+@pytest.mark.parametrize("script, stage, log, status", [
+    ("preprocess", "preprocess", "preprocess.log", 3), ("infer", "inference", "infer.log", 7),
+    ("postprocess", "postprocess", "acc.log", 1)])
+def test_a_failing_stage_ends_it(failing, tmp_path, script, stage, log, status):
+    done = failing(script, status)
+    assert done.returncode == status
+    assert f"{stage} failed with status {status}; the end of {tmp_path / 'w' / log}:" in done.stderr
+    assert "the reason" in done.stderr and "on standard error" in done.stderr
+    assert "'acc'" not in done.stdout
+    acc = tmp_path / "w" / "acc.log"
+    assert not acc.exists() or "'acc'" not in acc.read_text()  # neither a new nor an old one
+
+
+def test_a_broken_picture_ends_the_inference(photo_model: Deployed, without_mindspore, tmp_path):
+    shutil.copytree(photo_model.data / "val", tmp_path / "val")
+    victim = next((tmp_path / "val" / "cow").glob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:300])
+    done = device(tmp_path / "w", photo_model.onnx, "imagenet2012", tmp_path / "val", "y", **without_mindspore)
+    assert done.returncode == 1 and "inference failed with status 1" in done.stderr and str(victim) in done.stderr
+    assert not (tmp_path / "w" / "acc.log").exists()
+
+
+def test_a_damaged_mindir_ends_the_inference(cifar_model: Deployed, tmp_path):
+    (tmp_path / "x.mindir").write_bytes(cifar_model.mindir.read_bytes()[:5000])
+    done = device(tmp_path / "w", tmp_path / "x.mindir", "cifar10", cifar_model.data, "y", "--image_size=32")
+    assert done.returncode == 2 and "inference failed with status 2" in done.stderr
+    assert "x.mindir: mindspore cannot load it" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- preprocess.py on its own
+
+
+def preprocess(*flags: object) -> Outcome:
+    return run_main("preprocess", *flags)
+
+
+def test_inputs_follow_the_recipe_without_a_model(cifar_model: Deployed, tmp_path):
+    done = preprocess(f"--data_dir={cifar_model.data}", f"--result_path={tmp_path}", "--image_size=32,64",
+                      "--image_mean=0,0,0", "--image_std=1,1,1", "--batch_size=10")
+    assert done.status == 0, done.err
+    files = sorted((tmp_path / "00_data").iterdir())
+    assert [path.name for path in files] == [f"VGG16_data_bs10_{number}.bin" for number in range(4)]
+    images = np.fromfile(files[3], np.float32).reshape(-1, 3, 32, 64)
+    assert len(images) == 7 and images.min() >= 0 and images.max() <= 1
+    labels = np.load(tmp_path / "cifar10_label_ids.npy", allow_pickle=False)
+    assert labels.shape == (37,) and labels.dtype == np.int32
+
+
+def test_inputs_of_an_earlier_call_go(cifar_model: Deployed, tmp_path):
+    flags = (f"--data_dir={cifar_model.data}", f"--result_path={tmp_path}", "--image_size=32")
+    assert preprocess(*flags, "--batch_size=1").status == preprocess(*flags, "--batch_size=30").status == 0
+    assert len(list((tmp_path / "00_data").iterdir())) == 2
+    (tmp_path / "00_data" / "thesis.doc").touch()
+    done = preprocess(*flags)
+    assert done.status == 2 and "thesis.doc" in done.err
+    assert len(list((tmp_path / "00_data").iterdir())) == 3
+    assert not (tmp_path / "cifar10_label_ids.npy").exists()  # labels without their inputs would mislead
+
+
+def test_inputs_for_another_model_are_refused(cifar_model: Deployed, tmp_path):
+    assert preprocess(f"--data_dir={cifar_model.data}", f"--result_path={tmp_path}", "--image_size=32",
+                      "--image_mean=0.5,0.5,0.5").status == 0
+    done = run_main("infer", f"--model_path={cifar_model.onnx}", f"--input={tmp_path / '00_data'}",
+                    f"--result_dir={tmp_path / 'r'}")
+    assert done.status == 2 and "was prepared for another model: mean [0.5, 0.5, 0.5], not [0.4914" in done.err
+
+
+def test_classes_of_model_and_data_must_be_as_many(cifar_model: Deployed, photo_model: Deployed, tmp_path):
+    done = preprocess("--dataset=imagenet2012", f"--data_dir={photo_model.data}", f"--result_path={tmp_path}",
+                      f"--model_path={cifar_model.onnx}")
+    assert done.status == 2 and "num_classes: is 10" in done.err and "has 3 classes" in done.err
+
+
+def test_no_data(tmp_path):
+    assert "data_dir: is not given" in preprocess(f"--result_path={tmp_path}").err
+    assert preprocess(f"--data_dir={tmp_path}", f"--result_path={tmp_path / 'r'}").status == 2
+    done = preprocess("--dataset=cifar10", "--dataset_name=imagenet2012")
+    assert done.status == 2 and "dataset_name: is imagenet2012, but --dataset is cifar10" in done.err
+
+
+# --- postprocess.py on its own
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """Three files of two pictures and one of one, seven in all; those of the classes 1, 3 and 5 are answered wrong."""
+    (tmp_path / "result_Files").mkdir()
+    labels = np.array([0, 1, 2, 3, 4, 5, 6])
+    logits = np.eye(10, dtype=np.float32)[np.where(labels % 2, 9, labels)]
+    for number in range(4):
+        logits[2 * number:2 * number + 2].tofile(tmp_path / "result_Files" / f"VGG16_data_bs2_{number}_0.bin")
+    np.save(tmp_path / "labels.npy", labels)
+    return tmp_path
+
+
+def postprocess(folder: Path, *flags: object, labels: str = "labels.npy") -> Outcome:
+    return run_main("postprocess", f"--result_dir={folder / 'result_Files'}", f"--label_dir={folder / labels}", *flags)
+
+
+def test_every_picture_counts(results):
+    done = postprocess(results)
+    assert done.status == 0 and "7 pictures: top1_correct=4, " in done.out and "'acc': 0.5714\n" in done.out
+    (results / "labels.json").write_text("[0, 1, 2, 3, 4, 5, 6]")
+    assert postprocess(results, labels="labels.json").out == done.out
+    np.save(results / "labels.npy", np.array([[0, 1], [2, 3]]))  # a row for each file, as the model zoo has it
+    for number in (2, 3):
+        (results / "result_Files" / f"VGG16_data_bs2_{number}_0.bin").unlink()
+    assert "'acc': 0.5000\n" in postprocess(results).out
+
+
+def test_labels_by_name(results):
+    shutil.rmtree(results / "result_Files")
+    (results / "result_Files").mkdir()
+    for name in ("n01_1.a", "n02_2"):
+        np.eye(1000, dtype=np.float32)[7].tofile(results / "result_Files" / f"{name}_0.bin")
+    (results / "labels.json").write_text('{"n01_1.a.JPEG": 7, "n02_2.png": 8}')
+    done = postprocess(results, "--dataset_name=imagenet2012", "--num_classes=1000", labels="labels.json")
+    assert done.status == 0 and "Top1 acc: 0.5000\n" in done.out and "Top5 acc: 0.5000\n" in done.out
+
+
+def problem(folder: Path, *flags: object, **labels: str) -> str:
+    done = postprocess(folder, *flags, **labels)
+    assert done.status == 2 and "Traceback" not in done.err and "acc" not in done.out
+    return done.err
+
+
+def test_files_that_are_missing_extra_or_cut_short(results):
+    files = results / "result_Files"
+    (files / "other_0.bin").touch()
+    assert "holds 1 files that no label belongs to: other_0.bin" in problem(results)
+    (files / "other_0.bin").unlink()
+    whole = (files / "VGG16_data_bs2_1_0.bin").read_bytes()
+    (files / "VGG16_data_bs2_1_0.bin").write_bytes(whole[:-1])
+    assert "VGG16_data_bs2_1_0.bin has 79 bytes, not 80" in problem(results)
+    (files / "VGG16_data_bs2_1_0.bin").unlink()
+    assert "lacks 1 of 4 files: VGG16_data_bs2_1_0.bin" in problem(results)
+    (files / "VGG16_data_bs2_1_0.bin").write_bytes(whole)
+    assert "has 80 bytes, not 40: 2 pictures with 5 float32 numbers each" in problem(results, "--num_classes=5")
+    (files / "VGG16_data_bs1_1_0.bin").touch()
+    assert "NAME_bs<pictures per file>" in problem(results)
+    shutil.rmtree(files)
+    assert "holds no result files" in problem(results)
+
+
+def test_labels_that_are_none(results):
+    assert "there is no file of labels" in problem(results, labels="absent.npy")
+    np.save(results / "pickled.npy", np.array([[1], [2, 3]], dtype=object), allow_pickle=True)
+    assert "not pickled" in problem(results, labels="pickled.npy")
+    for text in ("{", '{"a": "cat"}', "[]", "[1.5]", "7", '[[1, 2], [3, 4]]'):
+        (results / "bad.json").write_text(text)
+        assert "bad.json: must hold labels" in problem(results, labels="bad.json")
+    np.save(results / "labels.npy", np.array([0, 1, 2, 3, 4, 5, 10]))
+    assert "label 10 is not a class" in problem(results)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures prepared without MindSpore: the same input as the training pipeline's, whatever the picture."""
+
+import io
+from pathlib import Path
+
+import cv2
+import mindspore.dataset as ds
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.dataset import image_transforms
+from src.pictures import (
+    PictureError,
+    Preset,
+    annotate,
+    decode,
+    find_pictures,
+    prepare,
+    read_list,
+    read_picture,
+    thumbnail,
+    unique_names,
+)
+from src.utils.util import InputError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LEVEL = 1 / 255 / min(STD)  # what a change by one of 255 levels can do to the input
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with soft shapes, so that a shift or another filter shows without being all there is."""
+    random = np.random.RandomState(seed)
+    rough = random.randint(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
+    return cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PICTURE = Image.fromarray(smooth(301, 407))
+KINDS = {
+    "jpeg": encode(PICTURE, quality=90), "jpeg without subsampling": encode(PICTURE, subsampling=0),
+    "progressive jpeg": encode(PICTURE, progressive=True), "grey jpeg": encode(PICTURE.convert("L")),
+    "cmyk jpeg": encode(PICTURE.convert("CMYK")), "png": encode(PICTURE, "PNG"),
+    "grey png": encode(PICTURE.convert("L"), "PNG"), "png with alpha": encode(PICTURE.convert("RGBA"), "PNG"),
+    "png with a palette": encode(PICTURE.convert("P"), "PNG"), "black and white": encode(PICTURE.convert("1"), "PNG"),
+    "png of 16 bits": encode(Image.fromarray(np.arange(301 * 407, dtype=np.uint16).reshape(301, 407)), "PNG"),
+    "bmp": encode(PICTURE, "BMP"), "tiff": encode(PICTURE, "TIFF"),
+}
+
+
+def with_mindspore(data: bytes | np.ndarray, preset: Preset, *, photos: bool, encoded: bool) -> np.ndarray:
+    """The input that `src/dataset.py` makes of a picture for an evaluation."""
+    stored = np.frombuffer(data, np.uint8) if encoded else data
+    rows = ds.NumpySlicesDataset(([stored],), ["image"], shuffle=False)
+    rows = rows.map(image_transforms(preset, None, photos=photos, encoded=encoded), "image")
+    return next(rows.create_tuple_iterator(num_epochs=1, output_numpy=True))[0]
+
+
+def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """No value differs by more than one of 255 levels, and hardly any does: two builds of OpenCV may round otherwise.
+
+    Bilinear and nearest, measured on x86, do not differ at all.
+    """
+    assert ours.dtype == theirs.dtype == np.float32 and ours.shape == theirs.shape
+    difference = np.abs(ours - theirs)
+    assert difference.max() < 1.01 * LEVEL and difference.mean() < LEVEL / 10, (difference.max(), difference.mean())
+
+
+# --- the same input as the training pipeline's
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_photo(kind):
+    preset = Preset((64, 64), MEAN, STD)
+    ours = prepare(decode(KINDS[kind], upright=False), preset, photos=True)
+    assert_same(ours, with_mindspore(KINDS[kind], preset, photos=True, encoded=True))
+
+
+@pytest.mark.parametrize("size", [(142, 30), (30, 142), (55, 154), (92, 9), (500, 333), (64, 64), (73, 73), (293, 640)])
+@pytest.mark.parametrize("image_size", [(64, 64), (96, 32), (32, 96), (224, 224)])
+def test_every_shape_of_photo(size, image_size):
+    """Also those where the longer side is a whole number but for the last digit of a float."""
+    preset, pixels = Preset(image_size, MEAN, STD), smooth(*size)
+    theirs = with_mindspore(encode(Image.fromarray(pixels), "PNG"), preset, photos=True, encoded=True)
+    assert_same(prepare(pixels, preset, photos=True), theirs)
+
+
+@pytest.mark.parametrize("image_size", [(32, 32), (64, 64), (224, 224), (64, 96)])
+def test_small_pictures(image_size):
+    preset, pixels = Preset(image_size, MEAN, STD), smooth(32, 32)
+    assert_same(prepare(pixels, preset, photos=False), with_mindspore(pixels, preset, photos=False, encoded=False))
+    large = smooth(120, 77)
+    theirs = with_mindspore(encode(Image.fromarray(large), "PNG"), preset, photos=False, encoded=True)
+    assert_same(prepare(large, preset, photos=False), theirs)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "area"])
+def test_every_interpolation(interpolation):
+    preset = Preset((64, 64), MEAN, STD, crop_pct=0.9, interpolation=interpolation)
+    theirs = with_mindspore(KINDS["png"], preset, photos=True, encoded=True)
+    assert_same(prepare(decode(KINDS["png"]), preset, photos=True), theirs)
+
+
+# --- what a user's own pictures bring along
+
+
+@pytest.mark.parametrize("orientation, turn", [(1, lambda p: p), (3, lambda p: p[::-1, ::-1]),
+                                               (6, lambda p: np.rot90(p, -1)), (8, np.rot90)])
+def test_exif_turns_a_picture_upright(orientation, turn):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data, plain = encode(PICTURE, exif=exif), decode(encode(PICTURE))
+    assert np.array_equal(decode(data), turn(plain))
+    assert np.array_equal(decode(data, upright=False), plain)
+
+
+def test_formats_that_only_users_have():
+    assert decode(encode(PICTURE, "WEBP")).shape == decode(encode(PICTURE, "GIF")).shape == (301, 407, 3)
+
+
+BROKEN = {
+    "empty": (b"", "is empty"), "text": (b"hello, world" * 50, "is no picture"),
+    "jpeg cut short": (KINDS["jpeg"][:-2000], "is damaged"), "png cut short": (KINDS["png"][:5000], "is damaged"),
+    "png with a bad chunk": (KINDS["png"][:60] + b"\0" * 40 + KINDS["png"][100:], "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_pictures(kind, tmp_path):
+    data, message = BROKEN[kind]
+    with pytest.raises(PictureError, match=message):
+        decode(data)
+    (tmp_path / "x.jpg").write_bytes(data)
+    with pytest.raises(PictureError, match=message):
+        read_picture(tmp_path / "x.jpg")
+
+
+def test_a_picture_that_is_not_there(tmp_path):
+    with pytest.raises(PictureError, match="No such file"):
+        read_picture(tmp_path / "absent.jpg")
+
+
+# --- which pictures
+
+
+def test_folders_are_searched_to_the_bottom(tmp_path):
+    for name in ("b/c/2.PNG", "a.jpg", "b/1.jpeg", "note.txt", ".hidden.jpg", ".git/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)] \
+        == ["a.jpg", "b/1.jpeg", "b/c/2.PNG"]
+
+
+def test_lists_have_paths_with_or_without_a_label(tmp_path):
+    (tmp_path / "two words 7").touch()
+    text = "a/1.jpg\n\nb/2 3.jpg 12\nc.jpg,\t4\n/abs/d.png\ntwo words 7\n"
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8-sig")
+    assert read_list(tmp_path / "list.txt") == [tmp_path / "a/1.jpg", tmp_path / "b/2 3.jpg", tmp_path / "c.jpg",
+                                                Path("/abs/d.png"), tmp_path / "two words 7"]
+
+
+def test_names_are_short_where_they_can_be():
+    paths = [Path("/d/ant/0.jpg"), Path("/d/bee/0.jpg"), Path("/d/bee/0.png"), Path("/d/bee/n01_1.JPEG")]
+    assert unique_names(paths) == ["ant__0_jpg", "bee__0_jpg", "bee__0_png", "n01_1"]
+    assert unique_names([Path("x.jpg")]) == ["x"]
+    with pytest.raises(InputError, match="stands there twice"):
+        unique_names([Path("/d/a/0.jpg"), Path("/d/a/0.jpg")])
+
+
+# --- pictures for people
+
+
+def test_annotated_pictures_can_be_read():
+    lines = ["Staffordshire bullterrier 93.1 %", "cat 3.2 %"]
+    tiny, huge = annotate(smooth(32, 32), lines), annotate(smooth(1200, 2000), lines)
+    assert tiny.shape[0] > 224 and tiny.shape[1] >= 224 and huge.shape[1] == 1024
+    below = tiny[230:]
+    assert below.max() > 200 and below.min() < 60  # light letters on a dark ground
+    assert not np.array_equal(annotate(smooth(32, 32), ["ü"]), annotate(smooth(32, 32), ["ä"]))
+    assert thumbnail(smooth(1200, 2000)).shape == (96, 160, 3) and thumbnail(smooth(20, 30)).shape == (20, 30, 3)

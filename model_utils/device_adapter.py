@@ -79,10 +79,13 @@ def choose_target(asked: str, is_available: Callable[[str], bool] = _is_availabl
     return asked, None
 
 
-def _is_distributed(config: Config) -> bool:
-    if config.is_distributed and local_adapter.launcher() is None:
+def _is_distributed(config: Config, target: str) -> bool:
+    launcher = local_adapter.launcher()
+    if launcher == "rank table" and target != "Ascend":
+        launcher = None  # it tells no other device anything
+    if config.is_distributed and launcher is None:
         raise DeviceError(HOW_TO_START)
-    return config.is_distributed or local_adapter.launched_size() > 1
+    return config.is_distributed or launcher is not None and local_adapter.launched_size() > 1
 
 
 def _join_job() -> tuple[int, int]:
@@ -93,7 +96,8 @@ def _join_job() -> tuple[int, int]:
     try:
         init()
     except RuntimeError as error:
-        raise DeviceError(f"the job could not be joined: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise DeviceError(f"the job could not be joined, or has lost a rank: {reason}") from error
     rank, world_size = get_rank(), get_group_size()
     # No parameter_broadcast: the common seed makes the weights equal, and it would also overwrite the moving statistics
     # that a resumed rank has of its own.
@@ -127,7 +131,7 @@ def set_up_device(config: Config) -> Rank:
     else:
         mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
-    rank, world_size = _join_job() if _is_distributed(config) else (0, 1)
+    rank, world_size = _join_job() if _is_distributed(config, target) else (0, 1)
     check_size(config, world_size)
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=local_adapter.local_ranks() if world_size > 1 else 1)

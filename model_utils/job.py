@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_SECONDS = 0.1
+FAILURE_GRACE_S = 5  # a rank that waits for a dead one will hardly end by itself
 LAST_LINES = 20
 FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -34,7 +35,10 @@ class Process(NamedTuple):
 
 
 class Job:
-    """Runs processes to their end. The first one that fails takes the others with it, within `grace_s` seconds."""
+    """Runs processes to their end. The first one that fails takes the others with it.
+
+    A signal is passed on, and the processes get `grace_s` seconds to save what they have and to end.
+    """
 
     def __init__(self, processes: Sequence[Process], *, grace_s: float, show: str | None = None) -> None:
         self._processes, self._grace_s = processes, grace_s
@@ -99,17 +103,18 @@ class Job:
         return None
 
     def _end(self) -> None:
-        """Ask those that still run to end, with the signal that came to us if one did, and give them `grace_s`."""
+        """Ask those that still run to end, with the signal that came to us if one did, and give them time for it."""
         self._is_ending = True
-        asked = self._signal or signal.SIGTERM
+        asked = self._signal if self._signal == signal.SIGINT else signal.SIGTERM  # the ranks heed these two
+        grace_s = self._grace_s if self._signal else min(self._grace_s, FAILURE_GRACE_S)
         self._send(asked, self._alive())
-        deadline = time.monotonic() + self._grace_s
+        deadline = time.monotonic() + grace_s
         while self._alive() and time.monotonic() < deadline:
             self._show_new_output()
             time.sleep(POLL_SECONDS)
         self._show_new_output()
         for process in self._alive():
-            print(f"{process.name} did not end within {self._grace_s:g} s of {asked.name}; it is killed",
+            print(f"{process.name} did not end within {grace_s:g} s of {asked.name}; it is killed",
                   file=sys.stderr)
 
     def _alive(self) -> list[Process]:

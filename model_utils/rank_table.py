@@ -19,7 +19,7 @@ class Device(NamedTuple):
 
 def _number(entry: dict[str, Any], field: str, where: str) -> int:
     text = str(entry.get(field, ""))
-    if not text.isdigit():
+    if not (text.isascii() and text.isdecimal()):
         raise ConfigError(f"{where}.{field}: must be a number, not {entry.get(field)!r}")
     return int(text)
 
@@ -30,51 +30,82 @@ def _listed(value: Any, where: str) -> list[dict[str, Any]]:
     return value
 
 
-def _devices(table: dict[str, Any], path: Path) -> list[Device]:
-    devices = []
-    for s, server in enumerate(_listed(table.get("server_list"), f"{path}: server_list")):
-        where = f"{path}: server_list[{s}]"
-        server_id = server.get("server_id")
+def _servers(table: dict[str, Any], path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Address -> where in the file, and the entry."""
+    servers: dict[str, tuple[str, dict[str, Any]]] = {}
+    for index, server in enumerate(_listed(table["server_list"], f"{path}: server_list")):
+        where, server_id = f"{path}: server_list[{index}]", server.get("server_id")
         if not isinstance(server_id, str) or not server_id:
             raise ConfigError(f"{where}.server_id: must be the server's address, not {server_id!r}")
-        for d, entry in enumerate(_listed(server.get("device"), f"{where}.device")):
-            at = f"{where}.device[{d}]"
-            devices.append(Device(_number(entry, "rank_id", at), _number(entry, "device_id", at),
-                                  str(entry.get("device_ip", "")), server_id))
-    return sorted(devices)
+        if server_id in servers:
+            raise ConfigError(f"{where}.server_id: {server_id} stands there more than once")
+        servers[server_id] = where, server
+    count = table.get("server_count", len(servers))
+    if str(count) != str(len(servers)):
+        raise ConfigError(f"{path}: server_count: is {count!r}, but {len(servers)} server(s) are listed")
+    return servers
 
 
-def _check(devices: list[Device], table: dict[str, Any], path: Path) -> None:
-    ranks = [device.rank_id for device in devices]
-    doubled = sorted({rank for rank in ranks if ranks.count(rank) > 1})
-    if doubled:
-        raise ConfigError(f"{path}: rank_id {doubled[0]} stands there more than once")
-    if ranks != list(range(len(ranks))):
-        missing = min(set(range(len(ranks))) - set(ranks))
-        raise ConfigError(f"{path}: rank_id {missing} is missing: the ranks of {len(ranks)} devices are "
-                          f"0 to {len(ranks) - 1}")
-    places = [(device.server_id, device.device_id) for device in devices]
-    for server_id, device_id in places:
-        if places.count((server_id, device_id)) > 1:
-            raise ConfigError(f"{path}: device_id {device_id} of server {server_id} stands there more than once")
-    servers = len({device.server_id for device in devices})
-    if str(table.get("server_count", servers)) != str(servers):
-        raise ConfigError(f"{path}: server_count: is {table['server_count']!r}, but {servers} server(s) are listed")
+def _devices(table: dict[str, Any], path: Path) -> list[tuple[str, Device]]:
+    """Every device, and where in the file it stands."""
+    servers = _servers(table, path)
+    devices = []
+    for server_id, (where, server) in servers.items():
+        for index, entry in enumerate(_listed(server.get("device"), f"{where}.device")):
+            at = f"{where}.device[{index}]"
+            device_ip = str(entry.get("device_ip") or "")
+            if len(servers) > 1 and not device_ip:
+                raise ConfigError(f"{at}.device_ip: is missing; devices of different servers meet at their addresses")
+            devices.append((at, Device(_number(entry, "rank_id", at), _number(entry, "device_id", at), device_ip,
+                                       server_id)))
+    return devices
+
+
+UNIQUE = {  # field -> what no two devices may have in common; None where it does not count
+    "rank_id": lambda device: device.rank_id,
+    "device_id": lambda device: (device.server_id, device.device_id),
+    "device_ip": lambda device: device.device_ip or None,
+}
+
+
+def _check_unique(devices: list[tuple[str, Device]]) -> None:
+    for field, identity in UNIQUE.items():
+        seen = {}
+        for where, device in devices:
+            value = identity(device)
+            if value in seen:
+                raise ConfigError(f"{where}.{field}: {getattr(device, field)} stands there more than once, "
+                                  f"also in {seen[value].split(': ')[-1]}")
+            if value is not None:
+                seen[value] = where
+
+
+def check_rank_table(table: Any, path: Path) -> list[Device]:
+    """The devices in the order of their ranks; ConfigError names the field of `path` that is wrong."""
+    if not isinstance(table, dict) or "server_list" not in table:
+        raise ConfigError(f"{path}: has no server_list; scripts/hccl_tools.py makes and checks rank tables")
+    status = table.get("status", "completed")
+    if status != "completed":
+        raise ConfigError(f"{path}: status: must be 'completed', not {status!r}")
+    found = _devices(table, path)
+    _check_unique(found)
+    devices = sorted(device for _, device in found)
+    missing = set(range(len(devices))) - {device.rank_id for device in devices}
+    if missing:
+        raise ConfigError(f"{path}: rank_id: {min(missing)} is missing; the ranks of {len(devices)} devices are "
+                          f"0 to {len(devices) - 1}")
+    return devices
 
 
 def read_rank_table(path: Path) -> list[Device]:
-    """The devices in the order of their ranks; ConfigError names the field that is wrong."""
+    """The devices of a file in the order of their ranks; ConfigError names the field that is wrong."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: the rank table cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(table, dict) or "server_list" not in table:
-        raise ConfigError(f"{path}: has no server_list; scripts/hccl_tools.py makes and checks rank tables")
-    devices = _devices(table, path)
-    _check(devices, table, path)
-    return devices
+    return check_rank_table(table, path)
 
 
 def make_rank_table(servers: list[tuple[str, list[tuple[int, str]]]]) -> dict[str, Any]:

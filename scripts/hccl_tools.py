@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import ConfigError  # noqa: E402
-from model_utils.rank_table import make_rank_table, read_rank_table  # noqa: E402
+from model_utils.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
 
 
 def device_range(text: str) -> list[int]:
@@ -59,19 +59,21 @@ def _servers(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, str
     return servers
 
 
+def _describe(devices: list[Device]) -> str:
+    return f"{len(devices)} rank(s) on {len({device.server_id for device in devices})} server(s)"
+
+
 def _run(options: argparse.Namespace) -> None:
     if options.check:
-        devices = read_rank_table(options.check)
-        servers = len({device.server_id for device in devices})
-        print(f"{options.check}: is in order: {len(devices)} rank(s) on {servers} server(s)")
+        print(f"{options.check}: is in order: {_describe(read_rank_table(options.check))}")
         return
     if not options.server_ip:
         raise ConfigError("--server_ip: is not given (or --check FILE to look at a table that exists)")
     table = make_rank_table(_servers(options))
-    ranks = sum(len(server["device"]) for server in table["server_list"])
-    path = options.output or Path(f"hccl_{ranks}p.json")
+    path = options.output or Path(f"hccl_{sum(len(server['device']) for server in table['server_list'])}p.json")
+    devices = check_rank_table(table, path)
     path.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
-    print(f"{path}: {ranks} rank(s) on {len(table['server_list'])} server(s)")
+    print(f"{path}: {_describe(devices)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,8 @@ Environment:
 
 Time-outs, in seconds:
   JOIN_SECONDS       how long the ranks wait for each other at the start (600)
-  GRACE_SECONDS      how long ranks get to end after one failed or a signal came; then they are killed (60)
+  GRACE_SECONDS      how long ranks get to save and end after a signal; then they are killed (60)
+                     after a rank has failed the others, which wait for it, get no more than 5 seconds
   HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own, 1836 unless given
 """
 
@@ -217,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 2
     try:
         return run(argv, os.environ)
-    except (ConfigError, DeviceError) as error:
+    except (ConfigError, DeviceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return getattr(error, "exit_status", 2)
 
 
 if __name__ == "__main__":

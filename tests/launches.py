@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting jobs of several ranks in tests: a clean environment, a port of their own, nobody left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+STEERING = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "DEVICE_NUM", "DEVICE_TARGET", "SERVER_ID",
+            "BIND_CORES", "MASTER_PORT", "DRY_RUN", "JOIN_SECONDS", "GRACE_SECONDS", "CUDA_VISIBLE_DEVICES")
+BIN = Path(sys.executable).parent
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """That of a user who has set nothing but `settings`; the scripts find the Python that runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if name not in STEERING and not name.startswith("MS_")}
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHON": sys.executable, "GLOG_v": "3", **settings}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def msrun(script: Path, *args: object, ranks: int, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess:
+    """`msrun` as a user types it, to its end."""
+    command = [BIN / "msrun", f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True",
+               f"--master_port={free_port()}", "--log_dir=msrun_log", script, *args]
+    with started(command, cwd=cwd) as process:
+        out, _ = process.communicate(timeout=timeout_s)
+    return subprocess.CompletedProcess(command, process.returncode, out)
+
+
+@contextmanager
+def started(command: Iterable[object], *, cwd: Path, **settings: str) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, of which nothing is left when the block ends."""
+    process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment(**settings), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for pid in children(process.pid):
+            with suppress(ProcessLookupError):  # no group of its own, or just ended
+                os.killpg(pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+def _state_and_parent(pid: int | str) -> tuple[str, int]:
+    """('Z', 0) for a process that has ended."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "Z", 0
+    return state, int(parent)
+
+
+def is_running(pid: int | str) -> bool:
+    return _state_and_parent(pid)[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """The running children of a process."""
+    states = {int(path.name): _state_and_parent(path.name) for path in Path("/proc").glob("[0-9]*")}
+    return [child for child, (state, parent) in states.items() if parent == pid and state != "Z"]
+
+
+def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
+        time.sleep(0.05)

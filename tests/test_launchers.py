@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launchers: the commands they would start, and jobs of two real ranks that are ended in every way."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from launches import BIN, children, environment, free_port, is_running, started, wait_until
+from toy_data import ROOT, TINY, only_folder, run_main
+
+from model_utils.local_adapter import core_shares
+from scripts import hccl_tools
+
+SCRIPTS = ROOT / "scripts"
+LAUNCHERS = ("run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh", "run_eval.sh")
+SERVERS = ("10.255.0.1", "10.255.0.2")
+TRAIN = f"{sys.executable} -u {ROOT}/train.py --data_dir=data --is_distributed=1"
+FIXED = {"BIND_CORES": "0", "MASTER_PORT": "8118", "DRY_RUN": "1"}
+
+
+def launch(script: str, *args: object, cwd: Path = ROOT, shell: str = "bash",
+           **settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run([shell, SCRIPTS / script, *map(str, args)], cwd=cwd, env=environment(**settings),
+                          capture_output=True, text=True, timeout=60)
+
+
+def make_table(folder: Path, devices: int, servers: int = 1) -> Path:
+    """The table of some servers with so many devices each."""
+    path = folder / f"{servers}x{devices}.json"
+    flags = [flag for server in range(servers)
+             for flag in (f"--server_ip={SERVERS[server]}",
+                          "--device_ips=" + ",".join(f"192.1.{server}.{device}" for device in range(devices)))]
+    assert hccl_tools.main([*flags, f"--device_num={devices}", f"--output={path}"]) == 0
+    return path
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+# --- what they say
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_help_from_the_root_and_from_scripts(script, shell):
+    from_root = launch(f"../scripts/{script}", "--help", shell=shell)
+    from_scripts = subprocess.run([shell, script, "-h"], cwd=SCRIPTS, env=environment(), capture_output=True, text=True)
+    assert from_root.returncode == from_scripts.returncode == 0
+    assert from_root.stdout == from_scripts.stdout and f"bash {script} " in from_root.stdout
+    assert from_root.stderr == ""
+
+
+@pytest.mark.parametrize("script, args", [
+    ("run_distribute_train.sh", ()), ("run_distribute_train.sh", ("table.json",)),
+    ("run_distribute_train.sh", ("table.json", "--max_epoch=1")), ("run_distribute_train_gpu.sh", ()),
+    ("run_standalone_train.sh", ()), ("run_eval.sh", ("data", "cifar10", "CPU"))])
+def test_too_few_arguments(script, args):
+    done = launch(script, *args)
+    assert (done.returncode, done.stdout) == (2, "") and "DATA_PATH" in done.stderr
+
+
+def test_the_help_states_the_time_outs():
+    text = launch("run_distribute_train.sh", "--help").stdout
+    for name in ("JOIN_SECONDS", "GRACE_SECONDS", "HCCL_EXEC_TIMEOUT", "DRY_RUN", "BIND_CORES", "DEVICE_TARGET"):
+        assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+
+
+# --- what they would start
+
+
+def table_lines(table: Path, ranks: int, devices: int, *, server: int | None = None, flags: str = "") -> list[str]:
+    first = (server or 0) * devices
+    name = "" if server is None else f"{SERVERS[server]}, "
+    return [f"{name}rank {first + device}: RANK_TABLE_FILE={table} RANK_ID={first + device} RANK_SIZE={ranks} "
+            f"LOCAL_RANK_SIZE={devices} DEVICE_ID={device} HCCL_CONNECT_TIMEOUT=600 {TRAIN} --device_target=Ascend"
+            f"{flags} > train_parallel{first + device}/log 2>&1" for device in range(devices)]
+
+
+def cluster_lines(ranks: int, target: str, flags: str = "", join: int = 600) -> list[str]:
+    common = (f"MS_WORKER_NUM={ranks} RANK_SIZE={ranks} MS_TOPO_TIMEOUT={join} MS_SCHED_HOST=127.0.0.1 "
+              "MS_SCHED_PORT=8118 ")
+    command = f"{TRAIN} --device_target={target}{flags}"
+    return [f"scheduler: {common}MS_ROLE=MS_SCHED RANK_ID=0 {command} > train_parallel0/scheduler.log 2>&1",
+            *(f"rank {rank}: {common}MS_ROLE=MS_WORKER MS_NODE_ID={rank} RANK_ID={rank} DEVICE_ID={rank} {command} "
+              f"> train_parallel{rank}/log 2>&1" for rank in range(ranks))]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_rank_on_each_device_of_the_table(tmp_path, devices):
+    table = make_table(tmp_path, devices)
+    done = launch("run_distribute_train.sh", table, "data", "cifar10", "--max_epoch=2", **FIXED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == table_lines(table, devices, devices, flags=" --dataset=cifar10 --max_epoch=2")
+
+
+def test_a_table_of_two_servers(tmp_path):
+    table = make_table(tmp_path, 2, servers=2)
+    done = launch("run_distribute_train.sh", table, "data", **FIXED)
+    assert done.stdout.splitlines() == [*table_lines(table, 4, 2, server=0),
+                                       *table_lines(table, 4, 2, server=1)]
+
+
+def test_which_server_of_the_table_this_is(tmp_path):
+    from model_utils.rank_table import read_rank_table
+    from scripts.launch import by_server, this_server
+
+    servers = by_server(read_rank_table(make_table(tmp_path, 2, servers=2)))
+    assert this_server(servers, {"SERVER_ID": SERVERS[1]}) == SERVERS[1]
+    assert this_server({"127.0.0.1": [], **servers}, {}) == "127.0.0.1"  # by an address of this host
+    done = launch("run_distribute_train.sh", tmp_path / "2x2.json", "data", cwd=tmp_path)
+    assert done.returncode == 2 and "SERVER_ID=" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "train_parallel0").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_a_rank_on_each_gpu_where_there_is_no_mpirun(tmp_path, ranks):
+    done = launch("run_distribute_train_gpu.sh", "data", "imagenet2012", "--amp", **FIXED, DEVICE_NUM=str(ranks))
+    assert done.stdout.splitlines() == cluster_lines(ranks, "GPU", " --dataset=imagenet2012 --amp")
+
+
+def test_mpirun_where_there_is_one(tmp_path):
+    program(tmp_path, "mpirun", "exit 9")
+    path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
+    done = launch("run_distribute_train_gpu.sh", "data", **FIXED, CUDA_VISIBLE_DEVICES="0,2,3", PATH=path)
+    as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
+    assert done.stdout == (f"mpirun: mpirun {as_root}-n 3 --bind-to none --output-filename train_parallel "
+                           f"--merge-stderr-to-stdout {TRAIN} --device_target=GPU > train_parallel/log 2>&1\n")
+    failed = launch("run_distribute_train_gpu.sh", "data", cwd=tmp_path, DEVICE_NUM="2", PATH=path)
+    assert failed.returncode == 9 and "mpirun failed with status 9" in failed.stderr
+
+
+@pytest.mark.parametrize("visible, cards", [("0,1", 2), ("3", 1), ("0,1,-1,2", 2), ("GPU-8932f937,GPU-1", 2)])
+def test_all_visible_cards(visible, cards):
+    from scripts.launch import visible_cards
+
+    assert visible_cards({"CUDA_VISIBLE_DEVICES": visible}) == cards
+    assert visible_cards({"CUDA_VISIBLE_DEVICES": visible, "DEVICE_NUM": "5"}) == 5
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses"),
+    ({"DEVICE_NUM": "all"}, "DEVICE_NUM: must be a number of ranks, not 'all'"),
+    ({"DEVICE_NUM": "0"}, "DEVICE_NUM: must be a number of ranks, not '0'"),
+    ({"DEVICE_NUM": "2", "GRACE_SECONDS": "soon"}, "GRACE_SECONDS: must be a number of seconds, not 'soon'"),
+    ({"DEVICE_NUM": "2", "DEVICE_TARGET": "Ascend"}, "DEVICE_TARGET: this launcher starts GPU or CPU ranks")])
+def test_settings_that_are_wrong(tmp_path, settings, message):
+    done = launch("run_distribute_train_gpu.sh", "data", cwd=tmp_path, **settings)
+    assert done.returncode == 2 and f"error: {message}" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags, settings", [((), {"DEVICE_TARGET": "CPU"}), (("--device_target", "cpu"), {})])
+def test_the_rehearsal_on_cpu_ranks(tmp_path, flags, settings):
+    table = make_table(tmp_path, 2, servers=2)
+    done = launch("run_distribute_train.sh", table, "data", *flags, "--seed=2", **FIXED, **settings, JOIN_SECONDS="9")
+    assert done.stdout.splitlines() == cluster_lines(4, "CPU", " --seed=2", join=9)
+
+
+@pytest.mark.skipif(not shutil.which("taskset"), reason="this system has no taskset")
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_each_rank_is_bound_to_its_share_of_the_cores(tmp_path, devices):
+    done = launch("run_distribute_train.sh", make_table(tmp_path, devices), "data", DRY_RUN="1")
+    shares = [",".join(map(str, share)) for share in core_shares(sorted(os.sched_getaffinity(0)), devices)]
+    assert re.findall(r" taskset -c (\S+) ", done.stdout) == shares
+
+
+def test_cores_are_shared_out():
+    assert core_shares(range(8), 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert core_shares([1, 3, 5], 2) == [[1, 3], [5]]
+    assert core_shares([0, 1], 3) == [[0], [1], [0]]
+
+
+@pytest.mark.parametrize("script, args, settings, flags", [
+    ("run_standalone_train.sh", ("data",), {}, "train.py --data_dir=data"),
+    ("run_standalone_train.sh", ("a b", "imagenet2012", "--lr=1"), {"DEVICE_TARGET": "GPU"},
+     "train.py --data_dir=a b --dataset=imagenet2012 --device_target=GPU --lr=1"),
+    ("run_standalone_train.sh", ("data", "--lr=1"), {}, "train.py --data_dir=data --lr=1"),
+    ("run_eval.sh", ("data", "cifar10", "CPU", "a b/*.ckpt", "--seed=1"), {},
+     "eval.py --data_dir=data --dataset=cifar10 --device_target=CPU --pre_trained=a b/*.ckpt --seed=1")])
+def test_one_process(tmp_path, script, args, settings, flags):
+    python = program(tmp_path, "python", 'echo "$*"; exit 7')
+    done = launch(script, *args, **settings, PYTHON=str(python), cwd=tmp_path)
+    assert done.returncode == 7
+    assert done.stdout == f"-u {ROOT}/{flags}\n"
+
+
+def test_the_python_of_the_active_environment(tmp_path):
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "python", "echo active")
+    assert launch("run_standalone_train.sh", "data", PYTHON="", VIRTUAL_ENV=str(tmp_path)).stdout == "active\n"
+
+
+def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
+    outcome = run_main("train", *TINY, "--is_distributed=1")
+    assert outcome.status == 2 and "msrun --worker_num=N" in outcome.err
+
+
+# --- two ranks on this machine
+
+
+STEPS = 40
+JOB = ("synthetic", *TINY, "--num_parallel_workers=1", "--batch_size=4", f"--synthetic_train_images={8 * STEPS}",
+       "--max_epoch=1", "--warmup_epochs=0", "--log_interval=1", "--ckpt_path=runs")
+STEP = re.compile(r"^epoch: 1 step: (\d+), loss is", re.MULTILINE)
+
+
+@contextmanager
+def two_ranks(folder: Path, *flags: str) -> Iterator[subprocess.Popen]:
+    """The rank table launcher, typed as `sh script`, rehearsing a table of two devices in `folder`."""
+    table = make_table(folder, 2)
+    with started(["sh", SCRIPTS / "run_distribute_train.sh", table, "data", *JOB, *flags], cwd=folder,
+                 DEVICE_TARGET="CPU", GRACE_SECONDS="30") as launcher:
+        yield launcher
+
+
+def wait_for_steps(folder: Path) -> None:
+    """Until rank 1 trains."""
+    log = folder / "train_parallel1/log"
+    wait_until(lambda: log.exists() and STEP.search(log.read_text()), timeout_s=120, what="the first step")
+
+
+def test_a_killed_rank_ends_the_job(tmp_path):
+    with two_ranks(tmp_path) as launcher:
+        wait_for_steps(tmp_path)
+        processes = children(launcher.pid)
+        victim = next(pid for pid in processes if b"MS_NODE_ID=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        os.kill(victim, signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=30)
+        assert len(processes) == 3 and not any(map(is_running, processes))
+    assert launcher.returncode == 128 + signal.SIGKILL
+    end = output.partition("rank 1 failed with status 137; the end of train_parallel1/log:\n")[2].splitlines()
+    assert end and all(line.startswith("  ") for line in end)
+    assert STEP.match(end[-1].strip())
+
+
+def test_a_job_is_stopped_resumed_and_ends(tmp_path):
+    with two_ranks(tmp_path) as launcher:
+        wait_for_steps(tmp_path)
+        processes = children(launcher.pid)
+        launcher.terminate()
+        output, _ = launcher.communicate(timeout=60)
+        assert len(processes) == 3 and not any(map(is_running, processes))
+    assert launcher.returncode == 128 + signal.SIGTERM
+    run = only_folder(tmp_path / "runs")
+    stopped_after = int(max((run / "resume").glob("step-*.state")).name.removeprefix("step-").split(".")[0])
+    assert 0 < stopped_after < STEPS
+
+    with two_ranks(tmp_path, "--resume=newest") as launcher:
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, output
+    assert only_folder(tmp_path / "runs") == run and (run / f"ckpt_0/0-1_{STEPS}.ckpt").is_file()
+    logs = [(tmp_path / f"train_parallel{rank}/log").read_text() for rank in (0, 1)]
+    assert [STEP.findall(log) for log in logs] == [[str(step) for step in range(stopped_after + 1, STEPS + 1)]] * 2
+    losses = [[line for line in log.splitlines() if "loss is" in line] for log in logs]
+    assert losses[0] != losses[1]  # each of its own pictures
+    assert [line for line in output.splitlines() if "loss is" in line] == losses[0]  # rank 0 alone
+    assert "[WARNING]" not in output and "[INFO]" not in output
+
+
+# --- two hosts
+
+
+def _ip(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["ip", *args], capture_output=True, text=True)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Two network namespaces joined by a veth pair, 10.254.0.1 and 10.254.0.2."""
+    if not shutil.which("ip"):
+        pytest.skip("two hosts need `ip` of iproute2, which is not installed")
+    names = [f"vgg{os.getpid()}{side}" for side in "ab"]
+    with ExitStack() as stack:
+        for name in names:
+            made = _ip("netns", "add", name)
+            if made.returncode:
+                pytest.skip(f"two hosts need network namespaces, which are not permitted: {made.stderr.strip()}")
+            stack.callback(_ip, "netns", "del", name)
+        linked = _ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns",
+                     names[1])
+        if linked.returncode:
+            pytest.skip(f"two hosts need a veth pair, which is not permitted: {linked.stderr.strip()}")
+        for number, name in enumerate(names, start=1):
+            for args in (("addr", "add", f"10.254.0.{number}/24", "dev", name), ("link", "set", name, "up"),
+                         ("link", "set", "lo", "up")):
+                assert _ip("-n", name, *args).returncode == 0
+        yield names
+
+
+def test_two_hosts_train_together(two_hosts, tmp_path):
+    flags = [f"--dataset={JOB[0]}", *JOB[1:], "--synthetic_train_images=40", f"--ckpt_path={tmp_path / 'runs'}",
+             "--is_save_on_master=0"]
+    port = free_port()
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(started(
+            ["ip", "netns", "exec", name, BIN / "msrun", "--worker_num=2", "--local_worker_num=1",
+             f"--node_rank={number}", "--master_addr=10.254.0.1", f"--master_port={port}", "--join=True",
+             f"--log_dir=log{number}", ROOT / "train.py", "--is_distributed=1", *flags], cwd=tmp_path))
+            for number, name in enumerate(two_hosts)]
+        outputs = [host.communicate(timeout=150)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    run = only_folder(tmp_path / "runs")
+    logs = [(run / name).read_text() for name in ("train.log", "train_1.log")]
+    assert [len(re.findall("loss is", log)) for log in logs] == [5, 5]
+    weights = [(run / f"ckpt_{rank}/{rank}-1_5.ckpt").read_bytes() for rank in (0, 1)]
+    assert weights[0] == weights[1]

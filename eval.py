@@ -35,6 +35,8 @@ def run_eval(config: Config) -> dict[Path, Any]:
         for path in paths:
             config, network = loader.load(path)
             get_logger().info("checkpoint: %s", path)
+            for line in loader.report:
+                get_logger().info(line)
             results[path] = build_run.build_evaluation(config, rank, network, reader)()
             if rank.rank == 0:
                 build_run.write_evaluation(folder, path, config, results[path], reader.class_names)

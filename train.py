@@ -40,6 +40,7 @@ def run_train(config: Config) -> TrainResult:
     with StopSignals() as signals:
         rank = set_up_device(config)
         from src import build, build_run
+        from src.readers.traffic import naming_bad_pictures
         from src.utils.logging import get_logger
 
         parts = build_parts(config, rank)
@@ -52,7 +53,8 @@ def run_train(config: Config) -> TrainResult:
             conductor = build_conductor(config, rank, parts, folder, signals)
             signals.is_training = True
             if not state.is_over:
-                train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
+                with naming_bad_pictures(data.reader):
+                    train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
         signals.raise_if_stopped(
             state.stop_signal, f"after step {state.step}; this goes on with it:\n"
@@ -90,23 +92,30 @@ def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
     epoch, each with a freshly seeded pipeline, so that any step can be entered again. The rest of an epoch that a
     resumed run begins with is a call of its own in both cases.
     """
+    from src.build import set_step
+
     state = parts.state
     while not state.is_over and not state.stop_signal:
         epoch, done_steps = divmod(state.step, state.steps_per_epoch)
         dataset = parts.data.dataset(epoch, done_steps=done_steps)
         if not sink_size:
+            end = state.next_epoch_step
             parts.model.train(epoch + 1, dataset, callbacks=[conductor], initial_epoch=epoch, dataset_sink_mode=False)
+            if state.step < end and not state.stop_signal:
+                set_step(parts.model, end)
+                conductor.end_short_epoch()
         else:
             whole_epochs = state.total_steps - state.total_steps % state.steps_per_epoch
             end = (epoch + 1) * state.steps_per_epoch if done_steps else whole_epochs
             steps = (end if state.step < end <= state.total_steps else state.total_steps) - state.step
-            size = gcd(steps, sink_size)  # an epoch that the end of the run or a resumed one cuts has its own
+            size = sink_size  # an epoch that the end of the run or a resumed one cuts has its own
             parts.model.train(steps // size, dataset, callbacks=[conductor], dataset_sink_mode=True, sink_size=size)
 
 
 def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, signals: StopSignals) -> Any:
     """Everything that happens between steps, in the order in which it happens."""
     from src import build_run, callbacks, saving
+    from src.bad_pictures import BadPictures
     from src.training import Conductor
 
     is_master, first_step = rank.rank == 0, parts.state.step
@@ -116,6 +125,8 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
         callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty(), first_step=first_step),
         callbacks.PlateauWarning(config.num_classes, batch_norm=config.batch_norm),
         callbacks.AverageStatistics(parts.network, rank.world_size)]
+    if config.on_bad_image != "error":
+        handlers.append(BadPictures(parts.data.reader, config.on_bad_image, rank.world_size))
     if parts.test is not None:
         evaluation = build_run.build_evaluation(config, rank, parts.network, parts.test)
         handlers.append(callbacks.EvaluateWhileTraining(

@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from model_utils import local_adapter
 from model_utils.errors import ConfigError
 from model_utils.flags import Flag, parse_flags
+from model_utils.mindcv import is_mindcv, translate
 from model_utils.schema import DATASETS, Config
-from model_utils.values import parse_flag
+from model_utils.values import FALSE_WORDS, NOTHING_WORDS, parse_flag
 from model_utils.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATASET = "cifar10"
+DTYPES = {"float32": "O0", "float16": "O2"}
 
 
 def _amp(value: Any) -> dict[str, Any]:
@@ -25,6 +28,13 @@ def _amp(value: Any) -> dict[str, Any]:
 
 def _label_smoothing(value: Any) -> dict[str, Any]:
     return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
+
+
+def _dtype(value: Any) -> dict[str, Any]:
+    level = DTYPES.get(str(value).strip().lower().removeprefix("tf."))
+    if level is None:
+        raise ValueError(f"must be one of {', '.join(DTYPES)}")
+    return {"amp_level": level}
 
 
 class Alias(NamedTuple):
@@ -51,6 +61,7 @@ ALIASES: dict[str, Alias] = {
     "log_dir": Alias("ckpt_path"),
     "eval_dir": Alias("pre_trained", only_mode="evaluate"),
     "amp": Alias(_amp, is_flag=True),
+    "dtype": Alias(_dtype),
     "label_smoothing": Alias(_label_smoothing),
 }
 
@@ -90,24 +101,52 @@ def _merge(target: Values, new: Values) -> None:
 
 
 def _yaml_values(path: Path) -> tuple[Values, list[str]]:
+    """The values of a file over those of its base, each file read in the dialect it is written in."""
     values: Values = {}
     notes = []
-    for name, (value, origin) in read_yaml(path).items():
-        if name in NOT_HONOURED:
-            notes.append(f"{origin}: `{name}` has no effect here: {NOT_HONOURED[name]}")
-        else:
-            _merge(values, _translate(name, value, origin, in_yaml=True))
+    for layer in read_yaml(path):
+        own: Values = {}
+        if is_mindcv(layer) and "network" not in values:
+            layer, said = translate(layer, _file(layer))
+            notes += said
+        for name, (value, origin) in layer.items():
+            if name in NOT_HONOURED:
+                notes.append(f"{origin}: `{name}` has no effect here: {NOT_HONOURED[name]}")
+            else:
+                _merge(own, _translate(name, value, origin, in_yaml=True))
+        values |= own
     return values, notes
 
 
-def _flag_values(flags: dict[str, str]) -> Values:
+def _file(layer: Values) -> str:
+    return next(iter(layer.values()))[1].rpartition(":")[0]
+
+
+def _flag_values(flags: dict[str, str], program: str) -> Values:
     values: Values = {}
+    if program == "eval.py" and "pre_trained" not in flags and _is_checkpoint(flags.get("ckpt_path", "")):
+        flags = {"pre_trained" if name == "ckpt_path" else name: text for name, text in flags.items()}
     for name, text in flags.items():
         _merge(values, _translate(name, text, f"--{name}", in_yaml=False))
         only_mode = ALIASES[name].only_mode if name in ALIASES else None
         if only_mode and flags.get("mode", "").lower() != only_mode:
             raise ConfigError(f"--{name}: is known with --mode={only_mode} alone")
     return values
+
+
+def _is_checkpoint(text: str) -> bool:
+    """Whether a --ckpt_path means what MindCV's validate.py means by it: a file, and not a root of run folders."""
+    return Path(text).suffix == ".ckpt" or Path(text).is_file()
+
+
+def _leave_out_distribution(values: Values, program: str) -> list[str]:
+    """A recipe that trains on many devices also evaluates and exports on one: only train.py insists on a launcher."""
+    if program == "train.py" or local_adapter.launcher():
+        return []
+    keys = [name for name in ("is_distributed", "rank_size") if not values.get(name, (0, "-"))[1].startswith("-")]
+    asked = [(name, *values.pop(name)) for name in keys]
+    return [f"{origin}: `{name}: {value}` is left aside: no launcher started {program}, so it runs on one device"
+            for name, value, origin in asked if str(value).lower() not in (*FALSE_WORDS, *NOTHING_WORDS)]
 
 
 def _apply_lr_flag(values: Values) -> list[str]:
@@ -171,8 +210,10 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
         raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
     recipe = Path(flags.pop("config_path", "") or default_recipe(flags.get("dataset", DEFAULT_DATASET)))
     values, notes = _yaml_values(recipe)
-    values.update(_flag_values(flags))
-    notes += _apply_lr_flag(values)
+    values.update(_flag_values(flags, program))
+    if "buffer_size" in flags:
+        notes.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
+    notes += [*_apply_lr_flag(values), *_leave_out_distribution(values, program)]
     return build_config(values, notes)
 
 

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every entry script begins and ends: parse, run, and turn the user's errors into one line and a status."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model_utils.config import get_config
+from model_utils.config import ROOT, get_config
+from model_utils.moxing_adapter import on_platform
 from model_utils.schema import Config
+
+HANDED_OVER = {("train.py", "evaluate"): "eval.py"}  # (program, mode) -> the program that does this
 
 
 def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program: str) -> int:
     """Run `run(config)`; the exit status is 0, or what the error that the user can mend asks for."""
     try:
-        run(get_config(argv, program))
+        config = get_config(argv, program)
+        other = HANDED_OVER.get((program, config.mode))
+        if other:
+            return hand_over(other, argv)
+        with on_platform(config) as config:
+            run(config)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -23,3 +33,12 @@ def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program:
         print(f"{program}: {label}{error}", file=sys.stderr)
         return status
     return 0
+
+
+def hand_over(program: str, argv: Sequence[str] | None) -> int:
+    """Let another entry script do it, with the same arguments: in place of this process if that is all it was for."""
+    if argv is not None:
+        return subprocess.call([sys.executable, str(ROOT / program), *argv])
+    options = sys.orig_argv[1:len(sys.orig_argv) - len(sys.argv)]  # such as -u
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *options, str(ROOT / program), *sys.argv[1:]])

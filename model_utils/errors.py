@@ -16,3 +16,9 @@ class DeviceError(RuntimeError):
     """A device or a job that was asked for and is not there."""
 
     exit_status = 2
+
+
+class PlatformError(RuntimeError):
+    """The cloud platform has not what was asked of it."""
+
+    exit_status = 2

@@ -47,8 +47,8 @@ def _mapping(node: yaml.Node, path: Path) -> dict[str, tuple[Any, int]]:
     return values
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, tuple[Any, str]]:
-    """The values of a recipe over those of its base, each with `file:line` as its origin.
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[Any, str]]]:
+    """The values of a recipe, each with `file:line` as its origin, behind those of its base, which they override.
 
     Raises ConfigError for a file that is missing, does not parse, or is its own base.
     """
@@ -63,6 +63,6 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, tuple[Any, s
     for node in documents[1:]:
         _mapping(node, path)
     if "base" not in own:
-        return own
+        return [own]
     base, _ = own.pop("base")
-    return {**read_yaml(path.parent / str(base), (*seen, path.resolve())), **own}
+    return [*read_yaml(path.parent / str(base), (*seen, path.resolve())), own]

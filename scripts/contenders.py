@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmark.py can measure. Each function answers {name: a call that runs one block, in seconds per step}."""
 
+import atexit
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,10 +34,13 @@ def set_up(config: Config, steps: int) -> Bench:
     import mindspore
 
     from src import build
+    from src.build_weights import open_pre_trained
 
     mindspore.set_seed(config.seed)
+    start = open_pre_trained(config)
+    config = start.config
     data = build.build_train_data(config, rank)
-    network = build.build_network(config, rank)
+    network, _ = build.build_start(start, rank)
     rates = build.build_learning_rates(config, data.steps_per_epoch)
     return Bench(config, rank, data, network, rates, build.build_model(config, network, rates, rank), steps)
 
@@ -116,5 +121,36 @@ def saving(config: Config, block_steps: int) -> Contenders:
                 lambda: resume.save_state(folder, parameters, state, rank=0, log_bytes=0, identity=identity))}
 
 
+def freezing(config: Config, block_steps: int) -> Contenders:
+    """The bare step of a network of which every layer trains against that of one whose features are frozen."""
+    return {name: bare_step(set_up(config.taking({"freeze": freeze}, "--what=freezing"), block_steps))
+            for name, freeze in (("every layer trains", None), ("--freeze=features", "features"))}
+
+
+def loading(config: Config, _block_steps: int) -> Contenders:
+    """Reading the file of `pre_trained` as it is against making a network of it."""
+    rank, path = set_up_device(config), Path(config.pre_trained or "")
+    from src import build
+
+    def read() -> None:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+    return {f"reading {path.name}": lambda: seconds_per_call(read),
+            "a network with these weights": lambda: seconds_per_call(
+                lambda: build.ModelLoader(config, rank).load(path))}
+
+
+def formats(config: Config, block_steps: int) -> Contenders:
+    """The training pipeline alone, on the class folders of `data_dir` and the same pictures in every other format."""
+    from scripts.packed_formats import pack, pipelines
+
+    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    readers = pack(config, folder)
+    return pipelines(config, readers, set_up_device(config), block_steps)
+
+
 # The first contender of each is what the others are compared with.
-CONTENDERS = {"steps": steps, "saving": saving}
+CONTENDERS = {"steps": steps, "saving": saving, "freezing": freezing, "loading": loading, "formats": formats}

@@ -50,11 +50,15 @@ class Progress(Handler):
             self._advance_bar(state)
         advanced = state.step - self._logged_step  # more than 1 where steps are sunk
         is_due = state.step_in_epoch % self._log_interval < advanced
-        if state.losses and (is_due or state.step_in_epoch == state.steps_per_epoch):
+        if state.losses and (is_due or state.epoch_ends):
             get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
         self._logged_step = state.step
 
     def on_epoch(self, state: TrainState) -> None:
+        last = (self._logged_step - 1) % state.steps_per_epoch + 1
+        if self._logged_step < state.step and last % self._log_interval:  # an epoch that ended before its last step
+            get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, last, state.losses[-1])
+        self._logged_step = state.step
         get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g",
                           state.row["seconds"], state.row["ms_per_step"], state.row["images_per_s"], state.row["lr"])
 

@@ -19,7 +19,7 @@ from src.utils.util import InputError
 
 TRAILER = b"crc_num"
 TRAILER_BYTES = len(TRAILER) + 10
-SLICE_BYTES = 256 << 20  # protobuf messages stay below 2 GiB
+SLICE_BYTES = 512 << 20  # as MindSpore: protobuf messages stay below 2 GiB, and each tensor of a VGG is in one piece
 NUMPY_TYPES = {"Float16": "<f2", "Float32": "<f4", "Float64": "<f8", "Int8": "i1", "Int16": "<i2", "Int32": "<i4",
                "Int64": "<i8", "UInt8": "u1", "UInt16": "<u2", "UInt32": "<u4", "UInt64": "<u8", "Bool": "?"}
 TYPE_NAMES = {np.dtype(numpy_type): name for name, numpy_type in NUMPY_TYPES.items()}

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from mindspore.train import Callback
 
+from src.utils.util import InputError
+
 
 class EpochClock:
     """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
@@ -100,6 +102,11 @@ class TrainState:
         return self.step % self.steps_per_epoch == 0 or self.is_over
 
     @property
+    def next_epoch_step(self) -> int:
+        """How many steps are finished when the next epoch begins, or the run is over."""
+        return min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
+
+    @property
     def learning_rate(self) -> float:
         """The rate of the last finished step."""
         return float(self.learning_rates[max(0, self.step - 1)])
@@ -180,6 +187,21 @@ class Conductor(Callback):
     def on_train_end(self, run_context: Any) -> None:
         for handler in self._handlers:
             handler.on_end(self.state)
+
+    def end_short_epoch(self) -> None:
+        """End an epoch before its last step, because pictures were left out that cannot be read: there is no more data.
+
+        The steps that are missing count as done, so that each epoch begins with the learning rate it would begin with.
+        InputError if there was no whole batch at all.
+        """
+        state = self.state
+        if state.step % state.steps_per_epoch == 0:
+            raise InputError(f"on_bad_image: without the pictures that cannot be read, epoch {state.epoch} has no batch")
+        self._read_losses()
+        state.step = state.next_epoch_step
+        self._end_epoch()
+        for handler in self._handlers:
+            handler.after_step(state)
 
     def _read_losses(self) -> None:
         for first, last, loss in self._losses.read():

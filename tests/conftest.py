@@ -31,3 +31,19 @@ def device() -> None:
     import mindspore
 
     mindspore.set_device("CPU")
+
+
+@pytest.fixture(scope="session")
+def cifar_model(tmp_path_factory):
+    """A trained network for small pictures, exported as MINDIR and ONNX, with its data."""
+    from deployed import make_cifar_model
+
+    return make_cifar_model(tmp_path_factory.mktemp("cifar_model"))
+
+
+@pytest.fixture(scope="session")
+def photo_model(tmp_path_factory):
+    """The same for photos in class folders; its MINDIR takes four at a time, its ONNX any number."""
+    from deployed import make_photo_model
+
+    return make_photo_model(tmp_path_factory.mktemp("photo_model"))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# usage: bash run_1p.sh [any train.py flag ...]
+# Trains and evaluates VGG19 on ImageNet on one device, by configs/vgg/vgg19_batch256.yaml; results in ./results/1p.
+#   --datadir=FOLDER                        the data (or DATA_DIR=FOLDER)
+#   --mode=evaluate --eval_dir=CHECKPOINTS  evaluates a checkpoint, or all in a folder
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+. "$(dirname -- "$0")/common.sh"
+case "${1:-}" in
+    -h | --help) show_help "$0"; exit 0 ;;
+esac
+python=$(project_python)
+exec "$python" -u "$ROOT/train.py" "--config_path=$ROOT/configs/vgg/vgg19_batch256.yaml" \
+    ${DATA_DIR:+"--data_dir=$DATA_DIR"} "$@"

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML files of other projects: MindCV's translated, the model zoo's unchanged, and all three dialects agreeing."""
+
+import pytest
+import yaml
+from test_config import MODEL_ZOO_FILE
+from toy_data import ROOT, TINY, only_folder, read_recipe, refusal, run_main, write_class_folders, write_recipe
+
+from model_utils.config import get_config
+from model_utils.mindcv import CHOICES, CONVERTED, DEFAULTS, FIXED, RENAMED, SCHEDULES
+from model_utils.schema import Config
+from src.run_folder import resolved_yaml
+
+MINDCV = """\
+model: 'vgg16'
+pretrained: False
+ckpt_path: ''
+num_classes: 1000
+mode: 0
+distribute: True
+num_parallel_workers: 8
+val_while_train: True
+dataset: 'imagenet'
+data_dir: 'path/to/imagenet'
+shuffle: True
+dataset_download: False
+image_resize: 224
+scale: [0.08, 1.0]
+ratio: [0.75, 1.333]
+hflip: 0.5
+interpolation: 'bilinear'
+crop_pct: 0.875
+batch_size: 32
+drop_remainder: True
+epoch_size: 200
+ckpt_save_dir: './ckpt'
+keep_checkpoint_max: 10
+dataset_sink_mode: True
+amp_level: 'O2'
+loss: 'CE'
+label_smoothing: 0.1
+opt: 'momentum'
+momentum: 0.9
+use_nesterov: False
+weight_decay: 0.00004
+filter_bias_and_bn: True
+loss_scale: 1024
+scheduler: 'warmup_cosine_decay'
+lr: 0.01
+min_lr: 0.0001
+warmup_epochs: 2
+decay_epochs: 198
+"""
+
+MODEL_ZOO = """\
+enable_modelarts: False
+data_url: ""
+train_url: ""
+checkpoint_url: ""
+data_path: "/cache/data"
+output_path: "/cache/train"
+load_path: "/cache/checkpoint_path"
+device_target: "auto"
+need_modelarts_dataset_unzip: True
+modelarts_dataset_unzip_name: ""
+
+dataset: "imagenet2012"
+data_dir: "path/to/imagenet"
+network: "vgg16"
+mode: "train_and_evaluate"
+num_parallel_workers: 8
+num_classes: 1000
+lr: 0.01
+lr_init: 0.01
+lr_max: 0.1
+lr_epochs: '30,60,90,120'
+lr_scheduler: "cosine_annealing"
+eta_min: 1e-4
+warmup_epochs: 2
+batch_size: 32
+max_epoch: 200
+momentum: 0.9
+weight_decay: 4e-5
+loss_scale: 1024
+label_smooth: 1
+label_smooth_factor: 0.1
+buffer_size: 10
+image_size: '224,224'
+ratio: '0.75,1.333'
+pad_mode: 'pad'
+padding: 1
+has_bias: True
+batch_norm: False
+keep_checkpoint_max: 10
+ckpt_interval: 5
+initialize_mode: "KaimingNormal"
+has_dropout: True
+amp_level: "O2"
+dataset_sink_mode: True
+is_distributed: 1
+pre_trained: ""
+ckpt_path: "./ckpt"
+file_name: "vgg16"
+file_format: "MINDIR"
+dataset_name: "cifar10"
+result_path: "./preprocess_Result/"
+---
+max_epoch: "Epoch size"
+---
+file_format: ["AIR", "MINDIR"]
+"""
+
+OWN = f"""\
+base: {ROOT / 'imagenet2012_config.yaml'}
+data_dir: path/to/imagenet
+mode: train_and_evaluate
+is_distributed: True
+num_parallel_workers: 8
+ratio: [0.75, 1.333]
+eta_min: 0.0001
+warmup_epochs: 2
+max_epoch: 200
+weight_decay: 4e-5
+amp_level: O2
+dataset_sink_mode: True
+ckpt_path: ./ckpt
+dataset_name: cifar10
+modelarts_dataset_unzip_name: ""
+"""
+
+NEEDED = "model: vgg16\nopt: momentum\n"  # what makes a file MindCV's, and keeps it quiet
+
+
+def mindcv(folder, text: str, *flags: str) -> Config:
+    return read_recipe(folder, NEEDED + text, *flags)
+
+
+def warnings(config: Config) -> list[str]:
+    return [note for note in config.notes if note.startswith("warning: ")]
+
+
+# The same recipe in three dialects
+
+
+def test_three_files_that_mean_the_same_resolve_to_the_same(tmp_path):
+    resolved = [resolved_yaml(read_recipe(tmp_path, text).model_dump()) for text in (OWN, MODEL_ZOO, MINDCV)]
+    assert resolved[0] == resolved[1] == resolved[2]
+
+
+def test_a_mindcv_run_leaves_a_config_that_is_no_longer_mindcvs(tmp_path):
+    write_class_folders(tmp_path / "data", each=6)
+    recipe = write_recipe(tmp_path, NEEDED + "distribute: False\nepoch_size: 1\nckpt_save_dir: there\n"
+                                             f"image_resize: 32\ndata_dir: {tmp_path / 'data'}\nbatch_size: 8\n")
+    outcome = run_main("train", "-c", recipe, *TINY, "--num_classes=3", f"--ckpt_path={tmp_path / 'runs'}",
+                       "--log_interval=1")
+    assert outcome.status == 0, outcome.err
+    assert f"{recipe}: is a MindCV file" in outcome.out and "epoch: 1 step: 2, loss is" in outcome.out
+    again = get_config(["-c", str(only_folder(tmp_path / "runs") / "config.yaml")])
+    assert (again.network, again.batch_norm, again.max_epoch, again.notes) == ("vgg11", False, 1, ())
+
+
+# MindCV
+
+
+def test_a_published_mindcv_file_is_translated_with_one_line(tmp_path):
+    config = read_recipe(tmp_path, MINDCV)
+    assert len(config.notes) == 1 and "is a MindCV file" in config.notes[0] and "epoch_size -> max_epoch" in \
+        config.notes[0]
+    assert (config.network, config.max_epoch, config.image_size) == ("vgg16", 200, (224, 224))
+    assert (config.mode, config.graph_mode, config.dataset) == ("train_and_evaluate", True, "imagenet2012")
+    assert (config.ckpt_path, config.pre_trained, config.eta_min) == ("./ckpt", None, 0.0001)
+    assert config.origin("max_epoch") == f"{tmp_path / 'recipe.yaml'}:21"
+
+
+def test_what_the_file_leaves_out_has_mindcvs_values(tmp_path):
+    config = mindcv(tmp_path, "")
+    for name, value in DEFAULTS.items():
+        assert getattr(config, name) == value, name
+    assert (config.num_classes, config.lr_scheduler, config.T_max) == (1000, "cosine_annealing", 103)
+    assert mindcv(tmp_path, "dataset: cifar10\n").num_classes == 10
+    assert mindcv(tmp_path, "num_classes: null\n").num_classes == 1000
+
+
+@pytest.mark.parametrize(("text", "meaning"), [
+    ("mode: 1", {"graph_mode": False}), ("val_while_train: False", {"mode": "train"}),
+    ("val_interval: 3", {"epochs_between_evals": 3}), ("ckpt_path: a.ckpt", {"pre_trained": "a.ckpt"}),
+    ("ckpt_save_dir: there", {"ckpt_path": "there"}), ("ckpt_save_interval: 2", {"ckpt_interval": 2}),
+    ("drop_rate: 0.2", {"dropout_rate": 0.2}), ("drop_rate: null", {"dropout_rate": 0.5}),
+    ("label_smoothing: 0", {"label_smooth": False}), ("dynamic_loss_scale: True", {"loss_scale": "dynamic"}),
+    ("dataset: ''", {"dataset": "imagenet2012"}), ("image_resize: 96", {"image_size": (96, 96)}),
+    ("mean: [127.5, 255, 0]", {"image_mean": (0.5, 1.0, 0.0)}), ("std: [51, 51, 51]", {"image_std": (0.2,) * 3}),
+    ("scheduler: cosine_decay\nwarmup_epochs: 0\ndecay_epochs: 90", {"T_max": None}),
+    ("warmup_epochs: 5\ndecay_epochs: 20\nmin_lr: 0.1", {"T_max": 25, "eta_min": 0.1}),
+    ("scheduler: step_decay\nwarmup_epochs: 0\ndecay_epochs: 30\ndecay_rate: 0.5",
+     {"lr_scheduler": "exponential", "lr_epochs": (30, 60, 90), "lr_gamma": 0.5}),
+    ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]", {"lr_epochs": (10, 20)}),
+    ("scheduler: multi_step_decay", {"lr_epochs": (30, 60, 90)}),
+    ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
+    ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
+    ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),
+    ("per_batch_size: 7", {"per_batch_size": 7})])
+def test_a_mindcv_key_has_its_meaning(tmp_path, text, meaning):
+    config = mindcv(tmp_path, text + "\n")
+    assert {name: getattr(config, name) for name in meaning} == meaning
+    assert not warnings(config)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_key_that_cannot_be_honoured_is_named_in_a_warning(tmp_path, name):
+    (said,) = warnings(mindcv(tmp_path, f"{name}: {'0.7' if name != 'train_split' else 'elsewhere'}\n"))
+    assert f"`{name}: " in said and f"{tmp_path / 'recipe.yaml'}:3" in said
+    for value in FIXED[name][0]:
+        text = yaml.safe_dump({name: list(value) if isinstance(value, tuple) else value})
+        assert not warnings(mindcv(tmp_path, text)), value
+
+
+def test_a_file_without_an_optimizer_is_told_what_it_gets(tmp_path):
+    (said,) = warnings(read_recipe(tmp_path, "model: vgg16\n"))
+    assert "`opt`" in said and "momentum" in said
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("opt: adam", ("opt", "momentum", "'adam'", ":2")), ("loss: BCE", ("loss", "CE", "'BCE'")),
+    ("scheduler: polynomial_decay", ("scheduler", "cosine_decay")), ("mode: train", ("mode", "graph", "'train'")),
+    ("decay_epochs: many", ("decay_epochs", "'many'")), ("epoch_size: many", ("max_epoch", "integer", "'many'")),
+    ("mean: 0.5", ("mean",)), ("dataset: mnist", ("dataset", "imagenet2012", "'mnist'")),
+    ("epoch_sise: 3", ("epoch_sise", "unknown"))])
+def test_a_value_that_would_be_another_training_is_refused(tmp_path, text, said):
+    recipe = write_recipe(tmp_path, f"model: vgg16\n{text}\n")
+    message = refusal("-c", str(recipe))
+    for words in said:
+        assert words in message
+
+
+def test_a_network_that_is_no_vgg_is_refused(tmp_path):
+    assert "vgg11, vgg13, vgg16, vgg19" in refusal("-c", str(write_recipe(tmp_path, "model: resnet50\nopt: sgd\n")))
+
+
+def test_the_tables_of_the_dialect_name_real_keys_and_do_not_overlap():
+    assert set(RENAMED.values()) | set(DEFAULTS) <= set(Config.model_fields)
+    tables = [*RENAMED, *CONVERTED, *FIXED, *CHOICES, "scheduler"]
+    assert len(tables) == len(set(tables)) and {"cosine_decay", "warmup_cosine_decay"} <= set(SCHEDULES)
+
+
+def test_flags_go_over_a_mindcv_file(tmp_path):
+    config = read_recipe(tmp_path, MINDCV, "--distribute", "False", "--data_dir=/d", "--max_epoch=3", "--mode=train")
+    assert (config.is_distributed, config.data_dir, config.max_epoch, config.mode) == (False, "/d", 3, "train")
+
+
+def test_model_with_network_below_it_is_the_alias_it_always_was(tmp_path):
+    config = read_recipe(tmp_path, f"base: {ROOT / 'cifar10_config.yaml'}\nmodel: vgg19\nepochs: 3\n")
+    assert (config.network, config.max_epoch, config.batch_norm, config.notes) == ("vgg19", 3, True, ())
+
+
+def test_a_recipe_of_ours_may_build_on_one_of_mindcv(tmp_path):
+    write_recipe(tmp_path, MINDCV, "theirs.yaml")
+    config = read_recipe(tmp_path, "base: theirs.yaml\nmax_epoch: 3\nmode: train\n")
+    assert (config.network, config.max_epoch, config.mode, config.batch_size) == ("vgg16", 3, "train", 32)
+
+
+# Evaluating with a recipe that was made for training
+
+
+def test_ckpt_path_of_eval_is_the_checkpoint_when_it_names_a_file(tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"")
+    for name in (str(file), "missing.ckpt"):
+        config = get_config([f"--ckpt_path={name}"], "eval.py")
+        assert (config.pre_trained, config.ckpt_path) == (name, "outputs/")
+    assert get_config([f"--ckpt_path={tmp_path}"], "eval.py").ckpt_path == str(tmp_path)
+    assert get_config([f"--ckpt_path={file}"], "train.py").ckpt_path == str(file)
+    both = get_config([f"--ckpt_path={file}", "--pre_trained=a.ckpt"], "eval.py")
+    assert (both.ckpt_path, both.pre_trained) == (str(file), "a.ckpt")
+
+
+def test_a_distributed_recipe_evaluates_on_one_device_without_a_launcher(tmp_path, monkeypatch):
+    recipe = str(write_recipe(tmp_path, "is_distributed: 1\nrank_size: 8\n"))
+    config = get_config(["-c", recipe], "eval.py")
+    assert (config.is_distributed, config.rank_size) == (False, None)
+    assert [note.partition("`")[0] for note in config.notes] == [f"{recipe}:1: ", f"{recipe}:2: "]
+    assert get_config(["-c", recipe], "train.py").is_distributed
+    assert get_config(["-c", recipe, "--is_distributed=1"], "eval.py").is_distributed
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+    assert get_config(["-c", recipe], "eval.py").is_distributed
+
+
+# The model zoo
+
+
+def test_every_key_of_the_model_zoo_is_known(tmp_path):
+    extra = ("per_batch_size: 32\ngraph_ckpt: 1\nlog_path: 'outputs/'\nresult_dir: ''\nlabel_dir: ''\n"
+             "ckpt_file: ''\nlr_gamma: 0.1\nT_max: 150\nlog_interval: 100\nis_save_on_master: 1\n")
+    config = read_recipe(tmp_path, MODEL_ZOO.replace("lr: 0.01\n", "lr: 0.01\n" + extra))
+    assert (config.per_batch_size, config.T_max, config.result_dir) == (32, 150, None)
+    assert len(config.notes) == 2  # graph_ckpt and log_path
+    assert read_recipe(tmp_path, MODEL_ZOO_FILE).device_target == "Ascend"
+
+
+def test_a_layer_may_call_a_key_by_another_name_than_its_base(tmp_path):
+    write_recipe(tmp_path, "max_epoch: 1\n", "ground.yaml")
+    assert read_recipe(tmp_path, "base: ground.yaml\nepochs: 3\n").max_epoch == 3
+
+
+# Recipes after the other projects
+
+
+@pytest.mark.parametrize("depth", ["11", "13", "16", "19"])
+def test_the_ascend_recipes_are_mindcvs(tmp_path, depth):
+    ours = get_config(["-c", str(ROOT / "configs" / "vgg" / f"vgg{depth}_ascend.yaml")]).model_dump()
+    theirs = read_recipe(tmp_path, MINDCV.replace("vgg16", f"vgg{depth}")).model_dump()
+    where = {"data_dir", "ckpt_path", "is_distributed", "dataset_sink_mode", "amp_level", "dataset_name",
+             "modelarts_dataset_unzip_name", "file_name"}
+    assert {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name] and name not in where} == {}
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("vgg16_batch192", {"network": "vgg16", "batch_size": 192, "max_epoch": 90, "lr": 0.01, "dropout_rate": 0.5}),
+    ("vgg19_batch256", {"network": "vgg19", "batch_size": 256, "max_epoch": 150, "lr": 0.01, "T_max": 150,
+                        "label_smooth": True, "label_smooth_factor": 0.1, "weight_decay": 1e-4, "momentum": 0.9,
+                        "use_nesterov": True, "lr_scheduler": "cosine_annealing"})])
+def test_the_recipes_after_the_other_frameworks_have_their_published_values(name, values):
+    config = get_config(["-c", str(ROOT / "configs" / "vgg" / f"{name}.yaml")])
+    assert {key: getattr(config, key) for key in values} == values

@@ -33,7 +33,11 @@ def run_eval(config: Config) -> dict[Path, Any]:
     results = {}
     with build_run.open_run(config, rank, suffix="_eval", log_name="eval.log", about=about) as folder:
         for path in paths:
-            config, network = loader.load(path)
+            if path != paths[0]:  # that one is loaded
+                config, network = loader.load(path)
+            if config.num_classes != len(reader.class_names):
+                raise ConfigError(f"{path}: has {config.num_classes} classes, the pictures {len(reader.class_names)}; "
+                                  "checkpoints of other models are evaluated apart")
             get_logger().info("checkpoint: %s", path)
             for line in loader.report:
                 get_logger().info(line)
@@ -46,15 +50,16 @@ def run_eval(config: Config) -> dict[Path, Any]:
 
 def summarize(results: dict[Path, Any], rank: Rank) -> None:
     """A table of several checkpoints, the best one marked."""
+    from src.metrics import top_k
     from src.utils.logging import get_logger
 
     if len(results) < 2 or rank.rank:
         return
-    best = max(results, key=lambda path: results[path].counts.top1())
-    get_logger().info("%-8s  %-8s  checkpoint", "top-1", "top-k")
-    for path, evaluation in results.items():
-        mark = "  <- best" if path == best else ""
-        get_logger().info("%.4f    %.4f    %s%s", evaluation.counts.top1(), evaluation.counts.topk(), path, mark)
+    counts = {path: evaluation.counts for path, evaluation in results.items()}
+    best = max(counts, key=lambda path: counts[path].top1())
+    get_logger().info("%-8s  %-8s  checkpoint", "top-1", f"top-{top_k(counts[best].num_classes)}")
+    for path, count in counts.items():
+        get_logger().info("%.4f    %.4f    %s%s", count.top1(), count.topk(), path, "  <- best" if path == best else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -198,7 +198,7 @@ def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) ->
 
     log = get_logger()
     if engine.pictures:
-        for line in time_lines(engine):
+        for line in time_lines(engine)[:None if config.result_dir else 1]:
             log.info(line)
     if config.time_dir and engine.pictures:
         write_atomically(Path(config.time_dir) / TIMES_FILE, "\n".join(time_lines(engine)) + "\n")

@@ -108,7 +108,7 @@ def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
             whole_epochs = state.total_steps - state.total_steps % state.steps_per_epoch
             end = (epoch + 1) * state.steps_per_epoch if done_steps else whole_epochs
             steps = (end if state.step < end <= state.total_steps else state.total_steps) - state.step
-            size = sink_size  # an epoch that the end of the run or a resumed one cuts has its own
+            size = gcd(steps, sink_size)  # an epoch that the end of the run or a resumed one cuts has its own
             parts.model.train(steps // size, dataset, callbacks=[conductor], dataset_sink_mode=True, sink_size=size)
 
 

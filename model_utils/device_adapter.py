@@ -61,6 +61,12 @@ def guard_cpu_convolution(env: MutableMapping[str, str], *, mindspore: tuple[int
             "convolutions on AVX-512 processors without it")
 
 
+def guard_this_machine() -> str | None:
+    """`guard_cpu_convolution` for the versions and the processor that are here."""
+    return guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=_cpu_flags(),
+                                 machine=platform.machine())
+
+
 def _is_available(target: str) -> bool:
     import mindspore
 
@@ -119,8 +125,7 @@ def set_up_device(config: Config) -> Rank:
 
     Nothing may be created or printed before this returns: a launcher's scheduler copy of the script ends in here.
     """
-    guard = guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=_cpu_flags(),
-                                  machine=platform.machine())
+    guard = guard_this_machine()
     import mindspore
 
     target, choice = choose_target(config.device_target)

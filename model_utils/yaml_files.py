@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML recipes: one to three documents, a `base:` file below, and the line that each value stands on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,4 +66,4 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[A
     if "base" not in own:
         return [own]
     base, _ = own.pop("base")
-    return [*read_yaml(path.parent / str(base), (*seen, path.resolve())), own]
+    return [*read_yaml(Path(os.path.normpath(path.parent / str(base))), (*seen, path.resolve())), own]

@@ -41,10 +41,18 @@ def summary(seconds: dict[str, list[float]], images: int) -> dict[str, dict[str,
     return rows
 
 
+def add_cpu_time(rows: dict[str, dict[str, float]], contenders: dict[str, Callable[[], float]]) -> None:
+    """The processor time of those contenders that keep it, without their first block."""
+    for name, run in contenders.items():
+        if hasattr(run, "cpu_seconds"):
+            rows[name]["cpu_ms_per_step"] = 1000 * statistics.median(run.cpu_seconds[1:])
+
+
 def report(rows: dict[str, dict[str, float]]) -> list[str]:
     first = next(iter(rows.values()))
     return [f"{name:42} {row['ms_per_step']:8.1f} ms ({row['min_ms']:.1f} to {row['max_ms']:.1f}, n = {row['n']}), "
             f"{row['images_per_s']:.1f} images/s, {100 * row['images_per_s'] / first['images_per_s']:.1f} %"
+            + (f", {row['cpu_ms_per_step']:.1f} ms of processor time" if "cpu_ms_per_step" in row else "")
             for name, row in rows.items()]
 
 
@@ -56,7 +64,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the result here as well")
     options, flags = parser.parse_known_args()
     config = get_config(flags, "benchmark.py")
-    rows = summary(alternate(CONTENDERS[options.what](config, options.steps), options.blocks), config.batch_size)
+    contenders = CONTENDERS[options.what](config, options.steps)
+    rows = summary(alternate(contenders, options.blocks), config.batch_size)
+    add_cpu_time(rows, contenders)
     print("\n".join(report(rows)))
     if options.json:
         about = {"what": options.what, "flags": flags, "machine": platform.machine(), "cores": usable_cores(),

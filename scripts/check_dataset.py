@@ -226,7 +226,7 @@ def run(options: argparse.Namespace, config: Config) -> int:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
     leaks = find_leaks(results)
     if leaks:
-        print(f"in training and evaluation alike: {leaks} pictures")
+        print(f"in training and evaluation alike: {leaks} picture{'s' if leaks > 1 else ''}")
     if options.fix:
         for findings in results:
             print(write_list(findings, Path(config.data_dir)))
@@ -239,6 +239,7 @@ def run(options: argparse.Namespace, config: Config) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
+    open_source.cache_clear()
     try:
         return run(options, get_config(flags, "check_dataset.py"))
     except (InputError, ConfigError, OSError) as error:

@@ -152,5 +152,50 @@ def formats(config: Config, block_steps: int) -> Contenders:
     return pipelines(config, readers, set_up_device(config), block_steps)
 
 
+def deploying(config: Config, block_steps: int) -> Contenders:
+    """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size pictures at a time."""
+    rank, folder = set_up_device(config), Path(tempfile.mkdtemp(prefix="benchmark_"))
+    from src import build
+    from src.engines import open_engine, run_batch
+    from src.export import write_format
+
+    network = build.build_network(config, rank).set_train(False)
+    images = np.random.RandomState(config.seed).randn(config.batch_size, 3, *config.image_size).astype(np.float32)
+    calls = {}
+    for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
+        path = folder / f"model.{file_format.lower()}"
+        write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
+        model = open_engine(engine, path, batch_size=config.batch_size)
+        calls[f"{file_format} through {engine}"] = lambda model=model: seconds_per_call(
+            lambda: run_batch(model, images), block_steps)
+    shutil.rmtree(folder)
+    return calls
+
+
+def evaluating(config: Config, block_steps: int) -> Contenders:
+    """The bare network on one fixed batch against the evaluation loop on the test pictures, timed from its first batch
+    on."""
+    rank = set_up_device(config)
+    from mindspore import Tensor
+
+    from src import build
+    from src.dataset import create_eval_dataset
+    from src.evaluate import evaluate
+
+    network, reader = build.build_network(config, rank).set_train(False), build.build_reader(config, "test")
+    preset, shard, size = build.build_preset(config), build.build_shard(rank), config.batch_size
+    pictures = create_eval_dataset(reader, preset, shard, batch_size=size)
+    batch = Tensor(next(pictures.create_tuple_iterator(num_epochs=1, output_numpy=True))[0])
+
+    def evaluation() -> float:
+        done = evaluate(network, reader, preset, shard, batch_size=size, num_classes=config.num_classes,
+                        max_batches=block_steps + 1)
+        return size / done.images_per_s
+
+    return {"bare network, one fixed batch": lambda: seconds_per_call(lambda: network(batch).asnumpy(), block_steps),
+            "evaluation, real pipeline": evaluation}
+
+
 # The first contender of each is what the others are compared with.
-CONTENDERS = {"steps": steps, "saving": saving, "freezing": freezing, "loading": loading, "formats": formats}
+CONTENDERS = {"steps": steps, "saving": saving, "freezing": freezing, "loading": loading, "formats": formats,
+              "deploying": deploying, "evaluating": evaluating}

@@ -69,7 +69,7 @@ def find_kept(source: Source, config: Config, processes: int) -> list[int]:
     if bad and config.on_bad_image != "skip":
         raise InputError("\n".join([*lines, "--on_bad_image=skip leaves such pictures out"]))
     if bad:
-        print("\n  ".join([f"{len(bad)} pictures are left out:", *lines]))
+        print("\n  ".join([f"left out, because they cannot be read: {len(bad)}", *lines]))
     if len(bad) == len(facts):
         raise InputError(f"{reader.source}: no picture can be read")
     return [fact.index for fact in facts if not fact.problem]
@@ -223,6 +223,7 @@ def convert(options: argparse.Namespace, config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
+    open_source.cache_clear()
     try:
         convert(options, get_config(flags, "convert_dataset.py"))
     except (InputError, ConfigError, OSError) as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same pictures in every data format, and their training pipelines, for benchmark.py --what=formats."""
 
-import itertools
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,15 +50,35 @@ class MindDataFolder:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, sampler: Any, workers: int) -> Any:
+    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any:
         import mindspore.dataset as ds
 
         return ds.ImageFolderDataset(str(self._folder), sampler=sampler, class_indexing=self._indices,
                                      num_parallel_workers=workers)
 
 
+class Pipeline:
+    """A call that runs one epoch of a training pipeline, another one each time: seconds per step.
+
+    It keeps the processor time as well, which other programs on the machine hardly change.
+    """
+
+    def __init__(self, create: Callable[[int], Any], steps: int) -> None:
+        self._create, self._steps = create, steps
+        self._epoch = 0
+        self.cpu_seconds: list[float] = []
+
+    def __call__(self) -> float:
+        iterator = self._create(self._epoch).create_tuple_iterator(num_epochs=1, output_numpy=True)
+        self._epoch += 1
+        start, cpu_start = time.perf_counter(), time.process_time()
+        assert sum(1 for _ in iterator) == self._steps
+        self.cpu_seconds.append((time.process_time() - cpu_start) / self._steps)
+        return (time.perf_counter() - start) / self._steps
+
+
 def pipelines(config: Config, readers: dict[str, Reader], rank: Rank, steps: int) -> dict[str, Callable[[], float]]:
-    """A call for each reader that runs an epoch of at most `steps` batches, another one each time."""
+    """The training pipeline of each reader, with epochs of at most `steps` batches."""
     from src.build import build_preset, build_shard
     from src.dataset import create_dataset, steps_per_epoch
 
@@ -66,14 +86,9 @@ def pipelines(config: Config, readers: dict[str, Reader], rank: Rank, steps: int
     first = next(iter(readers.values()))
     steps = steps_per_epoch(first, batch_size=config.batch_size, world_size=1, limit=steps)
 
-    def run(reader: Reader, epoch: int) -> float:
-        dataset = create_dataset(reader, preset, shard, batch_size=config.batch_size, seed=config.seed,
-                                 epoch=epoch, steps=steps)
-        iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        start = time.perf_counter()
-        assert sum(1 for _ in iterator) == steps
-        return (time.perf_counter() - start) / steps
+    def create(reader: Reader, epoch: int) -> Any:
+        return create_dataset(reader, preset, shard, batch_size=config.batch_size, seed=config.seed, epoch=epoch,
+                              steps=steps)
 
     contenders = {**readers, "class folders, by ImageFolderDataset": MindDataFolder(first)}
-    epochs = {name: itertools.count() for name in contenders}  # block by block the same for all
-    return {name: lambda name=name: run(contenders[name], next(epochs[name])) for name in contenders}
+    return {name: Pipeline(functools.partial(create, reader), steps) for name, reader in contenders.items()}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# From nothing to a trained and evaluated network, in a few minutes on a laptop: set up the environment, generate a
-# picture set, train a small VGG11 on it, evaluate it, and say where everything is.
+# From nothing to a network that predicts, in a few minutes on a laptop: set up the environment, generate a picture set,
+# train a small VGG11 on it, evaluate it, export it, look at a few predictions, and say where everything is.
 #
 #   bash scripts/quickstart.sh [--retrain]
 #
@@ -12,6 +12,7 @@ set -euo pipefail
 source "$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/env.sh"
 
 DATA="data/shapes"
+PICTURES="data/shapes_to_predict"  # ten more, as files
 RUNS="outputs/quickstart"
 RECIPE="configs/quickstart.yaml"
 
@@ -45,6 +46,15 @@ train() {
     printf '%s\n' "$1" >"$run/sources.txt"
 }
 
+# deploy: export the network of `run`, compared with the original, and let the exported file name ten new pictures.
+deploy() {
+    python export.py --config_path="$RECIPE" --ckpt_file="$run/best.ckpt" --file_name="$run/vgg11" \
+        --file_format=MINDIR,ONNX
+    python scripts/make_shapes.py "$PICTURES" --layout=folders --train=1 --test=10 --seed=2
+    python infer.py --config_path="$RECIPE" --model_path="$run/vgg11.mindir" --input="$PICTURES/val" --top=2 \
+        --annotate="$run/predictions"
+}
+
 main() {
     local run="" sources retrain=false
     case "$*" in
@@ -66,10 +76,13 @@ main() {
         train "$sources"
     fi
     python eval.py --config_path="$RECIPE" --data_dir="$DATA" --ckpt_path="$RUNS" --pre_trained="$run/best.ckpt"
+    deploy
     printf '\nDone in %d s. The run folder is %s\n' "$SECONDS" "$REPOSITORY/$run"
-    printf '  %-12s %s\n' curves.png "loss, accuracy and learning rate to look at" \
+    printf '  %-27s %s\n' curves.png "loss, accuracy and learning rate to look at" \
         metrics.csv "the same as numbers, one row per epoch" train.log "everything that was printed" \
-        best.ckpt "the checkpoint of the best epoch" config.yaml "every setting of the run"
+        best.ckpt "the checkpoint of the best epoch" config.yaml "every setting of the run" \
+        "vgg11.mindir, vgg11.onnx" "the exported network; vgg11.json describes it" \
+        predictions/ "ten pictures with their prediction, and all of them in contact_sheet.png"
 }
 
 main "$@"

@@ -41,7 +41,7 @@ class Settled(NamedTuple):
 
 
 def settle(config: Config, model_path: Path | None) -> Settled:
-    """What NAME.json says of the model wins over the recipe. InputError where a flag says something else."""
+    """What NAME.json says of the model wins over the recipe. ConfigError where a flag says something else."""
     card = find_card(model_path) if model_path else None
     if card is None:
         missing = f"{card_path(model_path).name} is not there, so size, normalisation and classes are those of the " \

@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain, count
 from pathlib import Path
 
 import mindspore
@@ -100,10 +101,10 @@ def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reade
 def write_evaluation(folder: Path, checkpoint: Path, config: Config, evaluation: Evaluation,
                      class_names: tuple[str, ...]) -> None:
     """The report of one checkpoint, in a sub-folder named after it."""
-    name = checkpoint.stem
-    taken = sum(1 for item in folder.glob(f"{name}*") if item.is_dir())
+    names = chain([checkpoint.stem], (f"{checkpoint.stem}_{number}" for number in count(2)))
+    name = next(name for name in names if not (folder / name).exists())  # two runs may have one of the same name
     about = {"checkpoint": str(checkpoint), "config": config.model_dump(mode="json")}
-    write_report(folder / (f"{name}_{taken + 1}" if taken else name), evaluation, class_names, about)
+    write_report(folder / name, evaluation, class_names, about)
 
 
 def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str, suffix: str = "",

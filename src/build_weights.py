@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model_utils.schema import Config
+from src.checkpoint import find_checkpoints
 from src.utils.util import InputError
 from src.weights import Weights, model_facts, read_weights
 
@@ -17,11 +18,18 @@ def agree_with_weights(config: Config, weights: Weights, *, own: Collection[str]
     """
     facts = model_facts(weights, width=config.width, image_size=config.image_size, average_pool=config.average_pool
                         and (weights.info is None or config.is_flag("average_pool")))
+    if _pixels(facts.get("pad_mode"), facts.get("padding")) == _pixels(config.pad_mode, config.effective_padding):
+        own = {*own, "pad_mode", "padding"}  # two ways to say the same
     facts = {name: value for name, value in facts.items() if name not in own}
     fitting, taken = config.giving_way(facts, f"the checkpoint {weights.path}")
     if weights.info is None and weights.zoo.uses_imagenet_statistics and not config.image_mean and fitting.image_mean:
         taken.append("image_mean and image_std of ImageNet, which such weights are trained with")
     return fitting, taken
+
+
+def _pixels(pad_mode: str | None, padding: int | None) -> int | None:
+    """What a 3x3 convolution adds on every side."""
+    return 1 if pad_mode == "same" else padding
 
 
 class Start(NamedTuple):
@@ -33,7 +41,7 @@ class Start(NamedTuple):
 
 
 def open_pre_trained(config: Config) -> Start:
-    """Read the weights of `pre_trained` to train on. InputError for a folder, and for what is no VGG's weights.
+    """Read the weights that `pre_trained` names, to train on. InputError if that is not one file, or no VGG's weights.
 
     Classes, picture size and normalisation are the run's own business where it says anything about them.
     """
@@ -41,7 +49,11 @@ def open_pre_trained(config: Config) -> Start:
         return Start(config, None, [])
     if Path(config.pre_trained).is_dir():
         raise InputError(f"pre_trained: {config.pre_trained} is a folder; training starts from one file")
-    weights = read_weights(Path(config.pre_trained))
+    paths = find_checkpoints(config.pre_trained)
+    if len(paths) > 1:
+        raise InputError(f"pre_trained: {config.pre_trained} names {len(paths)} files; training starts from one, "
+                         f"such as the newest, {paths[0]}")
+    weights = read_weights(paths[0])
     own = {"num_classes", "image_size", "include_top"}
     own |= {name for name in ("image_mean", "image_std") if getattr(config, name)}
     if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):

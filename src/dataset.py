@@ -70,8 +70,9 @@ def image_transforms(preset: Preset, augmentation: Augmentation | None, *, photo
 def _open(reader: Reader, sampler: Any, operations: list[Any], *, workers: int, on_bad_image: str) -> Any:
     """Transformed pictures and labels, one at a time."""
     ds.config.set_error_samples_mode(BAD_IMAGE_MODES[on_bad_image])
-    dataset = reader.open(sampler, workers).map(operations, "image", num_parallel_workers=workers)
-    if reader.traffic:
+    follow = bool(reader.traffic) and on_bad_image != "error"
+    dataset = reader.open(sampler, workers, follow=follow).map(operations, "image", num_parallel_workers=workers)
+    if follow:
         dataset = dataset.map(reader.traffic.arrive, "label", num_parallel_workers=1)
     return dataset
 

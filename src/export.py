@@ -164,6 +164,9 @@ def export_files(network: nn.Cell, target: Path, formats: Sequence[str], preset:
 
     All files appear together, after the last one has passed its check; whatever fails leaves nothing behind.
     """
+    for name in formats:
+        if (path := target.with_name(target.name + SUFFIXES[name])).is_dir():
+            raise InputError(f"file_name: {path} is a folder")
     network.set_train(False)
     entries = {}
     with _scratch_folder(target.parent) as scratch:

@@ -28,6 +28,7 @@ SMALL = (32, 32)  # the size of pictures that are no photos
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST,
                   "area": cv2.INTER_AREA}
+LONGEST = 100  # times the shorter side; enlarged to the size of the network's input, a longer picture would be huge
 SHOWN_SIDES = (224, 1024)  # annotated pictures: the shorter side at least, the longer one at most
 
 
@@ -135,7 +136,9 @@ def read_picture(path: Path, *, upright: bool = True) -> np.ndarray:
 
 
 def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:
-    """Pixels [H, W, 3] -> what the network is given, float32 [3, height, width]."""
+    """Pixels [H, W, 3] -> what the network is given, float32 [3, height, width]. PictureError for a mere line."""
+    if max(pixels.shape[:2]) > LONGEST * min(pixels.shape[:2]):
+        raise PictureError(f"is {pixels.shape[1]} x {pixels.shape[0]} pixels: too long and thin")
     method = INTERPOLATIONS[preset.interpolation]
     if photos:
         pixels = _centre(_resize(pixels, _with_short_side(pixels, preset.short_side), method), preset.image_size)
@@ -171,10 +174,9 @@ def annotate(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     picture = _shown(pixels)
     height, width = picture.shape[:2]
     font = _font(max(14, width // 28))
-    box = [font.getbbox(line or " ") for line in lines]
-    row = round(1.4 * max(bottom for *_, bottom in box))
-    canvas = Image.new("RGB", (max(width, max(right for _, _, right, _ in box) + row), height + row * len(lines) + row),
-                       "#1f2933")
+    text_width = max(font.getbbox(line)[2] for line in lines)
+    row = round(1.2 * sum(font.getmetrics()))
+    canvas = Image.new("RGB", (max(width, round(text_width) + row), height + row * (len(lines) + 1)), "#1f2933")
     canvas.paste(Image.fromarray(picture), ((canvas.width - width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(lines):

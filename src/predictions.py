@@ -59,8 +59,14 @@ def predictions_of(answer: Answer, class_names: Sequence[str], top: int) -> list
     if answer.logits is None:
         return [Prediction(source, (), answer.error)]
     rows = len(answer.logits)
-    return [Prediction(source if rows == 1 else f"{source}[{index}]", best_guesses(row, class_names, top))
+    return [_prediction(source if rows == 1 else f"{source}[{index}]", row, class_names, top)
             for index, row in enumerate(answer.logits)]
+
+
+def _prediction(source: str, logits: np.ndarray, class_names: Sequence[str], top: int) -> Prediction:
+    if not np.isfinite(logits).all():
+        return Prediction(source, (), "the model's answer is no number: it overflows, or its weights are damaged")
+    return Prediction(source, best_guesses(logits, class_names, top))
 
 
 def draw_predictions(answers: Sequence[Answer], class_names: Sequence[str], top: int, folder: Path) -> str:
@@ -69,9 +75,9 @@ def draw_predictions(answers: Sequence[Answer], class_names: Sequence[str], top:
 
     thumbnails, captions = [], []
     for answer in answers:
-        if answer.logits is None:
+        guesses = predictions_of(answer, class_names, top)[0].guesses
+        if not guesses:
             continue
-        guesses = best_guesses(answer.logits[0], class_names, top)
         pixels = answer.item.pixels()
         write_jpeg(folder / f"{answer.item.name}.jpg", annotate(pixels, [str(guess) for guess in guesses]))
         if len(captions) < SHEET_PICTURES:

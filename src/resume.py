@@ -31,7 +31,8 @@ FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", 
 FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
                   "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
                   "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
-                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained", "head_lr_multiplier")
+                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained", "head_lr_multiplier", "scale",
+                  "ratio", "hflip", "interpolation", "on_bad_image")
 
 
 class Identity(NamedTuple):

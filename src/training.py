@@ -196,7 +196,7 @@ class Conductor(Callback):
         """
         state = self.state
         if state.step % state.steps_per_epoch == 0:
-            raise InputError(f"on_bad_image: without the pictures that cannot be read, epoch {state.epoch} has no batch")
+            raise InputError("on_bad_image: without the pictures that cannot be read there is not one whole batch")
         self._read_losses()
         state.step = state.next_epoch_step
         self._end_epoch()

@@ -23,6 +23,7 @@ from src.utils.util import InputError
 
 CKPT, SAFETENSORS, TORCH = "ckpt", "safetensors", "torch"
 SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS, ".pth": TORCH, ".pt": TORCH}
+CKPT_START = b"\n"  # the first field of a protobuf message
 LARGEST_HEADER_BYTES = 100 << 20
 SAFETENSORS_TYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16, "I64": np.dtype("<i8"),
@@ -72,7 +73,7 @@ def _refuse_strangers(path: Path, data: memoryview) -> None:
     for start, reason in OTHER_STARTS.items():
         if bytes(data[:len(start)]) == start:
             raise InputError(f"{path}: is no file of weights: {reason}")
-    if SUFFIXES.get(path.suffix.lower(), CKPT) != CKPT:
+    if SUFFIXES.get(path.suffix.lower(), CKPT) != CKPT and bytes(data[:1]) != CKPT_START:
         raise InputError(f"{path}: is not what its name says, or is damaged: it does not begin like a "
                          f"{path.suffix} file")
 

@@ -11,6 +11,10 @@ import pytest
 os.environ.setdefault("GLOG_v", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model_utils.device_adapter import guard_this_machine  # noqa: E402
+
+guard_this_machine()  # before a test imports MindSpore: the slow convolution also computes other last digits
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes each)")
@@ -47,3 +51,20 @@ def photo_model(tmp_path_factory):
     from deployed import make_photo_model
 
     return make_photo_model(tmp_path_factory.mktemp("photo_model"))
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory):
+    """The same pictures in every data format: the data_dir of each."""
+    from packed import write_every_format
+
+    return write_every_format(tmp_path_factory.mktemp("formats"))
+
+
+@pytest.fixture
+def copy_of(formats, tmp_path, monkeypatch):
+    """A call that copies the data of one format to `data` in the current folder, an empty one, to be damaged there."""
+    from packed import copy_data
+
+    monkeypatch.chdir(tmp_path)
+    return lambda name: copy_data(formats[name], tmp_path / "data")

@@ -296,11 +296,6 @@ def test_every_key_of_the_model_zoo_is_known(tmp_path):
     assert read_recipe(tmp_path, MODEL_ZOO_FILE).device_target == "Ascend"
 
 
-def test_a_layer_may_call_a_key_by_another_name_than_its_base(tmp_path):
-    write_recipe(tmp_path, "max_epoch: 1\n", "ground.yaml")
-    assert read_recipe(tmp_path, "base: ground.yaml\nepochs: 3\n").max_epoch == 3
-
-
 # Recipes after the other projects
 
 

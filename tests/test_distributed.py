@@ -85,7 +85,8 @@ def start_with_msrun(folder: Path) -> str:
 def start_with_launcher(folder: Path) -> str:
     """Three ranks as the launchers start them where there is no accelerator."""
     command = [sys.executable, "-u", str(ROOT / "tests" / "rank_tasks.py"), str(folder)]
-    processes = [process._replace(log=folder / process.log) for process in cluster_job(command, 3, environment())]
+    job = cluster_job(command, 3, environment(BIND_CORES="0"))
+    processes = [process._replace(log=folder / process.log) for process in job]
     console = io.StringIO()
     with contextlib.redirect_stdout(console):
         status = Job(processes, grace_s=5, show="rank 0").run()

@@ -17,6 +17,7 @@ from src.engines import open_engine, predict
 from src.export import TOLERANCE, compare
 from src.model_card import find_card, sha256
 from src.pictures import Preset
+from src.vgg import vgg11
 
 
 def export(checkpoint: Path, name: Path, *flags: str) -> Outcome:
@@ -90,6 +91,15 @@ def test_the_description_forgets_files_of_another_checkpoint(cifar_model: Deploy
     assert set(card.files) == {"MINDIR"} and card.num_classes == 3
 
 
+def test_a_network_that_was_training_is_exported_as_one_that_answers(tmp_path):
+    """Else BatchNorm would go by the batch, and dropout drop."""
+    network = vgg11(10, image_size=(32, 32), width=0.125).set_train()
+    preset = Preset((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    entries = exporting.export_files(network, tmp_path / "x", ("MINDIR",), preset, batch_sizes={"MINDIR": 4},
+                                     parity_check=True, describe=lambda files: "{}")
+    assert entries["MINDIR"].parity["max_abs_difference"] < 1e-5
+
+
 # --- what is refused
 
 
@@ -125,6 +135,9 @@ def test_a_place_that_cannot_be_written(cifar_model: Deployed, tmp_path):
     (tmp_path / "file").touch()
     done = export(cifar_model.checkpoint, tmp_path / "file" / "x")
     assert done.status == 2 and "cannot be written" in done.err
+    (tmp_path / "x.onnx").mkdir()
+    done = export(cifar_model.checkpoint, tmp_path / "x", "--file_format=MINDIR,ONNX")
+    assert done.status == 2 and "x.onnx is a folder" in done.err and not (tmp_path / "x.mindir").exists()
 
 
 # --- the proof

@@ -16,8 +16,10 @@ from deployed import Deployed
 from PIL import Image
 from toy_data import ROOT, Outcome, run_main
 
+from src.engines import open_engine, predict
+from src.inference import Answer, Item
 from src.pictures import Preset, prepare, read_picture
-from src.predictions import best_guesses, softmax
+from src.predictions import best_guesses, predictions_of, softmax
 
 
 def infer(model: Path, source: Path, *flags: object) -> Outcome:
@@ -145,6 +147,25 @@ def test_the_test_set_of_a_data_set(cifar_model: Deployed, tmp_path):
     assert f"{cifar_model.counts[2]} pictures" in times
 
 
+def test_a_data_set_is_not_turned_upright(photo_model: Deployed, pictures, tmp_path):
+    """Neither is it in training and evaluation; a user's own picture is."""
+    for name in ("ant", "bee", "cow"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        shutil.copy(pictures / "e_turned.jpg", tmp_path / "val" / name)
+    probabilities = []
+    for flags in ((f"--data_dir={tmp_path}", "--dataset=imagenet2012"), (f"--input={tmp_path / 'val'}",)):
+        done = run_main("infer", f"--model_path={photo_model.onnx}", f"--save={tmp_path / 'p.json'}", *flags)
+        assert done.status == 0, done.err
+        rows = json.loads((tmp_path / "p.json").read_text())
+        probabilities.append([row["predictions"][0]["probability"] for row in rows])
+    preset = Preset((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    engine = open_engine("onnxruntime", photo_model.onnx, batch_size=None)
+    for upright, seen in zip((False, True), probabilities, strict=True):
+        image = prepare(read_picture(pictures / "e_turned.jpg", upright=upright), preset, photos=True)
+        assert seen == pytest.approx([softmax(predict(engine, image[None])).max()] * 3, abs=1e-5)
+    assert abs(probabilities[0][0] - probabilities[1][0]) > 1e-4
+
+
 def test_result_files_of_an_earlier_run_go_and_nothing_else(cifar_model: Deployed, pictures, tmp_path):
     (tmp_path / "old_0.bin").touch()
     assert infer(cifar_model.onnx, pictures, f"--result_dir={tmp_path}").status == 0
@@ -267,6 +288,12 @@ def test_requirements_of_a_device_are_those_of_the_project():
 
 
 # --- numbers
+
+
+def test_an_answer_that_is_no_number():
+    answer = Answer(Item("a", "a.jpg", read=None), np.array([[0.0, np.nan], [1.0, 0.0]], np.float32), None)
+    broken, whole = predictions_of(answer, "ab", 2)
+    assert "a.jpg[0]: the model's answer is no number" in str(broken) and whole.guesses[0].name == "a"
 
 
 def test_probabilities():

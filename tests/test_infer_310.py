@@ -300,6 +300,14 @@ def test_labels_that_are_none(results):
     assert "there is no file of labels" in problem(results, labels="absent.npy")
     np.save(results / "pickled.npy", np.array([[1], [2, 3]], dtype=object), allow_pickle=True)
     assert "not pickled" in problem(results, labels="pickled.npy")
+    class Intruder:
+        """What a pickle does when it is read."""
+
+        def __reduce__(self):
+            return Path.touch, (results / "was here",)
+
+    np.save(results / "pickled.npy", np.array([Intruder()], dtype=object), allow_pickle=True)
+    assert "not pickled" in problem(results, labels="pickled.npy") and not (results / "was here").exists()
     for text in ("{", '{"a": "cat"}', "[]", "[1.5]", "7", '[[1, 2], [3, 4]]'):
         (results / "bad.json").write_text(text)
         assert "bad.json: must hold labels" in problem(results, labels="bad.json")

@@ -60,6 +60,11 @@ def test_the_console_shows_whole_lines_and_leaves_those_of_the_framework_in_the_
     assert "DISTRIBUTED" in log(0).read_text()
 
 
+@pytest.mark.parametrize("scripts", [("exit 3",), ("exit 3", "exit 0"), ("exit 0", "sleep 0.2; exit 3")])
+def test_the_last_to_end_may_be_the_one_that_fails(scripts):
+    assert run(*scripts) == 3
+
+
 @pytest.mark.parametrize("fails", [0, 1])
 def test_one_that_fails_ends_the_others_with_its_status(capfd, fails):
     scripts = [WAITS, WAITS]

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from launches import BIN, children, environment, free_port, is_running, started, wait_until
+from launches import children, environment, is_running, started, wait_until
 from toy_data import ROOT, TINY, only_folder, run_main
 
 from model_utils.local_adapter import core_shares
@@ -195,6 +195,13 @@ def test_one_process(tmp_path, script, args, settings, flags):
     assert done.stdout == f"-u {ROOT}/{flags}\n"
 
 
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_a_signal_to_the_script_reaches_the_python_behind_it(tmp_path, script):
+    python = program(tmp_path, "python", "echo $$")
+    with started(["sh", SCRIPTS / script, "a", "b", "c", "d"], cwd=tmp_path, PYTHON=str(python)) as process:
+        assert process.communicate(timeout=30)[0].strip() == str(process.pid)  # one process, not two
+
+
 def test_the_python_of_the_active_environment(tmp_path):
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin", "python", "echo active")
@@ -217,11 +224,11 @@ STEP = re.compile(r"^epoch: 1 step: (\d+), loss is", re.MULTILINE)
 
 
 @contextmanager
-def two_ranks(folder: Path, *flags: str) -> Iterator[subprocess.Popen]:
+def two_ranks(folder: Path, *flags: str, **settings: str) -> Iterator[subprocess.Popen]:
     """The rank table launcher, typed as `sh script`, rehearsing a table of two devices in `folder`."""
     table = make_table(folder, 2)
     with started(["sh", SCRIPTS / "run_distribute_train.sh", table, "data", *JOB, *flags], cwd=folder,
-                 DEVICE_TARGET="CPU", GRACE_SECONDS="30") as launcher:
+                 DEVICE_TARGET="CPU", **settings) as launcher:
         yield launcher
 
 
@@ -246,7 +253,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
 
 
 def test_a_job_is_stopped_resumed_and_ends(tmp_path):
-    with two_ranks(tmp_path) as launcher:
+    with two_ranks(tmp_path, BIND_CORES="0") as launcher:
         wait_for_steps(tmp_path)
         processes = children(launcher.pid)
         launcher.terminate()
@@ -257,7 +264,7 @@ def test_a_job_is_stopped_resumed_and_ends(tmp_path):
     stopped_after = int(max((run / "resume").glob("step-*.state")).name.removeprefix("step-").split(".")[0])
     assert 0 < stopped_after < STEPS
 
-    with two_ranks(tmp_path, "--resume=newest") as launcher:
+    with two_ranks(tmp_path, "--resume=newest", BIND_CORES="0") as launcher:
         output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
     assert only_folder(tmp_path / "runs") == run and (run / f"ckpt_0/0-1_{STEPS}.ckpt").is_file()
@@ -267,52 +274,3 @@ def test_a_job_is_stopped_resumed_and_ends(tmp_path):
     assert losses[0] != losses[1]  # each of its own pictures
     assert [line for line in output.splitlines() if "loss is" in line] == losses[0]  # rank 0 alone
     assert "[WARNING]" not in output and "[INFO]" not in output
-
-
-# --- two hosts
-
-
-def _ip(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["ip", *args], capture_output=True, text=True)
-
-
-@pytest.fixture
-def two_hosts() -> Iterator[list[str]]:
-    """Two network namespaces joined by a veth pair, 10.254.0.1 and 10.254.0.2."""
-    if not shutil.which("ip"):
-        pytest.skip("two hosts need `ip` of iproute2, which is not installed")
-    names = [f"vgg{os.getpid()}{side}" for side in "ab"]
-    with ExitStack() as stack:
-        for name in names:
-            made = _ip("netns", "add", name)
-            if made.returncode:
-                pytest.skip(f"two hosts need network namespaces, which are not permitted: {made.stderr.strip()}")
-            stack.callback(_ip, "netns", "del", name)
-        linked = _ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns",
-                     names[1])
-        if linked.returncode:
-            pytest.skip(f"two hosts need a veth pair, which is not permitted: {linked.stderr.strip()}")
-        for number, name in enumerate(names, start=1):
-            for args in (("addr", "add", f"10.254.0.{number}/24", "dev", name), ("link", "set", name, "up"),
-                         ("link", "set", "lo", "up")):
-                assert _ip("-n", name, *args).returncode == 0
-        yield names
-
-
-def test_two_hosts_train_together(two_hosts, tmp_path):
-    flags = [f"--dataset={JOB[0]}", *JOB[1:], "--synthetic_train_images=40", f"--ckpt_path={tmp_path / 'runs'}",
-             "--is_save_on_master=0"]
-    port = free_port()
-    with ExitStack() as stack:
-        hosts = [stack.enter_context(started(
-            ["ip", "netns", "exec", name, BIN / "msrun", "--worker_num=2", "--local_worker_num=1",
-             f"--node_rank={number}", "--master_addr=10.254.0.1", f"--master_port={port}", "--join=True",
-             f"--log_dir=log{number}", ROOT / "train.py", "--is_distributed=1", *flags], cwd=tmp_path))
-            for number, name in enumerate(two_hosts)]
-        outputs = [host.communicate(timeout=150)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], outputs
-    run = only_folder(tmp_path / "runs")
-    logs = [(run / name).read_text() for name in ("train.log", "train_1.log")]
-    assert [len(re.findall("loss is", log)) for log in logs] == [5, 5]
-    weights = [(run / f"ckpt_{rank}/{rank}-1_5.ckpt").read_bytes() for rank in (0, 1)]
-    assert weights[0] == weights[1]

@@ -184,7 +184,7 @@ def test_mindspore_version_must_be_one(tree):
     assert "is not a version" in refusal(tree, MINDSPORE_VERSION="../2.8")
 
 
-# --- quickstart, with train.py and eval.py played by others
+# --- quickstart, with the entry scripts played by others
 
 
 def make_stub_environment(tree: Path) -> None:
@@ -216,6 +216,8 @@ def quickstart(tree):
         print("TRAINED", run.name)
         """)
     write_program(tree / "eval.py", "import sys\nprint('EVALUATED', sys.argv[-1])\n")
+    write_program(tree / "export.py", "import sys\nprint('EXPORTED', *sys.argv[2:])\n")
+    write_program(tree / "infer.py", "import sys\nprint('PREDICTED', *sys.argv[2:])\n")
     return lambda *args: bash(tree / "scripts" / "quickstart.sh", *args, cwd=tree.parent)
 
 
@@ -226,6 +228,10 @@ def test_quickstart_trains_when_it_must(quickstart, tree):
     assert "TRAINED 20240100" in first.stdout
     assert "EVALUATED --pre_trained=outputs/quickstart/20240100_000000/best.ckpt" in first.stdout
     assert str(tree / "outputs" / "quickstart" / "20240100_000000") in first.stdout
+    run = "outputs/quickstart/20240100_000000"
+    assert f"EXPORTED --ckpt_file={run}/best.ckpt --file_name={run}/vgg11 --file_format=MINDIR,ONNX" in first.stdout
+    assert f"PREDICTED --model_path={run}/vgg11.mindir --input=data/shapes_to_predict/val" in first.stdout
+    assert len(list((tree / "data" / "shapes_to_predict" / "val").glob("*/*.png"))) == 10
 
     second = quickstart()
     assert "TRAINED" not in second.stdout and "20240100_000000/best.ckpt" in second.stdout

@@ -274,6 +274,10 @@ def test_other_networks_are_no_vgg(tmp_path):
 def test_training_starts_from_a_file_not_a_folder(tmp_path):
     (tmp_path / "weights").mkdir()
     assert "is a folder; training starts from one file" in refused_training(tmp_path, tmp_path / "weights")
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / "weights" / name).touch()
+    assert "names 2 files; training starts from one" in refused_training(tmp_path, tmp_path / "weights" / "*.pth")
+    assert "no checkpoint is named by" in refused_training(tmp_path, tmp_path / "absent.pth")
 
 
 # Size

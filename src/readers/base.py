@@ -16,9 +16,9 @@ SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess",
 class Reader(Protocol):
     """Pictures of one split, in a fixed order.
 
-    `open` gives a MindData pipeline with the columns image and label. Encoded pictures (JPEG, PNG and so on) have a
-    `traffic`, whose `arrive` must be mapped over the labels behind all transforms; the others come as ready
-    H x W x 3 arrays of one size.
+    `open` gives a MindData pipeline with the columns image and label: encoded pictures (JPEG, PNG and so on), or ready
+    H x W x 3 arrays of one size. Encoded ones have a `traffic`; with `follow` it counts those that do not come through,
+    and its `arrive` must be mapped over the labels behind all transforms.
     """
 
     source: str
@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, sampler: Any, workers: int) -> Any: ...
+    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any: ...
 
     def read(self, index: int) -> np.ndarray:
         """One picture as it is stored: the bytes of a file, or the array."""
@@ -58,7 +58,7 @@ class ArrayReader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, sampler: Any, workers: int) -> Any:
+    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any:
         import mindspore.dataset as ds
 
         return ds.NumpySlicesDataset((self.images, self.labels), ["image", "label"], num_parallel_workers=1,

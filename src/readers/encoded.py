@@ -28,8 +28,8 @@ class EncodedReader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, sampler: Any, workers: int) -> Any:
-        self.traffic = Traffic(self)
+    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any:
+        self.traffic = Traffic(self, follow=follow)
         return open_encoded(self.traffic, sampler, workers)
 
     def read(self, index: int) -> np.ndarray:

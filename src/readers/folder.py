@@ -26,6 +26,14 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
+def holds_pictures(folder: Path) -> bool:
+    """Whether there is at least one, not counting those in folders further down."""
+    try:
+        return any(is_picture(entry.name) for entry in os.scandir(folder))
+    except OSError:
+        return False
+
+
 def _pictures(folder: Path) -> list[str]:
     """Names in their order. Hidden files, as some systems leave them beside pictures, are left aside."""
     names = sorted(entry.name for entry in os.scandir(folder) if is_picture(entry.name) and entry.is_file())
@@ -39,12 +47,16 @@ def looked_for(split: str) -> list[str]:
 
 
 def find(data_dir: Path, split: str) -> Path | None:
-    """The folder that holds the class folders of a split; None if there is none."""
+    """The folder that holds the class folders of a split; None if there is none.
+
+    data_dir itself is taken for it if there are pictures one folder further down, and nothing has a split's name.
+    """
     found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
+    if found is not None:
+        return found
     classes = _class_folders(data_dir)
-    if found is None and classes and not set(classes) & set(sum(SPLIT_FOLDERS.values(), ())):
-        found = data_dir
-    return found
+    has_splits = set(classes) & set(sum(SPLIT_FOLDERS.values(), ()))
+    return data_dir if not has_splits and any(holds_pictures(data_dir / name) for name in classes) else None
 
 
 class FolderReader(EncodedReader):

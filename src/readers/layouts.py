@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src.readers.base import SPLIT_FOLDERS
-from src.readers.folder import is_picture
+from src.readers.folder import holds_pictures
 from src.readers.formats import DATA_SETS, FORMATS
 from src.utils.util import InputError
 
@@ -31,17 +31,15 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return []
 
 
-def _holds_pictures(folder: Path) -> bool:
-    return any(is_picture(entry.name) for entry in _entries(folder))
-
-
 def _is_there(name: str, folder: Path, split: str) -> bool:
     try:
         found = FORMATS[name].find(folder, split)
     except InputError:
         return False
-    # Any folder with folders in it looks like class folders; those without a picture are none.
-    return bool(found) and (name != "folder" or any(_holds_pictures(Path(item.path)) for item in _entries(found)))
+    if name != "folder" or not found:
+        return bool(found)
+    # Any folder in a folder looks like a class; and class folders without a split's name may be of the other split.
+    return found != folder and any(holds_pictures(Path(entry.path)) for entry in _entries(found))
 
 
 def _flags(name: str, folder: Path, dataset: str) -> str:
@@ -56,11 +54,11 @@ def nearest_layout(data_dir: Path, split: str, dataset: str) -> str | None:
     for folder in candidates:
         for name in sorted(FORMATS, key=lambda name: name not in DATA_SETS[dataset].formats):
             if _is_there(name, folder, split):
-                return f"{FORMATS[name].looked_for(split)[0]} was found with {_flags(name, folder, dataset)}"
+                return f"{name} data was found with {_flags(name, folder, dataset)}"
     for folder in candidates:
         for other in OTHER_NAMES[split]:
             classes = _entries(folder / other)
-            if any(_holds_pictures(Path(entry.path)) for entry in classes if entry.is_dir()):
+            if any(holds_pictures(Path(entry.path)) for entry in classes if entry.is_dir()):
                 wanted = folder / SPLIT_FOLDERS[split][1]
                 return f"{folder / other} looks like class folders under another name: mv '{folder / other}' '{wanted}'"
     return None

@@ -73,9 +73,10 @@ class ListParser:
         return Entry(number, self._find(path), label)
 
     def _find(self, path: str) -> str:
-        places = [os.path.normpath(os.path.join(root, path)) for root in self._roots]
+        path = os.path.normpath(path)
+        places = [os.path.join(root, path) for root in self._roots]
         inside = [place for place in places if place.startswith(tuple(self._inside))]
-        if not inside:
+        if path.split(os.sep)[0] == ".." or not inside:
             raise ValueError(f"the path {path} leads out of {self._roots[0]}")
         found = next((place for place in inside if self._folders.has(place)), None)
         if found is None:

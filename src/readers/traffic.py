@@ -13,6 +13,7 @@ from src.utils.util import InputError
 
 PIPELINE_ERRORS = ("Exception thrown from dataset pipeline", "Exception thrown from user defined Python function")
 FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}  # what the pipeline does not decode, though OpenCV may
+RECENT = 2000  # more pictures than a pipeline has under way
 ADVICE = ("on_bad_image=skip leaves such pictures out, on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
 
@@ -41,14 +42,17 @@ class Pictures(Protocol):
 
 
 class Traffic:
-    """Follows the pictures of one pipeline, from the request to the label's arrival behind all transforms.
+    """Knows the pictures that one pipeline was asked for; with `follow` also which of them came through.
 
-    Both are in the same order. A lost picture never arrives; where another takes its place, that one arrives again.
+    It then follows each to its label's arrival behind all transforms. Requests and arrivals are in the same order. A
+    lost picture never arrives; where another takes its place, that one arrives again.
     """
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-        self._on_the_way: deque[tuple[int, int]] = deque()  # number of the request, picture; several threads are at it
+    def __init__(self, pictures: Pictures, *, follow: bool = False) -> None:
+        self._pictures, self._follow = pictures, follow
+        # Number of the request and picture, oldest first; several threads are at it. All that have not arrived, or the
+        # last ones.
+        self._on_the_way: deque[tuple[int, int]] = deque(maxlen=None if follow else RECENT)
         self._requests = 0
         self._lost: dict[int, None] = {}  # in the order in which they were found
         self._failure: InputError | None = None
@@ -60,7 +64,8 @@ class Traffic:
         """The row of a request, as MindData's source: the image column is the number of the picture."""
         self._requests += 1
         self._on_the_way.append((self._requests, int(index)))
-        return np.array(index, np.int64), np.array([self._requests, index], np.int64)
+        label = np.array([self._requests, index], np.int64) if self._follow else self._pictures.labels[index]
+        return np.array(index, np.int64), label
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """The operation that puts the encoded picture in the place of its number."""
@@ -125,7 +130,7 @@ def naming_bad_pictures(reader: Any) -> Iterator[None]:
 
 
 def open_encoded(traffic: Traffic, sampler: Any, workers: int) -> Any:
-    """A pipeline of encoded pictures; `traffic.arrive` must be mapped over its labels at the end."""
+    """A pipeline of encoded pictures; where they are followed, `traffic.arrive` must be mapped over the labels."""
     import mindspore.dataset as ds
 
     dataset = ds.GeneratorDataset(traffic, ["image", "label"], sampler=sampler, num_parallel_workers=1,

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of crops, flips and resizing, by what they do to a picture that says where each of its pixels was."""
+
+import numpy as np
+import pytest
+from packed import batches, eval_batches
+from toy_data import refusal, write_cifar10, write_picture
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from src.build import build_train_data
+from src.build_data import build_preset, build_reader
+
+COUNT = 12
+PIXELS = "--image_mean=0,0,0", "--image_std=1,1,1"  # the input is the pixels, from 0 to 1
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Square photos: red grows from left to right, green from top to bottom, blue is a fine chessboard."""
+    root = tmp_path_factory.mktemp("photos")
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    photo = np.zeros((256, 256, 3), np.uint8)
+    photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
+    photo[..., 2] = 255 * ((np.arange(256)[:, None] + np.arange(256)) % 2)
+    for split in ("train", "val"):
+        for number in range(COUNT):
+            write_picture(root / split / "ab"[number % 2] / f"{number}.png", photo)
+    return root
+
+
+def config_of(data_dir, *flags):
+    return get_config(["--dataset=imagenet2012", "--num_classes=2", f"--data_dir={data_dir}", "--image_size=64",
+                       f"--batch_size={COUNT}", *PIXELS, *flags])
+
+
+def train_pictures(data_dir, *flags):
+    return batches(build_train_data(config_of(data_dir, *flags), Rank(0, 1, 0, "CPU", 2)).dataset(0))[0][0]
+
+
+def eval_picture(data_dir, *flags):
+    config = config_of(data_dir, *flags)
+    return eval_batches(build_reader(config, "test"), preset=build_preset(config))[0][0][0]
+
+
+def spans(pictures):
+    """Which share of the photo's width and height each crop shows."""
+    red, green = pictures[:, 0], pictures[:, 1]
+    return np.stack([np.ptp(red, axis=(1, 2)), np.ptp(green, axis=(1, 2))], axis=1)
+
+
+def flipped(pictures):
+    return pictures[:, 0, 0, 0] > pictures[:, 0, 0, -1]
+
+
+def test_scale_is_the_share_of_the_area(data_dir):
+    whole = spans(train_pictures(data_dir, "--scale=1,1", "--ratio=1,1"))
+    assert (whole > 0.97).all()
+    small = spans(train_pictures(data_dir, "--scale=0.04,0.09", "--ratio=1,1"))
+    assert ((small > 0.15) & (small < 0.32)).all()
+    usual = spans(train_pictures(data_dir)).prod(axis=1)
+    assert usual.min() < 0.5 < usual.max()
+
+
+def test_ratio_is_width_over_height(data_dir):
+    width, height = spans(train_pictures(data_dir, "--scale=0.3,0.3", "--ratio=3,3")).T
+    assert np.allclose(width / height, 3, rtol=0.15)
+    width, height = spans(train_pictures(data_dir, "--scale=0.3,0.3", "--ratio=0.333,0.333")).T
+    assert np.allclose(height / width, 3, rtol=0.15)
+
+
+def test_hflip_is_how_often(data_dir):
+    assert not flipped(train_pictures(data_dir, "--hflip=0")).any()
+    assert flipped(train_pictures(data_dir, "--hflip=1")).all()
+    assert 0 < flipped(train_pictures(data_dir)).sum() < COUNT
+
+
+@pytest.mark.parametrize("hflip", [0, 1])
+def test_hflip_holds_for_small_pictures_too(tmp_path, hflip):
+    written = write_cifar10(tmp_path)
+    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=80", f"--hflip={hflip}", *PIXELS])
+    images, labels = batches(build_train_data(config, Rank(0, 1, 0, "CPU", 2)).dataset(0))[0]
+    columns = slice(None, None, -1 if hflip else 1)
+    sources = {picture[8:24, 8:24].tobytes() for picture in written.train.images}  # in every crop, moved by up to 4
+    pixels = (255 * images.transpose(0, 2, 3, 1)[:, :, columns]).round().astype(np.uint8)
+    found = [any(picture[top:top + 16, left:left + 16].tobytes() in sources for top in range(4, 13)
+                 for left in range(4, 13)) for picture in pixels]
+    assert all(found)
+
+
+def test_interpolation_is_how_pixels_are_mixed(data_dir):
+    def mixed(*flags):
+        """The share of blue pixels that are neither on nor off; 66 pixels of the photo become 64 or so."""
+        blue = train_pictures(data_dir, "--scale=0.066,0.066", "--ratio=1,1", *flags)[:, 2]
+        return np.mean((blue > 0.02) & (blue < 0.98))
+
+    assert mixed("--interpolation=nearest") < 0.01 < 0.3 < mixed()
+    assert mixed() == mixed("--interpolation=bilinear")
+    assert np.array_equal(eval_picture(data_dir), eval_picture(data_dir, "--interpolation=Bilinear"))
+    others = [eval_picture(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area")]
+    assert all(not np.array_equal(other, eval_picture(data_dir)) for other in others)
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.5])
+def test_crop_pct_is_the_part_that_an_evaluation_sees(data_dir, crop_pct):
+    picture = eval_picture(data_dir, f"--crop_pct={crop_pct}")
+    assert np.allclose(spans(picture[None]), crop_pct, atol=0.03)
+    assert np.allclose(picture[:2].mean(axis=(1, 2)), 0.5, atol=0.01)  # the middle
+
+
+@pytest.mark.parametrize("flag", ["--scale=0.5", "--scale=0,1", "--scale=0.5,1.1", "--scale=0.9,0.1", "--ratio=0,1",
+                                  "--ratio=2,1", "--hflip=1.5", "--hflip=-0.1", "--interpolation=cubic", "--crop_pct=0",
+                                  "--crop_pct=1.01"])
+def test_values_that_make_no_sense(flag):
+    assert flag[2:].split("=")[0] in refusal(flag)

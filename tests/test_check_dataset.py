@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What check_dataset.py finds: counts, sizes, broken, mislabelled and doubled pictures, data in another place."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packed import COUNTS, convert, write_coloured
+from toy_data import ROOT, run_main, run_python, write_cifar10, write_picture
+
+from src.readers.tf_example import encode_example, frame
+
+TRAIN = sum(COUNTS["train"])
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_coloured(tmp_path / "data").relative_to(tmp_path)
+
+
+def check(*flags: str, dataset: str = "imagenet2012", classes: int = 3):
+    return run_main("scripts.check_dataset", f"--dataset={dataset}", f"--num_classes={classes}", "--data_dir=data",
+                    *flags)
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_good_set_is_described_and_left_alone(data):
+    before = tree(data)
+    outcome = check()
+    assert outcome.status == 0 and outcome.err == "" and tree(data) == before
+    lines = outcome.out.splitlines()
+    assert f"training: class folders in data/train (found by dataset_format=auto): {TRAIN} pictures, 3 classes" in lines
+    assert "pictures per class: 5 to 9, median 8" in lines and "     1 bee: 5" in lines
+    assert "sizes: width 50 to 50, median 50; height 40 to 61, median 50.5" in lines
+    assert lines.count("broken: 0") == lines.count("mislabelled: 0") == 2
+    assert "alike" not in outcome.out
+
+
+def test_what_is_wrong_with_class_folders(data):
+    (data / "train/ant/picture 01.png").write_bytes(b"")
+    (data / "train/cow/picture 15.png").write_bytes((data / "train/cow/picture 15.png").read_bytes()[:70])
+    (data / "train/bee/stray.png").write_bytes((data / "train/ant/picture 03.png").read_bytes())
+    (data / "train/ant/again.png").write_bytes((data / "train/ant/picture 04.png").read_bytes())
+    (data / "train/bee/animation.gif").write_bytes(b"GIF89a")
+    (data / "val/ant/leak.png").write_bytes((data / "train/ant/picture 05.png").read_bytes())
+    outcome = check("--json=report.json")
+    assert outcome.status == 1
+    report = json.loads(Path("report.json").read_text())
+    train = report["train"]
+    assert train["per_class"] == {"ant": 9, "bee": 6, "cow": 7} and train["pictures"] == TRAIN + 2
+    assert train["broken"] == ["data/train/ant/picture 01.png: is empty",
+                               "data/train/cow/picture 15.png: cannot be decoded: it is cut short, damaged or no "
+                               "picture"]
+    assert train["mislabelled"] == ["the same picture under different labels: data/train/ant/picture 03.png has the "
+                                    "label 0 (ant); data/train/bee/stray.png has the label 1 (bee)"]
+    assert train["left_aside"] == ["data/train/bee/animation.gif"] and train["twice"] == 1
+    assert all(line in outcome.out for line in train["broken"] + train["mislabelled"] + train["left_aside"])
+    assert "in training and evaluation alike: 1 picture" in outcome.out and report["in_both"] == 1
+
+
+def test_fix_writes_lists_without_what_is_wrong_that_train_py_reads(data):
+    (data / "train/ant/picture 01.png").write_bytes(b"broken")
+    (data / "train/bee/stray.png").write_bytes((data / "train/ant/picture 03.png").read_bytes())
+    outcome = check("--fix=list")
+    assert outcome.status == 1 and f"data/train_list.txt: lists {TRAIN - 2} of {TRAIN + 1} pictures" in outcome.out
+    lines = (data / "train_list.txt").read_text().splitlines()
+    assert not [line for line in lines if "picture 01" in line or "picture 03" in line or "stray" in line]
+    again = check()
+    assert again.status == 0 and f"list data/train_list.txt (found by dataset_format=auto): {TRAIN - 2}" in again.out
+    assert "     2 cow: 8" in again.out  # the names stay
+
+
+def test_wrong_lines_and_strays_of_a_list(data):
+    lines = [f"{path.relative_to(data)} {label}" for label, name in enumerate(("ant", "bee", "cow"))
+             for path in sorted((data / "train" / name).iterdir())]
+    lines[2] = lines[2][:-1] + "1"  # one ant of nine is called a bee
+    (data / "train_list.txt").write_text("\n".join([*lines, "train/ant/absent.png 0", "train/ant/picture 00.png 7"]))
+    outcome = check("--split=train", "--fix=list")
+    assert outcome.status == 1
+    assert f"train_list.txt:{TRAIN + 1}: there is no file train/ant/absent.png" in outcome.out
+    assert f"train_list.txt:{TRAIN + 2}: the label 7 is out of range" in outcome.out
+    assert "picture 02.png (data/train_list.txt:3) has the label 1 (1), unlike nearly all others of its folder" \
+        in outcome.out
+    fixed = (data / "train_list.txt").read_text().splitlines()
+    assert len(fixed) == TRAIN - 1 and "train/ant/picture 02.png 1" not in fixed
+    assert (data / "train_list.txt.before_fix").read_text().splitlines()[:TRAIN] == lines
+    assert check("--split=train").status == 0
+
+
+def test_broken_records_of_shards_are_all_found(data, tmp_path):
+    picture = (data / "train/ant/picture 00.png").read_bytes()
+
+    def record(label, content=picture):
+        return frame(encode_example({"image/encoded": content, "image/class/label": label}))
+
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    damaged = bytearray(record(2))
+    damaged[60] ^= 1
+    (folder / "train-00000-of-00002").write_bytes(record(1) + record(9) + bytes(damaged) + record(3, b"no picture"))
+    (folder / "train-00001-of-00002").write_bytes(record(2, picture + b"other") + record(1)[:-5])
+    outcome = check("--data_dir=shards", "--split=train")
+    assert outcome.status == 1
+    for said in ("00000-of-00002: record 1 has the label 9", "00000-of-00002: record 2 has a wrong checksum",
+                 "00000-of-00002: record 3: cannot be decoded", "00001-of-00002: record 1 is cut short"):
+        assert f"shards/train-{said}" in outcome.out
+    assert "TFRecord shards in shards" in outcome.out and "4 pictures" in outcome.out
+    fix = check("--data_dir=shards", "--split=train", "--fix=list")
+    assert fix.status == 2 and "convert_dataset.py --to=list" in fix.err
+
+
+@pytest.mark.parametrize("to", ["mindrecord", "tfrecord"])
+def test_packed_sets_are_read(data, tmp_path, to):
+    assert convert(data, to, tmp_path / "packed", "--split=train").status == 0
+    outcome = check("--data_dir=packed", "--split=train")
+    assert outcome.status == 0 and f"{TRAIN} pictures" in outcome.out and "     0 ant: 9" in outcome.out
+
+
+def test_cifar_records_in_several_processes(tmp_path):
+    written = write_cifar10(tmp_path, train_count=450)
+    outcome = run_python(ROOT / "scripts/check_dataset.py", f"--data_dir={written.folder}", "--num_parallel_workers=2")
+    assert outcome.status == 0 and "450 pictures, 10 classes" in outcome.out, outcome
+    assert "pictures per class: 45 to 45" in outcome.out and "width 32 to 32" in outcome.out
+
+
+@pytest.mark.parametrize(("place", "dataset", "said"), [
+    ("data/deep/er", "imagenet2012", "folder data was found with --data_dir=data/deep/er"),
+    ("elsewhere", "imagenet2012", None),
+    ("data/deep", "cifar10", "was found with --data_dir=data/deep --dataset=imagenet2012")])
+def test_the_nearest_layout_is_named(tmp_path, monkeypatch, place, dataset, said):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_coloured(Path(place))
+    outcome = check(dataset=dataset, classes=10 if dataset == "cifar10" else 3)
+    assert outcome.status == 2 and "no data found in data" in outcome.err
+    assert (said or "") in outcome.err and ("nearest layout" in outcome.err) == bool(said)
+
+
+def test_the_other_data_set_and_folders_under_another_name_are_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_cifar10(Path("data/inner"))
+    assert "--data_dir=data/inner --dataset=cifar10" in check().err
+    for split in ("training", "valid"):
+        for name in ("ant", "bee"):
+            write_picture(Path("data", split, name, "0.png"), np.zeros((40, 40, 3), np.uint8))
+    for path in Path("data/inner").rglob("*.bin"):
+        path.unlink()
+    message = check().err
+    assert "mv 'data/training' 'data/train'" in message and "mv 'data/valid' 'data/val'" in message
+
+
+def test_flags_that_make_no_sense(data):
+    assert check("--dataset=synthetic").status == 2
+    assert "did you mean" in check("--batchsize=3").err
+    assert check("--data_dir=absent").status == 2

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from launches import children, environment, is_running, started, wait_until
@@ -21,7 +22,7 @@ from scripts import hccl_tools
 SCRIPTS = ROOT / "scripts"
 LAUNCHERS = ("run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh", "run_eval.sh")
 SERVERS = ("10.255.0.1", "10.255.0.2")
-TRAIN = f"{sys.executable} -u {ROOT}/train.py --data_dir=data --is_distributed=1"
+TRAIN = f"{quote(sys.executable)} -u {quote(str(ROOT / 'train.py'))} --data_dir=data --is_distributed=1"
 FIXED = {"BIND_CORES": "0", "MASTER_PORT": "8118", "DRY_RUN": "1"}
 
 

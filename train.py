@@ -58,8 +58,15 @@ def run_train(config: Config) -> TrainResult:
                 get_logger().info(state.throughput.summary(state.images_per_step))
         signals.raise_if_stopped(
             state.stop_signal, f"after step {state.step}; this goes on with it:\n"
-            f"  python train.py --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
+            f"  {starter(rank)} train.py --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
+
+
+def starter(rank: Rank) -> str:
+    """What starts train.py on as many ranks again, whatever started it this time."""
+    if rank.world_size == 1:
+        return "python"
+    return f"msrun --worker_num={rank.world_size} --local_worker_num={rank.world_size} --join=True"
 
 
 def build_parts(config: Config, rank: Rank) -> Parts:

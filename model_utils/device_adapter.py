@@ -99,6 +99,7 @@ def _join_job() -> tuple[int, int]:
     import mindspore
     from mindspore.communication import get_group_size, get_rank, init
 
+    local_adapter.end_with_msrun()
     try:
         init()
     except RuntimeError as error:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of one job on this host: start them together, pass signals on, end together, leave none behind."""
 
-import ctypes
 import os
 import shlex
 import signal
@@ -12,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model_utils.local_adapter import signal_when_parent_ends
+
 POLL_SECONDS = 0.1
 FAILURE_GRACE_S = 5  # a rank that waits for a dead one will hardly end by itself
 LAST_LINES = 20
 FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of Linux
 
 
 class Process(NamedTuple):
@@ -76,7 +76,7 @@ class Job:
             # A session of its own: a Ctrl-C on the terminal reaches it through us, and once.
             self._running[process.name] = subprocess.Popen(process.command, env=os.environ | process.env, stdout=log,
                                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                                           start_new_session=True, preexec_fn=_die_with_parent)
+                                                           start_new_session=True, preexec_fn=_end_with_launcher)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self._is_ending:  # asked twice: now
@@ -155,13 +155,9 @@ def _without_framework(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if not line.startswith(FRAMEWORK_LINES)]
 
 
-_LIBC = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: should the launcher be killed, so that it can pass nothing on, the system ends its ranks."""
-    if sys.platform == "linux":
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_launcher() -> None:
+    """Runs in the child: should the launcher be killed, it can pass nothing on."""
+    signal_when_parent_ends(signal.SIGKILL)
 
 
 def _report(process: Process, status: int) -> None:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the launcher's environment says about this process: its rank, the job's size, its card, its share of cores."""
 
+import ctypes
 import os
+import re
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 # (name of the launcher, its variable for rank, for size, for the ranks on this host: the whole job where unknown)
 LAUNCHERS = (
@@ -42,6 +47,27 @@ def local_ranks(env: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this host's cores, as far as the launcher says."""
     name = launcher(env)
     return max(1, next((_number(env, local, 1) for known, _, _, local in LAUNCHERS if known == name), 1))
+
+
+_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # of Linux
+WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1|yes)\0")
+
+
+def signal_when_parent_ends(number: int) -> None:
+    """Have the system send this process a signal when the one that started it is gone, however that ended."""
+    if sys.platform == "linux":
+        _LIBC.prctl(PR_SET_PDEATHSIG, number)
+
+
+def end_with_msrun(env: Mapping[str, str] = os.environ) -> None:
+    """End with the msrun that waits for this rank: it does not pass a SIGTERM on, and would leave the ranks behind.
+
+    One that does not wait, without --join, ends long before its ranks.
+    """
+    command = Path(f"/proc/{os.getppid()}/cmdline")
+    if env.get("MS_ROLE") == "MS_WORKER" and command.is_file() and WAITING_MSRUN.search(command.read_bytes()):
+        signal_when_parent_ends(signal.SIGTERM)
 
 
 def usable_cores() -> int:

@@ -33,7 +33,7 @@ def test_a_wrong_line_of_a_list(copy_of, line, said):
     Path("outside.png").write_bytes(b"")
     path.write_text(f"train/ant/picture 00.png 0\n\n{line}\ntrain/bee/picture 09.png 1\n")
     message = refused()
-    assert "data/train_list.txt:3: " in message and said in message
+    assert "data/train_list.txt:3: " in message and said in message and "--dataset_format=folder" in message
 
 
 def test_many_wrong_lines_of_a_list(copy_of):
@@ -89,7 +89,8 @@ def test_a_truncated_shard(copy_of, bytes_left, said):
     assert "train-00002-of-00003: record" in message and said in message
 
 
-@pytest.mark.parametrize(("content", "hint"), [(b"\x1f\x8b\x08" + bytes(40), "gzip"), (b"no TFRecord" * 9, "damaged")])
+@pytest.mark.parametrize(("content", "hint"), [(b"\x1f\x8b\x08" + bytes(40), "gzip"), (b"no TFRecord" * 9, "damaged")],
+                         ids=["gzip", "text"])
 def test_a_wrong_checksum_of_a_length(copy_of, content, hint):
     shards(copy_of("tfrecord"))[0].write_bytes(content)
     message = refused()
@@ -115,7 +116,7 @@ def test_a_wrong_checksum_of_a_picture_is_found_when_it_is_read(copy_of):
     (example(label=1), "record 1 has no feature image/encoded"),
     (example(image=b"x", label=b"1"), "record 1 has no feature image/class/label"),
     (frame(b""), "record 1 has no feature image/encoded"), (frame(b"\xff" * 30), "record 1 is no tf.train.Example"),
-    (frame(b"\x0a\x7fshort"), "record 1 is no tf.train.Example")])
+    (frame(b"\x0a\x7fshort"), "record 1 is no tf.train.Example")], ids=range(9))
 def test_a_wrong_record(copy_of, record, said):
     write_records(copy_of("tfrecord"), example(image=b"x", label=1), record)
     message = refused()

@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 
 import pytest
-from launches import children, environment, is_running, started, wait_until
+from launches import BIN, children, environment, free_port, is_running, started, wait_until
 from toy_data import ROOT, TINY, only_folder, run_main
 
-from model_utils.local_adapter import core_shares
+from model_utils.local_adapter import WAITING_MSRUN, core_shares
 from scripts import hccl_tools
 
 SCRIPTS = ROOT / "scripts"
@@ -209,6 +209,15 @@ def test_the_python_of_the_active_environment(tmp_path):
     assert launch("run_standalone_train.sh", "data", PYTHON="", VIRTUAL_ENV=str(tmp_path)).stdout == "active\n"
 
 
+@pytest.mark.parametrize("command, waits", [
+    ("python3 /opt/bin/msrun --worker_num=2 --join=True train.py", True),
+    ("python3 msrun --join true --worker_num=2 train.py", True),
+    ("python3 /opt/bin/msrun --worker_num=2 train.py", False), ("python3 msrun --join=False train.py", False),
+    ("bash dynamic_cluster.sh", False), ("python3 train.py --join=True", False)])
+def test_an_msrun_that_waits_for_its_ranks_is_known(command, waits):
+    assert bool(WAITING_MSRUN.search(command.replace(" ", "\0").encode() + b"\0")) == waits
+
+
 def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
     outcome = run_main("train", *TINY, "--is_distributed=1")
@@ -262,6 +271,7 @@ def test_a_job_is_stopped_resumed_and_ends(tmp_path):
         assert len(processes) == 3 and not any(map(is_running, processes))
     assert launcher.returncode == 128 + signal.SIGTERM
     run = only_folder(tmp_path / "runs")
+    assert re.search(rf"\n  msrun --worker_num=2 --local_worker_num=2 .*train.py --config_path=.*{run.name}", output)
     stopped_after = int(max((run / "resume").glob("step-*.state")).name.removeprefix("step-").split(".")[0])
     assert 0 < stopped_after < STEPS
 
@@ -275,3 +285,21 @@ def test_a_job_is_stopped_resumed_and_ends(tmp_path):
     assert losses[0] != losses[1]  # each of its own pictures
     assert [line for line in output.splitlines() if "loss is" in line] == losses[0]  # rank 0 alone
     assert "[WARNING]" not in output and "[INFO]" not in output
+
+
+@pytest.mark.slow
+def test_the_ranks_save_and_end_with_their_msrun(tmp_path):
+    flags = [f"--dataset={JOB[0]}", *JOB[1:], "--max_epoch=20", "--is_distributed=1"]
+    command = [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--log_dir=log",
+               f"--master_port={free_port()}", ROOT / "train.py", *flags]
+    with started(command, cwd=tmp_path) as msrun:
+        log = tmp_path / "log/worker_1.log"
+        wait_until(lambda: log.exists() and STEP.search(log.read_text()), timeout_s=120, what="the first step")
+        ranks = [pid for pid in children(msrun.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        msrun.terminate()
+        wait_until(lambda: not any(map(is_running, ranks)), timeout_s=60, what="the end of the ranks")
+        for pid in children(1):  # its two `tail -f`, which it leaves behind
+            with suppress(OSError):  # not ours to look at, or just ended
+                if str(tmp_path) in os.readlink(f"/proc/{pid}/cwd"):
+                    os.kill(pid, signal.SIGKILL)
+    assert len(ranks) == 3 and list((only_folder(tmp_path / "runs") / "resume").glob("step-*.rank1.state"))

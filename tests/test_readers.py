@@ -28,7 +28,7 @@ from src.build import build_train_data
 from src.build_data import build_preset, build_reader
 from src.dataset import Shard, create_dataset
 from src.readers.list_file import ListReader
-from src.readers.mindrecord import ENDINGS
+from src.readers.mindrecord import ENDINGS, MindRecordReader
 from src.readers.shards import find_shards
 from src.readers.tf_example import encode_example, frame, masked_crc
 from src.readers.tfrecord import TFRecordReader
@@ -206,6 +206,31 @@ def test_class_names_come_from_the_folders_of_a_list_or_from_labels_txt(folders,
         assert open_format(folders, "list", "train").class_names == ("Ameise", "Biene", "Kuh")
     finally:
         (tmp_path / "labels.txt").replace(folders["list"] / "labels.txt")
+
+
+# MindRecord
+
+
+@pytest.mark.parametrize(("shards", "columns"), [(1, ("image",)), (3, ("image",)), (1, ("data",)),
+                                                 (2, ("image", "mask"))])
+def test_mindrecord_files_of_other_writers_are_read_as_mindspore_does(tmp_path, shards, columns):
+    import mindspore.dataset as ds
+    from mindspore.mindrecord import FileWriter
+
+    random = np.random.RandomState(0)
+    rows = [{"label": int(random.randint(5)), **{column: random.bytes(1 + 900 * number) + b"\0" for column in columns}}
+            for number in range(40)]  # pictures end in a zero, which a text would lose
+    writer = FileWriter(str(tmp_path / "train.mindrecord"), shards)
+    writer.add_schema({"label": {"type": "int64"}, **{column: {"type": "bytes"} for column in columns}}, "other")
+    writer.write_raw_data(rows)
+    writer.commit()
+    reader = MindRecordReader(tmp_path, "train", num_classes=5)
+    files = [str(path) for path in reader.paths]
+    assert len(files) == shards and (reader._places is None) == (len(columns) > 1)
+    expected = batches(ds.MindDataset(files, ["label", columns[0]], shuffle=False))
+    found = [(int(reader.labels[index]), reader.read(index).tobytes()) for index in range(40)]
+    assert found == [(int(label), picture.tobytes()) for label, picture in expected]
+    assert sorted(found) == sorted((row["label"], row[columns[0]]) for row in rows)
 
 
 # TFRecord

@@ -98,6 +98,12 @@ def open_reader(data_dir: Path, split: str, wanted: Wanted, *, dataset_format: s
     """The pictures of a split in the format asked for, or in the one that is there."""
     if dataset_format != AUTO:
         return FORMATS[dataset_format].open(data_dir, split, wanted)
-    reader = FORMATS[detect_format(data_dir, split, candidates)].open(data_dir, split, wanted)
+    name = detect_format(data_dir, split, candidates)
+    try:
+        reader = FORMATS[name].open(data_dir, split, wanted)
+    except InputError as error:
+        if name == "list" and "folder" in candidates and FORMATS["folder"].find(data_dir, split):
+            raise InputError(f"{error}\n  --dataset_format=folder reads the class folders and not the list") from None
+        raise
     reader.source += f" (found by dataset_format={AUTO})"
     return reader

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MindRecord files, read at random through MindDataset: as a pipeline of its own it would not take our sampler."""
+"""MindRecord files, read at random: as a pipeline of its own, MindDataset would not take our sampler."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from src.readers.base import wrong_layout
 from src.readers.class_names import complete_names, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems
+from src.readers.mindrecord_file import find_places, read_at
 from src.readers.shards import find_shards
 from src.utils.util import InputError
 
@@ -88,6 +89,7 @@ class MindRecordReader(EncodedReader):
         labels = self._read_labels(label)
         self._rows = np.arange(len(labels))
         self._check_ends()
+        self._places = find_places(paths, image, self._ends, self._ask)  # None: only MindDataset can read them
         good = (labels >= 0) & (labels < num_classes)
         self.problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to {num_classes - 1}, "
                          f"because num_classes is {num_classes}" for row in np.flatnonzero(~good)]
@@ -110,22 +112,39 @@ class MindRecordReader(EncodedReader):
             raise InputError(f"{self.paths[0]}: the column {column} must hold one whole number per row")
         return np.array(values, np.int64).reshape(-1)
 
+    def _ask(self, row: int) -> bytes:
+        """A row's picture through MindDataset, one at a time."""
+        try:
+            with self._lock:
+                content = self._dataset[row][0]
+        except RuntimeError as error:
+            raise InputError(f"{self.name(row)}: cannot be read: {_reason(error)}") from None
+        if content.dtype.kind != "S" and content.dtype != np.uint8:
+            raise InputError(f"{self.name(row)}: the picture must be stored as bytes, not {content.dtype}")
+        return content.tobytes()
+
     def _check_ends(self) -> None:
         """Read the last row of each file, which is what a file that was cut short lacks."""
         for end in np.unique(self._ends[self._ends > 0]):
-            self.read(end - 1)
+            self._ask(int(end) - 1)
 
     def read(self, index: int) -> np.ndarray:
+        row = int(self._rows[index])
+        if self._places is None:
+            return np.frombuffer(self._ask(row), np.uint8)
+        position, size = self._places[row].tolist()
         try:
-            with self._lock:
-                content = self._dataset[int(self._rows[index])][0]
-        except RuntimeError as error:
-            raise InputError(f"{self.name(index)}: cannot be read: {_reason(error)}") from None
-        if content.dtype.kind != "S" and content.dtype != np.uint8:
-            raise InputError(f"{self.name(index)}: the picture must be stored as bytes, not {content.dtype}")
-        return content.reshape(-1).view(np.uint8)  # bytes come as a text of fixed length
+            content = read_at(self.paths[self._file(row)], position, size)
+        except OSError as error:
+            raise InputError(f"{self.name(index)}: cannot be read: {error.strerror}") from None
+        if len(content) != size:
+            raise InputError(f"{self.name(index)}: cannot be read: the file is cut short")
+        return np.frombuffer(content, np.uint8)
+
+    def _file(self, row: int) -> int:
+        return int(np.searchsorted(self._ends, row, side="right"))
 
     def name(self, index: int) -> str:
         row = int(self._rows[index])
-        file = int(np.searchsorted(self._ends, row, side="right"))
+        file = self._file(row)
         return f"{self.paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"

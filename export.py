@@ -29,7 +29,7 @@ def run_export(config: Config) -> Any:
     from src.utils.logging import set_up_logging
 
     log, source, target = set_up_logging(), Path(config.ckpt_file), target_path(config)
-    loader = build.ModelLoader(config, rank)
+    loader = build.ModelLoader(config, rank, for_export=True)
     config, network = loader.load(source)
     for line in (*config.notes, *rank.notes, build_run.describe_model(config, network), *loader.report):
         log.info(line)

@@ -159,7 +159,7 @@ def deploying(config: Config, block_steps: int) -> Contenders:
     from src.engines import open_engine, run_batch
     from src.export import write_format
 
-    network = build.build_network(config, rank).set_train(False)
+    network = build.build_network(config, rank, for_export=True).set_train(False)
     images = np.random.RandomState(config.seed).randn(config.batch_size, 3, *config.image_size).astype(np.float32)
     calls = {}
     for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):

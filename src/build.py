@@ -18,6 +18,7 @@ from src.dataset import Augmentation, Shard, create_dataset, steps_per_epoch
 from src.dropout import repeatable_dropout
 from src.finetune import freeze, speed_up_head
 from src.readers.base import Reader
+from src.small_maps import cpu_conv
 from src.utils.util import InputError, get_param_groups
 from src.utils.var_init import drawn_later
 from src.vgg import VGG
@@ -66,14 +67,18 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
     return TrainData(config, reader, build_shard(rank), steps)
 
 
-def build_network(config: Config, rank: Rank) -> nn.Cell:
-    """The network with its initial weights, which follow from the seed that was set."""
+def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> nn.Cell:
+    """The network with its initial weights, which follow from the seed that was set.
+
+    On CPU some operations take another form, with the same values; `for_export` keeps the usual ones.
+    """
     masks = repeatable_dropout(config.seed * rank.world_size + rank.rank)  # each rank drops other units
+    is_tuned = rank.device_target == "CPU" and not for_export
     return VGG(config.network, config.num_classes, image_size=config.image_size, batch_norm=config.batch_norm,
                has_bias=config.has_bias, dropout_rate=config.effective_dropout, pad_mode=config.pad_mode,
                padding=config.effective_padding, initialize_mode=config.initialize_mode,
                include_top=config.include_top, width=config.width, average_pool=config.average_pool,
-               dropout=masks if rank.device_target == "CPU" else None)
+               dropout=masks if is_tuned else None, conv=cpu_conv if is_tuned else None)
 
 
 def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:
@@ -195,8 +200,8 @@ class ModelLoader:
     file says it) are those of the last one loaded.
     """
 
-    def __init__(self, config: Config, rank: Rank) -> None:
-        self._asked, self._rank = config, rank
+    def __init__(self, config: Config, rank: Rank, *, for_export: bool = False) -> None:
+        self._asked, self._rank, self._for_export = config, rank, for_export
         self._config: Config | None = None
         self._network: nn.Cell | None = None
         self.report: list[str] = []
@@ -209,7 +214,7 @@ class ModelLoader:
         config, taken = agree_with_weights(self._asked, weights)
         if self._network is None or config.model_dump() != self._config.model_dump():
             with drawn_later():
-                self._network = build_network(config, self._rank)
+                self._network = build_network(config, self._rank, for_export=self._for_export)
         self._config, self.class_names = config, weights.class_names
         self.trained_on = weights.trained_on
         match = match_weights(weights, self._network, swaps_head=False)

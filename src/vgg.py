@@ -2,6 +2,7 @@
 """The VGG networks of Simonyan and Zisserman, https://arxiv.org/abs/1409.1556."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,8 +33,8 @@ class VGG(nn.Cell):
     `has_bias` concerns the convolutions only, a `dropout_rate` of 0 means none, and `width` scales the
     channels and the hidden dense layers. `dropout` makes the dropout layers from their rate. With `average_pool`
     the classifier takes 7x7 features whatever the picture's size. Without `include_top` the answer is the feature
-    map [N, C, H/32, W/32]. Parameters are named as in the model
-    zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. Values that are not allowed raise
+    map [N, C, H/32, W/32]. `conv` makes the convolutions and is told the size of their maps. Parameters are named as
+    in the model zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. Values that are not allowed raise
     ValueError.
     """
 
@@ -53,15 +54,17 @@ class VGG(nn.Cell):
         width: float = 1.0,
         average_pool: bool = False,
         dropout: Callable[[float], nn.Cell] | None = None,
+        conv: Callable[..., nn.Cell] | None = None,
     ) -> None:
         super().__init__()
         initial = initial_values(initialize_mode)
         channels = scaled_channels(network, width)
         padding = _padding(pad_mode, padding)
-        height, map_width = (_map_side(side, channels, padding) for side in image_size)
-        self.layers = _convolutions(
-            channels, padding=padding, batch_norm=batch_norm, has_bias=has_bias, initial=initial
-        )
+        sides = [_map_sides(side, channels, padding) for side in image_size]
+        make_conv = partial(conv or _plain_conv, padding=padding, has_bias=has_bias, weight_init=initial.conv,
+                            bias_init="zeros")
+        self.layers = _convolutions(channels, list(zip(*sides, strict=True)), make_conv, batch_norm)
+        height, map_width = (of_side[-1] for of_side in sides)
         self.pool, self.flatten, self.classifier = nn.Identity(), nn.Identity(), nn.Identity()
         if include_top:
             if average_pool and (height, map_width) != (POOLED_SIDE, POOLED_SIDE):
@@ -146,36 +149,31 @@ def _padding(pad_mode: str, padding: int) -> int:
     return 1 if pad_mode == "same" else padding
 
 
-def _map_side(side: int, channels: list[int], padding: int) -> int:
-    """One side of the last feature map for this side of the picture."""
+def _map_sides(side: int, channels: list[int], padding: int) -> list[int]:
+    """One side of the map that each item of `channels` gets, and last of the result, for this side of the picture."""
     if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
         raise ValueError(f"image_size has a side of {side}: both must be multiples of {SIDE_MULTIPLE}")
+    sides = [side]
     for item in channels:
-        side = side // 2 if item == POOL else side + 2 * (padding - 1)
-        if side < 1:
+        sides.append(sides[-1] // 2 if item == POOL else sides[-1] + 2 * (padding - 1))
+        if sides[-1] < 1:
             raise ValueError(f"padding {padding} leaves nothing of the picture: 1 keeps the size of the maps")
-    return side
+    return sides
 
 
-def _convolutions(
-    channels: list[int], *, padding: int, batch_norm: bool, has_bias: bool, initial: InitialValues
-) -> nn.SequentialCell:
+def _plain_conv(in_channels: int, out_channels: int, *, map_size: tuple[int, int], **kwargs: Any) -> nn.Cell:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, pad_mode="pad", **kwargs)
+
+
+def _convolutions(channels: list[int], map_sizes: list[tuple[int, int]], make_conv: Callable[..., nn.Cell],
+                  batch_norm: bool) -> nn.SequentialCell:
     cells: list[nn.Cell] = []
     in_channels = 3
-    for item in channels:
+    for item, map_size in zip(channels, map_sizes, strict=False):
         if item == POOL:
             cells.append(nn.MaxPool2d(kernel_size=2, stride=2))
             continue
-        conv = nn.Conv2d(
-            in_channels,
-            item,
-            kernel_size=3,
-            pad_mode="pad",
-            padding=padding,
-            has_bias=has_bias,
-            weight_init=initial.conv,
-            bias_init="zeros",
-        )
+        conv = make_conv(in_channels, item, map_size=map_size)
         cells += [conv, nn.BatchNorm2d(item), nn.ReLU()] if batch_norm else [conv, nn.ReLU()]
         in_channels = item
     return nn.SequentialCell(cells)

@@ -23,14 +23,17 @@ DTYPES = {"float32": "O0", "float16": "O2"}
 
 
 def _amp(value: Any) -> dict[str, Any]:
+    """sets amp_level to O2, or to O0 if False"""
     return {"amp_level": "O2" if parse_flag(value) else "O0"}
 
 
 def _label_smoothing(value: Any) -> dict[str, Any]:
+    """sets label_smooth and label_smooth_factor"""
     return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
 
 
 def _dtype(value: Any) -> dict[str, Any]:
+    """sets amp_level, by the name of a number format"""
     level = DTYPES.get(str(value).strip().lower().removeprefix("tf."))
     if level is None:
         raise ValueError(f"must be one of {', '.join(DTYPES)}")
@@ -173,7 +176,7 @@ def _explain(error: ValidationError, values: Values) -> str:
     """What pydantic found, as lines that name key, value, what is allowed, and where it was written."""
     lines = []
     for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
         name = str(item["loc"][0]) if item["loc"] else message.split(":")[0]
         message = message.removeprefix(f"{name}: ")
         value, origin = values.get(name, (item["input"], "default"))
@@ -203,7 +206,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 
     Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
     """
-    names = [Flag(name, f"= {_meaning(alias)}", is_switch=alias.is_flag) for name, alias in ALIASES.items()]
+    names = [Flag(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
     flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=names)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -218,4 +221,4 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 
 
 def _meaning(alias: Alias) -> str:
-    return alias.meaning if isinstance(alias.meaning, str) else alias.meaning.__name__.strip("_")
+    return f"= {alias.meaning}" if isinstance(alias.meaning, str) else str(alias.meaning.__doc__)

@@ -141,4 +141,11 @@ def set_up_device(config: Config) -> Rank:
     check_size(config, world_size)
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=local_adapter.local_ranks() if world_size > 1 else 1)
-    return Rank(rank, world_size, device_id, target, workers, tuple(line for line in (choice, guard) if line))
+    notes = (choice, guard, _unsunk(config, target))
+    return Rank(rank, world_size, device_id, target, workers, tuple(line for line in notes if line))
+
+
+def _unsunk(config: Config, target: str) -> str | None:
+    if config.dataset_sink_mode == "True" and target == "CPU":
+        return f"dataset_sink_mode: True (from {config.origin('dataset_sink_mode')}) has no effect on CPU"
+    return None

@@ -159,3 +159,9 @@ def test_graph_mode_can_be_left(request):
     request.addfinalizer(lambda: mindspore.set_context(mode=mindspore.GRAPH_MODE))
     set_up_device(get_config(["--device_target=CPU", "--graph_mode=False"]))
     assert mindspore.get_context("mode") == mindspore.PYNATIVE_MODE
+
+
+@pytest.mark.parametrize(("asked", "notes"), [("auto", 0), ("False", 0), ("True", 1)])
+def test_sinking_on_cpu_is_said_to_have_no_effect(asked, notes):
+    found = set_up_device(get_config([*TINY, f"--dataset_sink_mode={asked}"])).notes
+    assert sum(line.startswith("dataset_sink_mode: True") for line in found) == notes

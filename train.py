@@ -131,7 +131,7 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
     handlers: list[Any] = [
         callbacks.Progress(config.log_interval, show_bar=is_master and sys.stdout.isatty(), first_step=first_step),
         callbacks.PlateauWarning(config.num_classes, batch_norm=config.batch_norm),
-        callbacks.AverageStatistics(parts.network, rank.world_size)]
+        callbacks.InputBoundHint(rank.workers), callbacks.AverageStatistics(parts.network, rank.world_size)]
     if config.on_bad_image != "error":
         handlers.append(BadPictures(parts.data.reader, config.on_bad_image, rank.world_size))
     if parts.test is not None:

@@ -100,6 +100,22 @@ class PlateauWarning(Handler):
                              "learn yet. What helps most often: %s.", state.epoch, self._guessing, self._advice)
 
 
+class InputBoundHint(Handler):
+    """Says at the end of an epoch when training waited for its pictures, and what to change."""
+
+    WORTH_SAYING = 0.2  # of a step
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def on_epoch(self, state: TrainState) -> None:
+        share = state.row["waiting_share"]
+        if share >= self.WORTH_SAYING:
+            get_logger().info("input-bound: %.0f %% of the step is waiting for data. What helps: more data workers "
+                              "(--num_parallel_workers, now %d, up to one per core), smaller pictures on the disk",
+                              100 * share, self._workers)
+
+
 class AverageStatistics(Handler):
     """Gives every rank the mean of all ranks' moving statistics: each has seen other pictures."""
 

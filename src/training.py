@@ -13,7 +13,10 @@ from src.utils.util import InputError
 
 
 class EpochClock:
-    """Seconds and speed of an epoch. The first step is left out of the speed where there are others: it compiles."""
+    """Seconds and speed of an epoch, and how much of a step is waiting for its pictures.
+
+    The first step is left out of the speed where there are others: it compiles.
+    """
 
     def __init__(self) -> None:
         self.restart()
@@ -23,6 +26,12 @@ class EpochClock:
         self._seconds_before = seconds_before
         self._first_end: float | None = None
         self._steps = self._first_steps = 0
+        self._waits: list[float] = []
+
+    def wait(self, seconds: float) -> None:
+        """A step that is about to begin has waited so long for its pictures, with nothing left to compute."""
+        if self._first_end is not None:
+            self._waits.append(seconds)
 
     def count(self, steps: int) -> None:
         self._steps += steps
@@ -38,6 +47,11 @@ class EpochClock:
         if self._first_end is not None and self._steps > self._first_steps:
             return (time.perf_counter() - self._first_end) / (self._steps - self._first_steps)
         return (self.seconds - self._seconds_before) / max(1, self._steps)
+
+    @property
+    def waiting_share(self) -> float:
+        """The part of a step, from 0 to 1, that is waiting for pictures; 0 where nobody could tell."""
+        return float(np.mean(self._waits)) / self.seconds_per_step if self._waits else 0.0
 
 
 class Throughput:
@@ -136,6 +150,11 @@ class LossReader:
         loss = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         self._pending.append((first_step, last_step, loss))
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the device may still be at work on a step."""
+        return bool(self._pending)
+
     def is_due(self, step_in_epoch: int) -> bool:
         first_step, last_step, _ = self._pending[-1]
         return step_in_epoch % self.read_every == 0 or first_step < last_step
@@ -162,6 +181,10 @@ class Conductor(Callback):
         self._resumed_s = time.perf_counter()
         self.state.clock.restart(self.state.seconds_before)
         self.state.seconds_before = 0.0
+
+    def on_train_step_begin(self, run_context: Any) -> None:
+        if not self._losses.has_unread:
+            self.state.clock.wait(time.perf_counter() - self._resumed_s)
 
     def on_train_step_end(self, run_context: Any) -> None:
         params = run_context.original_args()
@@ -213,7 +236,8 @@ class Conductor(Callback):
         state.epoch_losses.append(float(np.mean(state.losses)))
         state.row = {"epoch": state.epoch, "step": state.step, "loss": state.epoch_losses[-1],
                      "lr": state.learning_rate, "images_per_s": state.images_per_step / pace,
-                     "seconds": state.clock.seconds, "ms_per_step": 1000 * pace}
+                     "seconds": state.clock.seconds, "ms_per_step": 1000 * pace,
+                     "waiting_share": state.clock.waiting_share}
         for handler in self._handlers:
             handler.on_epoch(state)
         state.losses = []

@@ -10,7 +10,7 @@ import pytest
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build, build_run
-from src.callbacks import DivergenceError, PlateauWarning, Progress, check_loss
+from src.callbacks import DivergenceError, InputBoundHint, PlateauWarning, Progress, check_loss
 from src.training import Conductor, Handler, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.util import InputError
@@ -145,7 +145,8 @@ class Recorder(Handler):
         self.epochs.append((state.epoch, state.step, list(state.losses)))
 
 
-def drive(losses: list[float], *, per_call: int, steps_per_epoch: int, read_every: int = 1, handlers=()) -> TrainState:
+def drive(losses: list[float], *, per_call: int, steps_per_epoch: int, read_every: int = 1, handlers=(),
+          before_call=lambda: None, during_call=lambda: None) -> TrainState:
     """What MindSpore does with the callback when it reports every `per_call` steps with the last one's loss."""
     state = TrainState(steps_per_epoch, np.linspace(0.1, 0.01, len(losses) * per_call, dtype=np.float32), 8)
     conductor = Conductor(state, handlers, check=check_loss, read_every=read_every)
@@ -153,6 +154,9 @@ def drive(losses: list[float], *, per_call: int, steps_per_epoch: int, read_ever
     context = SimpleNamespace(original_args=lambda: params, request_stop=lambda: None)
     conductor.on_train_begin(context)
     for loss in losses:
+        before_call()
+        conductor.on_train_step_begin(context)
+        during_call()
         params.cur_step_num += per_call
         params.net_outputs = mindspore.Tensor(loss, mindspore.float32)
         conductor.on_train_step_end(context)
@@ -243,3 +247,20 @@ def test_a_loss_that_stays_at_guessing_warns_once(capsys, losses, warnings):
     for line in lines:
         assert line.startswith("warning: ") and "2.303" in line and "epoch 1 " in line and "loss is" not in line
         assert all(advice in line for advice in ("--lr", "--warmup_epochs", "--batch_norm=True"))
+
+
+@pytest.mark.parametrize(("waiting_s", "share"), [(0.1, None), (0.2, None), (0.25, 20), (1.0, 50), (9.0, 90)])
+@pytest.mark.parametrize("read_every", [1, 3])
+def test_waiting_for_data_is_said_when_it_is_a_good_part_of_the_step(monkeypatch, capsys, waiting_s, share, read_every):
+    clock = SimpleNamespace(now_s=100.0, perf_counter=lambda: clock.now_s)
+
+    def spend(seconds: float):
+        return lambda: setattr(clock, "now_s", clock.now_s + seconds)
+
+    monkeypatch.setattr("src.training.time", clock)
+    set_up_logging()
+    drive([2.0] * 7, per_call=1, steps_per_epoch=7, read_every=read_every, handlers=[InputBoundHint(3)],
+          before_call=spend(waiting_s), during_call=spend(1.0))
+    lines = printed(capsys)
+    assert [line.split(":")[0] for line in lines] == ["input-bound"] * (share is not None)
+    assert all(f"{share} % of the step" in line and "now 3" in line for line in lines)

@@ -1,77 +1,129 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measure speed, side by side in one process: blocks of each contender alternate, so that noise hits all alike.
+"""Measure speed, side by side: blocks of each contender alternate, so that noise hits all alike.
 
-Takes every flag of train.py, and --what, --blocks, --steps, --json FILE.
+Takes every flag of train.py as well. Prints a table, and writes JSON where --json says.
 """
 
 import argparse
-import json
-import platform
-import statistics
+import gc
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.local_adapter import usable_cores  # noqa: E402
-from scripts.contenders import CONTENDERS  # noqa: E402
+from model_utils.device_adapter import guard_this_machine  # noqa: E402
+from model_utils.schema import Config  # noqa: E402
+from scripts.benchmarks import torch_pair  # noqa: E402
+from scripts.benchmarks.contenders import ALL, TASKS  # noqa: E402
+from scripts.benchmarks.measure import Task, measure  # noqa: E402
+from scripts.benchmarks.record import describe_case, describe_run, read_record, write_record  # noqa: E402
+from scripts.benchmarks.report import diff, tables  # noqa: E402
 
 
-def alternate(contenders: dict[str, Callable[[], float]], blocks: int) -> dict[str, list[float]]:
-    """Seconds per step of each contender, one value per block; the first block of each warms up and is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for block in range(blocks + 1):
-        for name, run in contenders.items():
-            value = run()
-            if block:
-                seconds[name].append(value)
-    return seconds
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
+    return int(text)
 
 
-def summary(seconds: dict[str, list[float]], images: int) -> dict[str, dict[str, float]]:
-    rows = {}
-    for name, values in seconds.items():
-        middle = statistics.median(values)
-        rows[name] = {"ms_per_step": 1000 * middle, "min_ms": 1000 * min(values), "max_ms": 1000 * max(values),
-                      "images_per_s": images / middle, "n": len(values)}
-    return rows
+def task_names(text: str) -> list[str]:
+    """Names with commas between, `all` among them."""
+    names = [name for item in text.split(",") for name in (ALL if item == "all" else [item])]
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; there are all, {', '.join(TASKS)}")
+    return names
 
 
-def add_cpu_time(rows: dict[str, dict[str, float]], contenders: dict[str, Callable[[], float]]) -> None:
-    """The processor time of those contenders that keep it, without their first block."""
-    for name, run in contenders.items():
-        if hasattr(run, "cpu_seconds"):
-            rows[name]["cpu_ms_per_step"] = 1000 * statistics.median(run.cpu_seconds[1:])
+def cases(text: str) -> list[list[str]]:
+    """`network:size:batch`, several with commas between, as flags; a size is one number or HEIGHTxWIDTH."""
+    found = []
+    for case in text.split(","):
+        parts = case.split(":")
+        if len(parts) != 3 or not all(parts):
+            raise argparse.ArgumentTypeError(f"{case!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64")
+        network, size, batch = parts
+        found.append([f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"])
+    return found
 
 
-def report(rows: dict[str, dict[str, float]]) -> list[str]:
-    first = next(iter(rows.values()))
-    return [f"{name:42} {row['ms_per_step']:8.1f} ms ({row['min_ms']:.1f} to {row['max_ms']:.1f}, n = {row['n']}), "
-            f"{row['images_per_s']:.1f} images/s, {100 * row['images_per_s'] / first['images_per_s']:.1f} %"
-            + (f", {row['cpu_ms_per_step']:.1f} ms of processor time" if "cpu_ms_per_step" in row else "")
-            for name, row in rows.items()]
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The benchmark's own options, and what is left for train.py's; ends with status 2 where they are wrong."""
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--what", type=task_names, metavar="NAME,...",
+                        help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
+    parser.add_argument("--scaling", action="store_true",
+                        help="1, 2, 4 and so on CPU ranks by msrun, up to one per core; as --what=scaling")
+    parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
+                        help="several networks, picture sizes and batches, such as vgg16:32:64,vgg16:224:8")
+    parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
+    parser.add_argument("--steps", type=positive, default=20, help="steps per block")
+    parser.add_argument("--compare", choices=["torch"], help="measure PyTorch as well, for steps and forward")
+    parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
+                        help="the Python interpreter that has torch; this one unless given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two such files, and end")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE",
+                        help="print such files as the tables of the README, and end")
+    options, flags = parser.parse_known_args(argv)
+    if flags and (options.diff or options.table):
+        parser.error(f"{flags[0]}: has no meaning with --diff or --table, which measure nothing")
+    if options.torch_python and not options.compare:
+        parser.error("--torch_python: has no meaning without --compare=torch")
+    options.what = (options.what or ([] if options.scaling else ["steps"])) + ["scaling"] * options.scaling
+    return options, flags
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--what", choices=list(CONTENDERS), default="steps", help="what to measure")
-    parser.add_argument("--blocks", type=int, default=7, help="measured blocks of each contender")
-    parser.add_argument("--steps", type=int, default=20, help="steps per block")
-    parser.add_argument("--json", type=Path, help="write the result here as well")
-    options, flags = parser.parse_known_args()
-    config = get_config(flags, "benchmark.py")
-    contenders = CONTENDERS[options.what](config, options.steps)
-    rows = summary(alternate(contenders, options.blocks), config.batch_size)
-    add_cpu_time(rows, contenders)
-    print("\n".join(report(rows)))
-    if options.json:
-        about = {"what": options.what, "flags": flags, "machine": platform.machine(), "cores": usable_cores(),
-                 "python": platform.python_version(), "mindspore": version("mindspore")}
-        options.json.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n", encoding="utf-8")
+def measure_task(what: str, config: Config, options: argparse.Namespace, *, flags: Sequence[str]) -> dict[str, Any]:
+    torch_python = (options.torch_python or sys.executable) if options.compare else None
+    with ExitStack() as stack:
+        contenders = TASKS[what](Task(config, tuple(flags), options.steps, stack, torch_python))
+        rows = measure(contenders, options.blocks)
+    del contenders
+    gc.collect()  # networks hold themselves; a large one must not stay beside the next
+    return {"what": what, "case": describe_case(config), "rows": rows}
+
+
+def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Measure everything that is asked for; the file grows with each task, so that an end in between loses little."""
+    guard_this_machine()  # at once, so that the record tells of it whatever is measured
+    configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
+    results: list[dict[str, Any]] = []
+    for config, case in zip(configs, options.cases, strict=True):
+        if options.compare:
+            torch_pair.check_comparable(config)
+        for what in dict.fromkeys(options.what):
+            results.append(measure_task(what, config, options, flags=[*flags, *case]))
+            record = describe_run(flags, blocks=options.blocks, steps=options.steps)
+            record["versions"] |= torch_pair.VERSIONS
+            record["results"] = results
+            print(tables({Path(): {**record, "results": results[-1:]}}, is_markdown=False) + "\n", flush=True)
+            if options.json:
+                write_record(options.json, record)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, flags = parse(argv)
+    try:
+        if options.diff:
+            print(diff(*map(read_record, options.diff)))
+        elif options.table:
+            print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
+        else:
+            run(options, flags)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            raise  # a defect of ours: the traceback is what helps
+        print(f"benchmark.py: error: {error}", file=sys.stderr)
+        return status
     return 0
 
 

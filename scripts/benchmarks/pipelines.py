@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data pipelines alone: the same pictures in every data format, and one data set under every preset."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model_utils.device_adapter import set_up_device
+from model_utils.schema import Config
+from scripts.benchmarks.measure import Contender, Contenders, Task
+from src.readers import packing
+from src.readers.base import Reader
+from src.readers.folder import FolderReader
+from src.readers.formats import FORMATS, Wanted
+from src.readers.packing import Piece
+from src.readers.parallel import cut
+
+SHARDS = 2
+
+
+class Pipeline:
+    """A call that runs one epoch of a pipeline, another one each time: seconds per step.
+
+    It keeps the processor time as well, which other programs on the machine hardly change.
+    """
+
+    def __init__(self, create: Callable[[int], Any], steps: int) -> None:
+        self._create, self._steps = create, steps
+        self._epoch = 0
+        self.cpu_seconds: list[float] = []
+
+    def __call__(self) -> float:
+        iterator = self._create(self._epoch).create_tuple_iterator(num_epochs=1, output_numpy=True)
+        self._epoch += 1
+        start, cpu_start = time.perf_counter(), time.process_time()
+        assert sum(1 for _ in iterator) == self._steps
+        self.cpu_seconds.append((time.process_time() - cpu_start) / self._steps)
+        return (time.perf_counter() - start) / self._steps
+
+
+def _contender(create: Callable[[int], Any], steps: int, images: int) -> Contender:
+    run = Pipeline(create, steps)
+    return Contender(run, images=images, cpu_seconds=run.cpu_seconds)
+
+
+def pipeline(task: Task) -> Contenders:
+    """The pictures of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
+    rank, config = set_up_device(task.config), task.config
+    from src import build
+    from src.dataset import create_eval_dataset, steps_per_epoch
+
+    size, contenders = config.batch_size, {}
+    for name, augment in (("training, with augmentation", True), ("training, without", False)):
+        data = build.build_train_data(config.taking({"augment": augment, "training_step_per_epoch": task.steps},
+                                                    "--what=pipeline"), rank)
+        contenders[name] = _contender(data.dataset, data.steps_per_epoch, size)
+    test = build.build_reader(config, "test")
+    steps = steps_per_epoch(test, batch_size=size, world_size=1, limit=task.steps)
+
+    def evaluation(_epoch: int) -> Any:
+        return create_eval_dataset(test, build.build_preset(config), build.build_shard(rank),
+                                   batch_size=size).take(steps)
+
+    return {**contenders, "evaluation": _contender(evaluation, steps, size)}
+
+
+def formats(task: Task) -> Contenders:
+    """The training pipeline of the class folders in `data_dir` and of the same pictures in every other format."""
+    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    task.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    readers, rank, config = pack(task.config, folder), set_up_device(task.config), task.config
+    from src.build import build_preset, build_shard
+    from src.dataset import create_dataset, steps_per_epoch
+
+    preset, shard = build_preset(config), build_shard(rank)
+    first = next(iter(readers.values()))
+    steps = steps_per_epoch(first, batch_size=config.batch_size, world_size=1, limit=task.steps)
+
+    def create(reader: Reader, epoch: int) -> Any:
+        return create_dataset(reader, preset, shard, batch_size=config.batch_size, seed=config.seed, epoch=epoch,
+                              steps=steps)
+
+    every = {**readers, "class folders, by ImageFolderDataset": MindDataFolder(first)}
+    return {name: _contender(partial(create, reader), steps, config.batch_size) for name, reader in every.items()}
+
+
+def pack(config: Config, folder: Path) -> dict[str, Reader]:
+    """Readers of the training pictures in every format; the list points to the pictures where they are."""
+    source = FolderReader(Path(config.data_dir or ""), "train")
+    readers: dict[str, Reader] = {"class folders": source}
+    wanted = Wanted(len(source.class_names), photos=True)
+    (folder / "list").mkdir(parents=True)
+    (folder / "list/train").symlink_to(source.folder.resolve())
+    names = (f"train/{Path(source.file(index)).relative_to(source.folder)}" for index in range(len(source)))
+    packing.write_lines(folder / "list" / packing.FILES["train"],
+                        (f"{name} {label}" for name, label in zip(names, source.labels.tolist(), strict=True)))
+    for to in ("tfrecord", "mindrecord"):
+        for number, part in enumerate(cut(range(len(source)), SHARDS)):
+            packing.write_piece(source, lambda: None, folder / to, to, "train", Piece(number, SHARDS, part))
+    for name, title in (("list", "list file"), ("tfrecord", "TFRecord shards"), ("mindrecord", "MindRecord files")):
+        readers[title] = FORMATS[name].open(folder / name, "train", wanted)
+    return readers
+
+
+class MindDataFolder:
+    """The class folders as MindSpore's own ImageFolderDataset reads them, for comparison."""
+
+    photos = encoded = True
+    traffic = None
+
+    def __init__(self, source: FolderReader) -> None:
+        self.labels, self.source, self._folder = source.labels, source.source, source.folder
+        self._indices = {name: number for number, name in enumerate(source.class_names)}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any:
+        import mindspore.dataset as ds
+
+        return ds.ImageFolderDataset(str(self._folder), sampler=sampler, class_indexing=self._indices,
+                                     num_parallel_workers=workers)

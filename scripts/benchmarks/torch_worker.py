@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's side of `benchmark.py --compare=torch`. It needs torch and nothing of this project.
+
+The first line that comes in describes network and optimizer; the answer names torch's version and the contenders. Each
+further line names a contender, runs a block of it, and is answered with its seconds per step. All lines are JSON but
+the names.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+POOLED_SIDE = 7
+
+
+def build_network(about: dict[str, Any]) -> nn.Module:
+    cells: list[nn.Module] = []
+    in_channels = 3
+    for item in about["channels"]:
+        if not item:
+            cells.append(nn.MaxPool2d(2))
+            continue
+        cells.append(nn.Conv2d(in_channels, item, 3, padding=1, bias=about["has_bias"]))
+        if about["batch_norm"]:
+            cells.append(nn.BatchNorm2d(item))
+        cells.append(nn.ReLU(inplace=True))
+        in_channels = item
+    if about["average_pool"]:
+        cells.append(nn.AdaptiveAvgPool2d(POOLED_SIDE))
+    if about["units"]:
+        first, second, head = (nn.Linear(*units) for units in about["units"])
+        hidden = [[dense, nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])] for dense in (first, second)]
+        cells += [nn.Flatten(), *hidden[0], *hidden[1], head]
+    network = nn.Sequential(*cells)
+    count = sum(item.numel() for item in network.parameters())
+    if count != about["parameters"]:
+        raise SystemExit(f"the network has {count} parameters here and {about['parameters']} there")
+    return network
+
+
+def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Optimizer:
+    """Only the weights of convolutions and dense layers decay."""
+    groups = [{"params": [item for item in network.parameters() if (item.ndim >= 2) == decays],
+               "weight_decay": about["weight_decay"] if decays else 0.0} for decays in (True, False)]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=about["lr"], momentum=about["momentum"],
+                           nesterov=about["use_nesterov"])
+
+
+def build_step(about: dict[str, Any], memory_format: torch.memory_format,
+               precision: Callable[[], AbstractContextManager]) -> Callable[[], object]:
+    """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
+    network = build_network(about).to(memory_format=memory_format)
+    images = torch.randn(about["batch_size"], 3, *about["image_size"]).to(memory_format=memory_format)
+    labels = torch.randint(0, about["num_classes"], (about["batch_size"],))
+    optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
+
+    def train() -> float:
+        optimizer.zero_grad()
+        with precision():
+            loss = loss_of(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def forward() -> object:
+        with torch.inference_mode(), precision():
+            return network(images).float().numpy()
+
+    network.train(about["mode"] == "train")
+    return {"train": train, "forward": forward}[about["mode"]]
+
+
+def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    plain, last = torch.contiguous_format, torch.channels_last
+    return {"PyTorch eager, float32": build_step(about, plain, nullcontext),
+            "PyTorch eager, float32, channels-last": build_step(about, last, nullcontext),
+            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, last, bfloat16)}
+
+
+def main() -> None:
+    about = json.loads(sys.stdin.readline())
+    torch.manual_seed(about["seed"])
+    contenders = build_contenders(about)
+    print(json.dumps({"torch": torch.__version__, "contenders": list(contenders)}), flush=True)
+    for line in sys.stdin:
+        step, start = contenders[line.strip()], time.perf_counter()
+        for _ in range(about["steps"]):
+            step()
+        print((time.perf_counter() - start) / about["steps"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,13 @@ import textwrap
 import pytest
 from toy_data import ROOT, TINY, Outcome, run_main, write_cifar10
 
+from model_utils.config import get_config
+from model_utils.device_adapter import set_up_device
 from scripts.benchmarks import measure, roofline
 from scripts.benchmarks.contenders import TASKS
 from scripts.benchmarks.record import without_absolute_paths
 from scripts.benchmarks.report import TITLES
+from src import build
 
 # vgg11 of width 0.125 at 32x32: multiplications for one picture
 FIRST_CONVOLUTION = 9 * 3 * 8 * 32 * 32
@@ -247,3 +250,16 @@ def test_flags_lose_where_this_machine_keeps_its_files():
 
 def test_every_task_has_a_title():
     assert set(TITLES) == set(TASKS)
+
+
+def test_the_layers_of_a_network_one_by_one(tmp_path):
+    """Equal layers once, with how many there are; together they compute what the whole network computes."""
+    record = measured(tmp_path, "--what=operators", *TINY, "--dataset=synthetic", "--batch_size=2", "--network=vgg13")
+    rows = record["results"][0]["rows"]
+    counts = {name: int(name.split("(")[1].removesuffix("x)")) for name in rows if name.endswith("x)")}
+    assert counts["convolution 3 to 8, 32x32 (1x)"] == 1 and counts["convolution 64 to 64, 2x2 (2x)"] == 2
+    assert sum(count for name, count in counts.items() if name.startswith("convolution")) == 10
+    network = build.build_network(get_config([*TINY, "--network=vgg13"]), set_up_device(get_config(TINY)))
+    assert sum(counts[name] * rows[name].get("gflop_per_step", 0) for name in counts) \
+        == pytest.approx(roofline.step_gflop(network, (32, 32), 2), rel=1e-4)
+    assert "optimizer, all parameters" in rows

@@ -12,6 +12,7 @@ import numpy as np
 from model_utils.device_adapter import set_up_device
 from scripts.benchmarks.fresh import memory, scaling, startup
 from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call
+from scripts.benchmarks.operators import operators
 from scripts.benchmarks.pipelines import formats, pipeline
 from scripts.benchmarks.roofline import forward_gflop, matmul, step_gflop
 from scripts.benchmarks.torch_pair import torch_contenders
@@ -159,8 +160,8 @@ def evaluating(task: Task) -> Contenders:
 TASKS: dict[str, Callable[[Task], Contenders]] = {
     "steps": steps, "forward": forward, "evaluating": evaluating, "pipeline": pipeline, "saving": saving,
     "loading": loading, "startup": startup, "memory": memory, "matmul": matrix_product, "freezing": freezing,
-    "formats": formats, "deploying": deploying, "scaling": scaling}
+    "operators": operators, "formats": formats, "deploying": deploying, "scaling": scaling}
 
-# `all`, but for those that want class folders (formats) or much time (freezing, deploying, scaling), and for matmul,
-# which runs beside steps and forward anyway.
+# `all`, but for those that want class folders (formats) or much time (freezing, deploying, scaling, operators), and for
+# matmul, which runs beside steps and forward anyway.
 ALL = ("steps", "forward", "evaluating", "pipeline", "saving", "loading", "startup", "memory")

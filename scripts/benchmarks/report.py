@@ -10,8 +10,9 @@ from scripts.benchmarks.record import Record
 TITLES = {
     "steps": "Training steps", "forward": "Forward pass", "evaluating": "Evaluation", "pipeline": "Data pipeline",
     "saving": "Saving", "loading": "Loading", "startup": "Start-up", "memory": "Peak memory",
-    "matmul": "Matrix product", "freezing": "Training a part of the network", "formats": "Data formats",
-    "deploying": "Exported models", "scaling": "Several ranks"}
+    "matmul": "Matrix product", "operators": "Forward and backward of each layer",
+    "freezing": "Training a part of the network", "formats": "Data formats", "deploying": "Exported models",
+    "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 
 

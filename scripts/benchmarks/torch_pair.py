@@ -51,12 +51,21 @@ class TorchProcess:
             self._process.wait()
 
 
+def open_torch(task: Task, network: Any, *, mode: str, **more: Any) -> TorchProcess | None:
+    """The process for a network of ours, for as long as the task is measured; None where PyTorch is not asked for."""
+    if task.torch_python is None:
+        return None
+    request = {"mode": mode, "steps": task.steps, **describe(network, task.config), **more}
+    process = TorchProcess(task.torch_python, request)
+    task.stack.callback(process.close)
+    return process
+
+
 def torch_contenders(task: Task, network: Any, gflop: float, *, mode: str) -> Contenders:
     """PyTorch's contenders for a network of ours, none where they are not asked for; `mode` is train or forward."""
-    if task.torch_python is None:
+    process = open_torch(task, network, mode=mode)
+    if process is None:
         return {}
-    process = TorchProcess(task.torch_python, {"mode": mode, "steps": task.steps, **describe(network, task.config)})
-    task.stack.callback(process.close)
     return {name: Contender(partial(process.ask, name), images=task.config.batch_size, gflop=gflop)
             for name in process.names}
 

@@ -77,7 +77,33 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
     return {"train": train, "forward": forward}[about["mode"]]
 
 
+def build_operator(kind: str, shape: list[int], out: int, is_first: bool, *, has_bias: bool) -> Callable[[], object]:
+    """Forward and backward of one layer alone."""
+    layer = {"convolution": lambda: nn.Conv2d(shape[1], out, 3, padding=1, bias=has_bias), "ReLU": nn.ReLU,
+             "batch normalisation": lambda: nn.BatchNorm2d(out), "pooling": lambda: nn.MaxPool2d(2),
+             "dense": lambda: nn.Linear(shape[1], out)}[kind]()
+    images = torch.randn(*shape, requires_grad=not is_first)
+    slope = torch.randn_like(layer(images))
+
+    def run() -> None:
+        images.grad = None
+        layer.zero_grad()
+        layer(images).backward(slope)
+
+    return run
+
+
+def build_update(about: dict[str, Any]) -> Callable[[], object]:
+    network = build_network(about)
+    for item in network.parameters():
+        item.grad = torch.randn_like(item)
+    return build_optimizer(network, about).step
+
+
 def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    if about["mode"] == "operators":
+        layers = {name: build_operator(*layer, has_bias=about["has_bias"]) for name, *layer in about["operators"]}
+        return {**layers, "optimizer": build_update(about)}
     bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     plain, last = torch.contiguous_format, torch.channels_last
     return {"PyTorch eager, float32": build_step(about, plain, nullcontext),

@@ -136,8 +136,7 @@ def counted_by_hand(logits: np.ndarray, labels: np.ndarray) -> Counts:
 def expected(given) -> dict[int, np.ndarray]:
     """The counters of each set of pictures, from logits of all of them in a single batch."""
     _, network = make_network(*PLAIN)
-    mindspore.load_param_into_net(network, {name: mindspore.Parameter(mindspore.Tensor(value))
-                                            for name, value in read_file(given).arrays.items()})
+    mindspore.load_param_into_net(network, mindspore.load_checkpoint(str(given)))
     readers = [SyntheticReader("test", count) for count in EVAL_COUNTS]
     logits = network(pixels(np.concatenate([reader.images for reader in readers]))).asnumpy()
     parts = np.split(logits, np.cumsum(EVAL_COUNTS)[:-1])

@@ -13,10 +13,17 @@ from model_utils.errors import ConfigError
 from model_utils.schema import Config
 
 
+class MisfitError(RuntimeError):
+    """Some of several checkpoints are of networks for other pictures; all others are evaluated."""
+
+    exit_status = 1
+
+
 def run_eval(config: Config) -> dict[Path, Any]:
     """Evaluate every checkpoint that `pre_trained` names: file, folder or pattern; returns an Evaluation of each.
 
-    Leaves a folder `<ckpt_path>/<date_time>_eval/` behind. An error that the user can mend carries an `exit_status`.
+    Leaves a folder `<ckpt_path>/<date_time>_eval/` behind. An error that the user can mend carries an `exit_status`;
+    MisfitError, at the end, names the checkpoints that were left out.
     """
     if not config.pre_trained:
         raise ConfigError("pre_trained: is not given; name the checkpoint with --pre_trained=FILE")
@@ -27,17 +34,17 @@ def run_eval(config: Config) -> dict[Path, Any]:
 
     paths = find_checkpoints(config.pre_trained)
     loader = build.ModelLoader(config, rank)
-    config, network = loader.load(paths[0])
-    reader = build.build_reader(config, "test")
+    misfits, (config, network, reader) = load_first(loader, paths)
+    left = paths[len(misfits):]
     about = [build_run.describe_model(config, network), f"{reader.source}: {len(reader)} pictures"]
     results = {}
     with build_run.open_run(config, rank, suffix="_eval", log_name="eval.log", about=about) as folder:
-        for path in paths:
-            if path != paths[0]:  # that one is loaded
+        for path in left:
+            if path != left[0]:  # that one is loaded
                 config, network = loader.load(path)
             if config.num_classes != len(reader.class_names):
-                raise ConfigError(f"{path}: has {config.num_classes} classes, the pictures {len(reader.class_names)}; "
-                                  "checkpoints of other models are evaluated apart")
+                misfits.append(f"{path}: has {config.num_classes} classes, the pictures {len(reader.class_names)}")
+                continue
             get_logger().info("checkpoint: %s", path)
             for line in loader.report:
                 get_logger().info(line)
@@ -45,7 +52,29 @@ def run_eval(config: Config) -> dict[Path, Any]:
             if rank.rank == 0:
                 build_run.write_evaluation(folder, path, config, results[path], reader.class_names)
         summarize(results, rank)
+        if misfits:
+            raise MisfitError("left out, because the pictures do not fit:\n  " + "\n  ".join(misfits))
     return results
+
+
+def load_first(loader: Any, paths: Sequence[Path]) -> tuple[list[str], tuple[Config, Any, Any]]:
+    """What is wrong with the checkpoints before the first that the pictures fit; and its Config, network and reader.
+
+    InputError where they fit none.
+    """
+    from src.build_data import build_reader
+    from src.utils.util import InputError
+
+    errors: list[InputError] = []
+    for path in paths:
+        config, network = loader.load(path)
+        try:
+            reader = build_reader(config, "test")
+        except InputError as error:
+            errors.append(error)
+        else:
+            return [f"{path}: {error}" for path, error in zip(paths, errors, strict=False)], (config, network, reader)
+    raise errors[0]
 
 
 def summarize(results: dict[Path, Any], rank: Rank) -> None:

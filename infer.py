@@ -6,6 +6,7 @@ Runs without MindSpore wherever another engine runs the model; requirements-infe
 """
 
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
@@ -65,6 +66,19 @@ def run_infer(config: Config) -> list[Any]:
 # --- what is asked for
 
 
+def check_writable(path: Path) -> None:
+    """ConfigError, before the work is done, if predictions cannot be saved there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"save: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"save: {path} is a folder; name a file in it")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"save: nothing can be written in {folder}: {error.strerror}") from None
+
+
 def check_request(config: Config) -> None:
     """What would only show after a long run: ConfigError."""
     from src.predictions import check_format
@@ -77,8 +91,7 @@ def check_request(config: Config) -> None:
                           "--data_dir=FOLDER")
     if config.save:
         check_format(Path(config.save))
-        if not Path(config.save).absolute().parent.is_dir():
-            raise ConfigError(f"save: there is no folder {Path(config.save).parent}")
+        check_writable(Path(config.save))
     for folder in filter(None, (config.annotate, config.time_dir)):
         make_folder(Path(folder))
 

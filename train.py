@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train VGG as a YAML recipe says: data, network, schedule, optimizer -> Model.train -> a run folder."""
 
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from math import gcd
@@ -58,15 +60,18 @@ def run_train(config: Config) -> TrainResult:
                 get_logger().info(state.throughput.summary(state.images_per_step))
         signals.raise_if_stopped(
             state.stop_signal, f"after step {state.step}; this goes on with it:\n"
-            f"  {starter(rank)} train.py --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
+            f"  {starter(rank)} --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
 
 
 def starter(rank: Rank) -> str:
-    """What starts train.py on as many ranks again, whatever started it this time."""
-    if rank.world_size == 1:
-        return "python"
-    return f"msrun --worker_num={rank.world_size} --local_worker_num={rank.world_size} --join=True"
+    """What starts this script on as many ranks again, whatever started it this time, in the current folder."""
+    programs = Path(sys.executable).parent  # named in full where the shell would find another, or none
+    name, options = ("python", "") if rank.world_size == 1 else (
+        "msrun", f" --worker_num={rank.world_size} --local_worker_num={rank.world_size} --join=True")
+    program = name if shutil.which(name) == str(programs / name) else shlex.quote(str(programs / name))
+    here = Path(__file__).resolve()
+    return f"{program}{options} {here.name if here.parent == Path.cwd() else shlex.quote(str(here))}"
 
 
 def build_parts(config: Config, rank: Rank) -> Parts:

@@ -195,6 +195,13 @@ def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
     return config
 
 
+def _find_recipe(name: str) -> Path | None:
+    """The file in the current folder; if there is none, the project's recipe of this name."""
+    if not name:
+        return None
+    return Path(name) if Path(name).is_file() or not (ROOT / name).is_file() else ROOT / name
+
+
 def default_recipe(dataset: str) -> Path:
     known = dataset.lower() if dataset.lower() in DATASETS else DEFAULT_DATASET
     path = ROOT / f"{known}_config.yaml"
@@ -211,7 +218,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     if unknown:
         name = unknown[0].split("=")[0]
         raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
-    recipe = Path(flags.pop("config_path", "") or default_recipe(flags.get("dataset", DEFAULT_DATASET)))
+    recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(flags.get("dataset", DEFAULT_DATASET))
     values, notes = _yaml_values(recipe)
     values.update(_flag_values(flags, program))
     if "buffer_size" in flags:

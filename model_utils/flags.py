@@ -8,6 +8,15 @@ from typing import Any, NamedTuple
 from model_utils.schema import GROUPS
 from model_utils.values import Choices
 
+PROGRAMS = {  # what each does with the keys, which are the same for all: one recipe serves them
+    "train.py": "Train a network on the pictures of --data_dir; leaves a run folder in --ckpt_path.",
+    "eval.py": "Count how many test pictures of --data_dir the checkpoints of --pre_trained get right.",
+    "export.py": "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
+    "infer.py": "Let the model of --model_path name the pictures of --input, or of the test set in --data_dir.",
+    "preprocess.py": "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
+    "postprocess.py": "Count how many results of an inference are right: those in --result_dir.",
+}
+
 
 class Flag(NamedTuple):
     """A further name that the command line takes."""
@@ -42,7 +51,7 @@ def _add(section: Any, name: str, help_text: str, *, bare: str | None) -> None:
 def build_parser(program: str, aliases: Sequence[Flag] = ()) -> argparse.ArgumentParser:
     """The parser of an entry script; an alias stands in for a key of the same name."""
     parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
-                                     allow_abbrev=False)
+                                     description=PROGRAMS.get(program), allow_abbrev=False)
     parser.add_argument("-c", "--config_path", "--config", metavar="FILE", default=argparse.SUPPRESS,
                         help="recipe; <dataset>_config.yaml beside the script unless given")
     taken = {alias.name for alias in aliases}

@@ -16,11 +16,11 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML 1.1 reads 5e-4 as text; people who write it mean a number, and the schema parses it as one."""
 
 
-def _parse(path: Path) -> list[yaml.Node]:
+def _parse(path: Path, asked_by: str) -> list[yaml.Node]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file (--config_path)") from None
+        raise ConfigError(f"{path}: there is no such file (from {asked_by})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     try:
@@ -48,14 +48,15 @@ def _mapping(node: yaml.Node, path: Path) -> dict[str, tuple[Any, int]]:
     return values
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[Any, str]]]:
+def read_yaml(path: Path, asked_by: str = "--config_path",
+              seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[Any, str]]]:
     """The values of a recipe, each with `file:line` as its origin, behind those of its base, which they override.
 
     Raises ConfigError for a file that is missing, does not parse, or is its own base.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: is its own `base`")
-    documents = _parse(path)
+    documents = _parse(path, asked_by)
     if not documents:
         raise ConfigError(f"{path}: holds no values")
     if len(documents) > MAX_DOCUMENTS:
@@ -65,5 +66,6 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[A
         _mapping(node, path)
     if "base" not in own:
         return [own]
-    base, _ = own.pop("base")
-    return [*read_yaml(Path(os.path.normpath(path.parent / str(base))), (*seen, path.resolve())), own]
+    base, line = own.pop("base")
+    below = Path(os.path.normpath(path.parent / str(base)))
+    return [*read_yaml(below, f"`base`, {line}", (*seen, path.resolve())), own]

@@ -70,7 +70,8 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
 def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> nn.Cell:
     """The network with its initial weights, which follow from the seed that was set.
 
-    On CPU some operations take another form, with the same values; `for_export` keeps the usual ones.
+    On CPU some operations take another form, with the same values; `for_export` keeps the usual ones, and so does half
+    precision, which rewrites the network.
     """
     masks = repeatable_dropout(config.seed * rank.world_size + rank.rank)  # each rank drops other units
     is_tuned = rank.device_target == "CPU" and not for_export
@@ -78,7 +79,8 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> nn
                has_bias=config.has_bias, dropout_rate=config.effective_dropout, pad_mode=config.pad_mode,
                padding=config.effective_padding, initialize_mode=config.initialize_mode,
                include_top=config.include_top, width=config.width, average_pool=config.average_pool,
-               dropout=masks if is_tuned else None, conv=cpu_conv if is_tuned else None)
+               dropout=masks if is_tuned else None,
+               conv=cpu_conv if is_tuned and amp_level(config, rank) == "O0" else None)
 
 
 def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:

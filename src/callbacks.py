@@ -93,7 +93,8 @@ class PlateauWarning(Handler):
 
     def on_epoch(self, state: TrainState) -> None:
         tail = state.losses[-max(1, len(state.losses) // 10):]
-        if self._warned or abs(float(np.mean(tail)) / self._guessing - 1) > self.TOLERANCE:
+        is_cut_short = state.step % state.steps_per_epoch
+        if self._warned or is_cut_short or abs(float(np.mean(tail)) / self._guessing - 1) > self.TOLERANCE:
             return
         self._warned = True
         get_logger().warning("warning: epoch %d ended with a loss of %.3f, that of guessing: the network does not "
@@ -161,8 +162,10 @@ class MetricsLog(Handler):
     def on_epoch(self, state: TrainState) -> None:
         if not self._csv.exists():
             self._csv.write_text(",".join(METRICS) + "\n", encoding="utf-8")
-        with self._csv.open("a", encoding="utf-8") as file:
-            file.write(",".join(_cell(state.row.get(name)) for name in METRICS) + "\n")
+        rows = self._csv.read_text(encoding="utf-8").splitlines()
+        rows = [row for row in rows if row.split(",")[0] != str(state.epoch)]  # of this epoch, when it was cut short
+        rows.append(",".join(_cell(state.row.get(name)) for name in METRICS))
+        write_atomically(self._csv, "\n".join(rows) + "\n")
         plot_curves(self._csv, self._curves)
 
 

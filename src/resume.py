@@ -154,7 +154,9 @@ def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list
         forceable.append(f"max_epoch: {then.settings['max_epoch']}, now {now.settings['max_epoch']}, which is less")
     if fixed or forceable and not force:
         hint = "" if fixed else "\n--resume_force=True goes on all the same"
-        raise InputError("resume: the state is of a different run:\n  " + "\n  ".join(fixed + forceable) + hint)
+        raise InputError(f"resume: the newest state, in {point.folder}, is of a different run:\n  "
+                         + "\n  ".join(fixed + forceable)
+                         + f"\n--resume=FOLDER goes on with the run of another folder{hint}")
     environment = _changed(now.environment, then.environment, now.environment)
     exactness = ["the run goes on, but not bit for bit as it would have"] if environment or forceable else []
     return [f"different since the state was written: {line}" for line in forceable + environment] + exactness

@@ -6,8 +6,6 @@ import signal
 import threading
 from types import TracebackType
 
-POLL_SECONDS = 0.2
-
 
 class Stopped(RuntimeError):
     """The run ended early because somebody asked it to; the exit status is the shell's for that signal."""
@@ -30,7 +28,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0  # number of the first signal, 0 for none
         self.is_training = False
-        self._is_over = threading.Event()
+        self._is_over = False
         self._thread = threading.Thread(target=self._wait, name="stop signals", daemon=True)
 
     def __enter__(self) -> "StopSignals":
@@ -40,7 +38,8 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        self._is_over.set()
+        self._is_over = True
+        signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
 
@@ -50,10 +49,12 @@ class StopSignals:
             raise Stopped(number, f"stopped by {signal.Signals(number).name} {how_to_go_on}")
 
     def _wait(self) -> None:
-        while not self._is_over.is_set():
-            info = signal.sigtimedwait(self.NUMBERS, POLL_SECONDS)
-            if info is not None:
-                self._note(info.si_signo)
+        """Without a timeout: sigtimedwait invents signals when it is interrupted by Ctrl-Z and `fg`."""
+        while True:
+            number = signal.sigwaitinfo(self.NUMBERS).si_signo
+            if self._is_over:
+                return
+            self._note(number)
 
     def _note(self, number: int) -> None:
         if not self.is_training or self.received and number == signal.SIGINT:

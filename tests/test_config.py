@@ -135,7 +135,17 @@ def test_a_base_that_leads_back_is_refused(tmp_path):
 
 
 def test_a_base_that_is_missing_is_named(tmp_path):
-    assert str(tmp_path / "nothing.yaml") in yaml_refusal(tmp_path, "base: nothing.yaml\n")
+    message = yaml_refusal(tmp_path, "seed: 1\nbase: nothing.yaml\n")
+    assert f"{tmp_path / 'nothing.yaml'}: there is no such file (from `base`, " in message
+    assert "recipe.yaml:2)" in message
+
+
+def test_a_recipe_of_the_project_is_found_from_any_folder_and_a_file_that_is_there_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert get_config(["--config_path=configs/quickstart.yaml"]).width == 0.25
+    (tmp_path / "configs").mkdir()
+    write_recipe(tmp_path / "configs", "width: 0.5\n", "quickstart.yaml")
+    assert get_config(["--config_path=configs/quickstart.yaml"]).width == 0.5
 
 
 def test_an_unknown_yaml_key_is_refused_with_file_line_and_nearest_name(tmp_path):

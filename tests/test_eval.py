@@ -114,12 +114,23 @@ def test_no_checkpoint_at_all(data, tmp_path, monkeypatch, named):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(data, checkpoints, tmp_path):
+@pytest.mark.parametrize("age", [50, 1000], ids=["older", "newer"])
+def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, tmp_path, age):
     other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
-    os.utime(other, (50, 50))
-    os.link(checkpoints[0], tmp_path / "good.ckpt")
+    os.utime(other, (age, age))
+    for number, path in enumerate(checkpoints):
+        os.link(path, tmp_path / f"good{number}.ckpt")
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
-    assert outcome.status == 2 and f"{other}: has 2 classes, the pictures 10" in outcome.err
+    assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 1 and f"{other}: " in outcome.err
+    assert re.findall(r"^checkpoint: .*/(.*)\.ckpt$", outcome.out, re.MULTILINE) == ["good0", "good2", "good1"]
+    assert outcome.out.count("<- best") == 1
+
+
+def test_checkpoints_that_fit_no_picture_are_refused(data, tmp_path):
+    for seed, name in enumerate(("a.ckpt", "b.ckpt"), start=4):
+        write_checkpoint(tmp_path / name, seed, classes=("ant", "bee"))
+    outcome = evaluate(data, tmp_path / "outputs", tmp_path)
+    assert outcome.status == 2 and "2" in outcome.err and not (tmp_path / "outputs").exists()
 
 
 # --- what is printed
@@ -175,7 +186,7 @@ def test_the_folder_has_a_date_and_a_sub_folder_per_checkpoint(folder):
     assert re.fullmatch(r"\d{8}_\d{6}_eval", folder.name)
     assert {item.name for item in folder.iterdir() if item.is_dir()} == {"best", "0-1_5", "0-1_5_2", "0-2_5"}
     assert {"config.yaml", "eval.log"} <= {item.name for item in folder.iterdir()}
-    for part in folder.glob("*/"):
+    for part in filter(Path.is_dir, folder.iterdir()):  # before Python 3.11 glob("*/") finds files as well
         assert {item.name for item in part.iterdir()} == {"metrics.json", "per_class.csv", "confusion_matrix.png"}
 
 

@@ -103,6 +103,11 @@ def test_a_network_that_was_training_is_exported_as_one_that_answers(tmp_path):
 # --- what is refused
 
 
+def test_a_folder_is_no_file_name(cifar_model: Deployed, tmp_path):
+    done = export(cifar_model.checkpoint, f"{tmp_path}/models/")
+    assert done.status == 2 and "is a folder" in done.err and list(tmp_path.iterdir()) == []
+
+
 def test_air_needs_ascend(cifar_model: Deployed, tmp_path):
     message = refused(cifar_model.checkpoint, tmp_path, "--file_format=MINDIR,AIR")
     assert "AIR is written on Ascend" in message and "--file_format=MINDIR" in message

@@ -211,14 +211,18 @@ def test_a_signal_finishes_the_step_and_prints_the_command_that_goes_on(cifar, t
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         while "epoch: 1" not in run.stdout.readline():
             assert run.poll() is None, run.stderr.read()
+        run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
+        run.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
         run.send_signal(number)
         out, err = run.communicate(timeout=60)
     assert run.returncode == status
     step = int(re.search(r"stopped by \S+ after step (\d+)", err)[1])
     folder = next(tmp_path.iterdir())
     assert (folder / "resume" / f"step-{step:08d}.state").is_file()
-    go_on = re.search(r"python train.py --config_path='(.*)' --resume='(.*)'", err)
-    assert (Path(go_on[1]), Path(go_on[2])) == (folder / "config.yaml", folder)
+    go_on = re.search(r"\n  (\S*)python (\S*)train.py --config_path='(.*)' --resume='(.*)'", err)
+    assert (Path(go_on[3]), Path(go_on[4])) == (folder / "config.yaml", folder)
+    assert shutil.which(f"{go_on[1]}python") and Path(go_on[2] or Path.cwd()) == ROOT
     assert "Traceback" not in err
 
 

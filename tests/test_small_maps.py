@@ -5,7 +5,7 @@ import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from toy_data import TINY
+from toy_data import ROOT, TINY, run_python
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
@@ -66,3 +66,13 @@ def test_an_exported_network_has_plain_operations_only(flags, expected):
     network = build.build_network(config, set_up_device(config), **flags)
     found = {type(cell).__name__ for _, cell in network.cells_and_names()}
     assert ("SmallMapConv" in found) == ("RepeatableDropout" in found) == expected
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+def test_half_precision_which_rewrites_the_network_still_trains(tmp_path, level):
+    """In a process of its own: O1 writes a rewritten network into the current folder and imports it."""
+    outcome = run_python(str(ROOT / "train.py"), *TINY, "--dataset=synthetic", "--synthetic_train_images=16",
+                         "--batch_size=8", f"--amp_level={level}", "--max_epoch=1", f"--ckpt_path={tmp_path}",
+                         cwd=tmp_path)
+    assert outcome.status == 0, outcome.err[-500:]
+    assert "loss is" in outcome.out

@@ -10,7 +10,7 @@ import pytest
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build, build_run
-from src.callbacks import DivergenceError, InputBoundHint, PlateauWarning, Progress, check_loss
+from src.callbacks import DivergenceError, InputBoundHint, MetricsLog, PlateauWarning, Progress, check_loss
 from src.training import Conductor, Handler, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.util import InputError
@@ -247,6 +247,21 @@ def test_a_loss_that_stays_at_guessing_warns_once(capsys, losses, warnings):
     for line in lines:
         assert line.startswith("warning: ") and "2.303" in line and "epoch 1 " in line and "loss is" not in line
         assert all(advice in line for advice in ("--lr", "--warmup_epochs", "--batch_norm=True"))
+
+
+def test_an_epoch_that_is_cut_short_is_no_plateau(capsys):
+    set_up_logging()
+    drive([2.303, 2.302], per_call=1, steps_per_epoch=4, handlers=[PlateauWarning(10)])
+    assert printed(capsys) == []
+
+
+def test_an_epoch_that_goes_on_later_has_one_row(tmp_path):
+    """Two runs into the same file, the first of which ended in the middle of its second epoch."""
+    for losses in ([3, 3, 2], [3, 3, 1, 1]):
+        drive(losses, per_call=1, steps_per_epoch=2,
+              handlers=[MetricsLog(tmp_path / "metrics.csv", tmp_path / "curves.png")])
+    rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows == [["epoch", "step", "loss"], ["1", "2", "3"], ["2", "4", "1"]]
 
 
 @pytest.mark.parametrize(("waiting_s", "share"), [(0.1, None), (0.2, None), (0.25, 20), (1.0, 50), (9.0, 90)])

@@ -10,6 +10,16 @@ from pathlib import Path
 NAME = "vgg"
 
 
+class Console(logging.StreamHandler):
+    """Standard output; when nobody reads it any more (`| head`), the run goes on and its log file has the rest."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        else:
+            super().handleError(record)
+
+
 def _is_own_file(stream) -> bool:
     """True where a launcher gave this process a log file of its own as standard output."""
     try:
@@ -39,7 +49,7 @@ def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if rank == 0 or _is_own_file(sys.stdout):
-        console = logging.StreamHandler(sys.stdout)
+        console = Console(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(console)
     if file is not None:

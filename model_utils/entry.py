@@ -26,13 +26,18 @@ def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        status = getattr(error, "exit_status", None)
-        if status is None:
-            raise  # a defect of ours: the traceback is what helps
-        label = "" if status > 128 else "error: "  # ended by a signal is no error
-        print(f"{program}: {label}{error}", file=sys.stderr)
-        return status
+        return explain(error, program)
     return 0
+
+
+def explain(error: Exception, program: str) -> int:
+    """Print an error that the user can mend and answer its exit status; any other is raised again."""
+    status = getattr(error, "exit_status", None)
+    if status is None:
+        raise error  # a defect of ours: the traceback is what helps
+    label = "" if status > 128 else "error: "  # ended by a signal is no error
+    print(f"{program}: {label}{error}", file=sys.stderr)
+    return status
 
 
 def hand_over(program: str, argv: Sequence[str] | None) -> int:

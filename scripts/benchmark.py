@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
+from model_utils.entry import explain  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks import torch_pair  # noqa: E402
 from scripts.benchmarks.contenders import ALL, TASKS  # noqa: E402
@@ -119,11 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        status = getattr(error, "exit_status", None)
-        if status is None:
-            raise  # a defect of ours: the traceback is what helps
-        print(f"benchmark.py: error: {error}", file=sys.stderr)
-        return status
+        return explain(error, "benchmark.py")
     return 0
 
 

@@ -4,6 +4,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 
@@ -39,7 +40,8 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self._is_over = True
-        signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
+        with suppress(ProcessLookupError):  # it may have ended by a signal of this very moment
+            signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
 

@@ -271,7 +271,7 @@ def test_a_job_is_stopped_resumed_and_ends(tmp_path):
         assert len(processes) == 3 and not any(map(is_running, processes))
     assert launcher.returncode == 128 + signal.SIGTERM
     run = only_folder(tmp_path / "runs")
-    assert re.search(rf"\n  msrun --worker_num=2 --local_worker_num=2 .*train.py --config_path=.*{run.name}", output)
+    assert re.search(rf"\n  .*msrun'? --worker_num=2 .*train\.py'? --config_path=.*{run.name}", output)
     stopped_after = int(max((run / "resume").glob("step-*.state")).name.removeprefix("step-").split(".")[0])
     assert 0 < stopped_after < STEPS
 

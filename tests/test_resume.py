@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -220,9 +221,9 @@ def test_a_signal_finishes_the_step_and_prints_the_command_that_goes_on(cifar, t
     step = int(re.search(r"stopped by \S+ after step (\d+)", err)[1])
     folder = next(tmp_path.iterdir())
     assert (folder / "resume" / f"step-{step:08d}.state").is_file()
-    go_on = re.search(r"\n  (\S*)python (\S*)train.py --config_path='(.*)' --resume='(.*)'", err)
-    assert (Path(go_on[3]), Path(go_on[4])) == (folder / "config.yaml", folder)
-    assert shutil.which(f"{go_on[1]}python") and Path(go_on[2] or Path.cwd()) == ROOT
+    program, script, *flags = shlex.split(err.splitlines()[-1])
+    assert flags == [f"--config_path={folder / 'config.yaml'}", f"--resume={folder}"]
+    assert Path(shutil.which(program)).samefile(sys.executable) and Path.cwd() / script == ROOT / "train.py"
     assert "Traceback" not in err
 
 

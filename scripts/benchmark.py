@@ -64,7 +64,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
                         help="several networks, picture sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=positive, default=20, help="steps per block")
-    parser.add_argument("--compare", choices=["torch"], help="measure PyTorch as well, for steps and forward")
+    parser.add_argument("--compare", choices=["torch"],
+                        help="measure PyTorch as well, for steps, forward and operators")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; this one unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")

@@ -88,7 +88,7 @@ def shares(ranks: int, env: Mapping[str, str]) -> list[list[int]]:
     return core_shares(sorted(os.sched_getaffinity(0)), ranks)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -97,7 +97,7 @@ def _free_port() -> int:
 def cluster_job(command: list[str], ranks: int, env: Mapping[str, str]) -> list[Process]:
     """A scheduler and `ranks` workers on this host, as msrun starts them, but so that signals reach the ranks."""
     common = {"MS_WORKER_NUM": str(ranks), "RANK_SIZE": str(ranks), "MS_TOPO_TIMEOUT": seconds(env, "JOIN_SECONDS"),
-              "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": env.get("MASTER_PORT") or str(_free_port())}
+              "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": env.get("MASTER_PORT") or str(free_port())}
     scheduler = Process("scheduler", command, {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"},
                         Path("train_parallel0/scheduler.log"), is_helper=True)
     workers = [Process(f"rank {rank}", bind(command, cores),

@@ -160,9 +160,7 @@ class MetricsLog(Handler):
         write_atomically(self._csv, "\n".join([heading, *kept]) + "\n")
 
     def on_epoch(self, state: TrainState) -> None:
-        if not self._csv.exists():
-            self._csv.write_text(",".join(METRICS) + "\n", encoding="utf-8")
-        rows = self._csv.read_text(encoding="utf-8").splitlines()
+        rows = self._csv.read_text(encoding="utf-8").splitlines() if self._csv.exists() else [",".join(METRICS)]
         rows = [row for row in rows if row.split(",")[0] != str(state.epoch)]  # of this epoch, when it was cut short
         rows.append(",".join(_cell(state.row.get(name)) for name in METRICS))
         write_atomically(self._csv, "\n".join(rows) + "\n")

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.vgg import plain_conv
+
 TAPS = 9  # of a 3x3 kernel
 MOST_PIXELS = 4  # larger maps are faster in the device's own convolution: measured in docs/performance.md
 
@@ -15,7 +17,7 @@ def cpu_conv(in_channels: int, out_channels: int, *, map_size: tuple[int, int], 
     height, width = map_size
     if padding == 1 and height * width <= MOST_PIXELS:
         return SmallMapConv(in_channels, out_channels, map_size=map_size, **kwargs)
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, pad_mode="pad", padding=padding, **kwargs)
+    return plain_conv(in_channels, out_channels, map_size=map_size, padding=padding, **kwargs)
 
 
 class SmallMapConv(nn.Conv2d):

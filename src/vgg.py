@@ -61,7 +61,7 @@ class VGG(nn.Cell):
         channels = scaled_channels(network, width)
         padding = _padding(pad_mode, padding)
         sides = [_map_sides(side, channels, padding) for side in image_size]
-        make_conv = partial(conv or _plain_conv, padding=padding, has_bias=has_bias, weight_init=initial.conv,
+        make_conv = partial(conv or plain_conv, padding=padding, has_bias=has_bias, weight_init=initial.conv,
                             bias_init="zeros")
         self.layers = _convolutions(channels, list(zip(*sides, strict=True)), make_conv, batch_norm)
         height, map_width = (of_side[-1] for of_side in sides)
@@ -161,7 +161,8 @@ def _map_sides(side: int, channels: list[int], padding: int) -> list[int]:
     return sides
 
 
-def _plain_conv(in_channels: int, out_channels: int, *, map_size: tuple[int, int], **kwargs: Any) -> nn.Cell:
+def plain_conv(in_channels: int, out_channels: int, *, map_size: tuple[int, int], **kwargs: Any) -> nn.Cell:
+    """MindSpore's own 3x3 convolution, whatever the size of its maps; `kwargs` are those of nn.Conv2d."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, pad_mode="pad", **kwargs)
 
 

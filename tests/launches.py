@@ -3,13 +3,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from scripts.launch import free_port
 
 STEERING = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "DEVICE_NUM", "DEVICE_TARGET", "SERVER_ID",
             "BIND_CORES", "MASTER_PORT", "DRY_RUN", "JOIN_SECONDS", "GRACE_SECONDS", "CUDA_VISIBLE_DEVICES")
@@ -21,12 +22,6 @@ def environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in STEERING and not name.startswith("MS_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "PYTHON": sys.executable, "GLOG_v": "3", **settings}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def msrun(script: Path, *args: object, ranks: int, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess:

@@ -114,14 +114,16 @@ def test_no_checkpoint_at_all(data, tmp_path, monkeypatch, named):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("age", [50, 1000], ids=["older", "newer"])
-def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, tmp_path, age):
+@pytest.mark.parametrize(("age", "reason"), [(50, "has 2 classes, the pictures 10"), (1000, "has 10 classes")],
+                         ids=["older", "newer"])
+def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, tmp_path, age, reason):
     other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
     os.utime(other, (age, age))
     for number, path in enumerate(checkpoints):
         os.link(path, tmp_path / f"good{number}.ckpt")
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
-    assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 1 and f"{other}: " in outcome.err
+    assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 1
+    assert f"{other}: " in outcome.err and reason in outcome.err
     assert re.findall(r"^checkpoint: .*/(.*)\.ckpt$", outcome.out, re.MULTILINE) == ["good0", "good2", "good1"]
     assert outcome.out.count("<- best") == 1
 
@@ -130,7 +132,7 @@ def test_checkpoints_that_fit_no_picture_are_refused(data, tmp_path):
     for seed, name in enumerate(("a.ckpt", "b.ckpt"), start=4):
         write_checkpoint(tmp_path / name, seed, classes=("ant", "bee"))
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
-    assert outcome.status == 2 and "2" in outcome.err and not (tmp_path / "outputs").exists()
+    assert outcome.status == 2 and "num_classes: is 2" in outcome.err and not (tmp_path / "outputs").exists()
 
 
 # --- what is printed

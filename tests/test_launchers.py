@@ -13,11 +13,12 @@ from pathlib import Path
 from shlex import quote
 
 import pytest
-from launches import BIN, children, environment, free_port, is_running, started, wait_until
+from launches import BIN, children, environment, is_running, started, wait_until
 from toy_data import ROOT, TINY, only_folder, run_main
 
 from model_utils.local_adapter import WAITING_MSRUN, core_shares
 from scripts import hccl_tools
+from scripts.launch import free_port
 
 SCRIPTS = ROOT / "scripts"
 LAUNCHERS = ("run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh", "run_eval.sh")

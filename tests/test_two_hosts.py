@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from launches import BIN, free_port, started
+from launches import BIN, started
 from toy_data import ROOT, TINY, only_folder
+
+from scripts.launch import free_port
 
 FLAGS = ("--dataset=synthetic", *TINY, "--num_parallel_workers=1", "--batch_size=4", "--max_epoch=1",
          "--log_interval=1", "--synthetic_train_images=40", "--is_save_on_master=0")

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks.measure import USERS_ENVIRONMENT, Contender, Contenders, Task, seconds_per_call  # noqa: E402
+from scripts.launch import free_port  # noqa: E402
 
 WARM_UP_STEPS = 2
 LONGEST_S = 1800  # that a process may take; ranks that wait for each other would wait for ever
@@ -97,11 +97,8 @@ def msrun(ranks: int, log_folder: str) -> list[str]:
     program = str(beside) if beside.is_file() else shutil.which("msrun")
     if program is None:
         raise ConfigError("--scaling: msrun, which comes with MindSpore, is not found")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [program, f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True", f"--master_port={port}",
-            f"--log_dir={log_folder}"]
+    return [program, f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True",
+            f"--master_port={free_port()}", f"--log_dir={log_folder}"]
 
 
 def first_loss_s(flags: Sequence[str]) -> float:

@@ -23,7 +23,7 @@ from scripts.benchmarks import torch_pair  # noqa: E402
 from scripts.benchmarks.contenders import ALL, TASKS  # noqa: E402
 from scripts.benchmarks.measure import Task, measure  # noqa: E402
 from scripts.benchmarks.record import describe_case, describe_run, read_record, write_record  # noqa: E402
-from scripts.benchmarks.report import diff, tables  # noqa: E402
+from scripts.benchmarks.report import diff, refresh, tables  # noqa: E402
 
 
 def positive(text: str) -> int:
@@ -71,10 +71,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two such files, and end")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE",
-                        help="print such files as the tables of the README, and end")
+                        help="print such files as Markdown tables, and end")
+    parser.add_argument("--refresh", nargs="+", type=Path, metavar="PAGE",
+                        help="write such tables anew between the marks of these pages, such as README.md, and end")
     options, flags = parser.parse_known_args(argv)
-    if flags and (options.diff or options.table):
-        parser.error(f"{flags[0]}: has no meaning with --diff or --table, which measure nothing")
+    if flags and (options.diff or options.table or options.refresh):
+        parser.error(f"{flags[0]}: has no meaning with --diff, --table and --refresh, which measure nothing")
     if options.torch_python and not options.compare:
         parser.error("--torch_python: has no meaning without --compare=torch")
     options.what = (options.what or ([] if options.scaling else ["steps"])) + ["scaling"] * options.scaling
@@ -116,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(diff(*map(read_record, options.diff)))
         elif options.table:
             print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
+        elif options.refresh:
+            refresh(options.refresh)
         else:
             run(options, flags)
     except KeyboardInterrupt:

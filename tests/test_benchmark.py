@@ -2,6 +2,7 @@
 """benchmark.py through its command line, in small: what it records, counts, compares and refuses, but no timings."""
 
 import json
+import shutil
 import sys
 import textwrap
 
@@ -193,6 +194,25 @@ def test_a_table_of_two_files(tmp_path, monkeypatch):
         """)  # noqa: E501
 
 
+def test_refresh_renews_what_is_between_the_marks_and_nothing_else(tmp_path):
+    written(tmp_path / "a.json", {"bare": row(400)})
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- scripts/benchmark.py --table a.json -->\nold\n<!-- end of tables -->\nbehind\n")
+    assert run_main("scripts.benchmark", "--refresh", page).status == 0
+    lines = page.read_text().splitlines()
+    assert lines[:2] == ["before", "<!-- scripts/benchmark.py --table a.json -->"]
+    assert lines[-2:] == ["<!-- end of tables -->", "behind"]
+    assert "old" not in lines and any("| bare | 400.0 ms |" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_CN.md"])
+def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path, name):
+    shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    assert run_main("scripts.benchmark", "--refresh", tmp_path / name).status == 0
+    assert (tmp_path / name).read_text() == (ROOT / name).read_text()
+
+
 def test_two_files_side_by_side(tmp_path):
     first = written(tmp_path / "a.json", {"bare": row(400, images_per_s=160), "loop": row(500, images_per_s=128)})
     second = written(tmp_path / "b.json", {"bare": row(200, images_per_s=320), "new": row(7)}, mindspore="2.9.0")
@@ -224,7 +244,9 @@ def test_a_file_of_the_first_format_is_read(tmp_path):
     (["--compare=torch", "--freeze=features"], "--compare=torch: knows nothing of --freeze"),
     (["--table", "none.json"], "none.json: cannot be read"),
     (["--table", "README.md"], "README.md: is no file that benchmark.py --json has written"),
-    (["--diff", "none.json", "none.json", "--lr=1"], "--lr=1: has no meaning with --diff or --table"),
+    (["--diff", "none.json", "none.json", "--lr=1"], "--lr=1: has no meaning with --diff, --table and --refresh"),
+    (["--refresh", "CHANGELOG.md"], "CHANGELOG.md has no line `<!-- scripts/benchmark.py --table FILE"),
+    (["--refresh", "none.md"], "No such file or directory: 'none.md'"),
     (["--speed=3"], "unknown flag"),
     (TINY, "data_dir: is not given"),
     ([*TINY, "--dataset=synthetic", "--synthetic_train_images=8", "--batch_size=4"],

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records as tables: one for the terminal and the README, one that compares two records."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.benchmarks.record import Record
+from model_utils.errors import ConfigError
+from scripts.benchmarks.record import Record, read_record
 
 TITLES = {
     "steps": "Training steps", "forward": "Forward pass", "evaluating": "Evaluation", "pipeline": "Data pipeline",
@@ -13,6 +16,7 @@ TITLES = {
     "matmul": "Matrix product", "operators": "Forward and backward of each layer",
     "freezing": "Training a part of the network", "formats": "Data formats", "deploying": "Exported models",
     "scaling": "Several ranks"}
+MARKED = re.compile(r"(<!-- scripts/benchmark\.py --table (.+?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 
 
@@ -138,3 +142,21 @@ def diff(first: Record, second: Record) -> str:
         rows.append([*key, *shown, ratio, *ratios])
     titles = ["what", "network", "measured", "A", "B", "B / A", "A: of its first", "B: of its first"]
     return "\n".join([f"A: {source_text(first)}", f"B: {source_text(second)}", "", table(titles, rows, is_padded=True)])
+
+
+def refresh(pages: Sequence[Path]) -> None:
+    """Write the tables between the marks of these pages anew, from the files that the opening marks name."""
+    try:
+        texts = {page: page.read_text(encoding="utf-8") for page in pages}  # all, before one is written
+        for page in [page for page, text in texts.items() if not MARKED.search(text)]:
+            raise ConfigError(f"--refresh: {page} has no line `<!-- scripts/benchmark.py --table FILE ... -->` with a "
+                              "line `<!-- end of tables -->` behind it")
+        for page, text in texts.items():
+            page.write_text(MARKED.sub(partial(_renewed, page.parent), text), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--refresh: {error}") from None
+
+
+def _renewed(folder: Path, mark: re.Match[str]) -> str:
+    records = {Path(name): read_record(folder / name) for name in mark[2].split()}
+    return f"{mark[1]}\n{tables(records, is_markdown=True)}\n\n{mark[3]}"

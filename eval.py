@@ -3,9 +3,10 @@
 """Evaluate checkpoints: exact top-1 and top-5 over every picture of the test set, on one device or many."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
@@ -13,8 +14,17 @@ from model_utils.errors import ConfigError
 from model_utils.schema import Config
 
 
+class Loaded(NamedTuple):
+    """A checkpoint, ready to be evaluated."""
+
+    path: Path
+    config: Config  # the one that fits it
+    network: Any
+    reader: Any
+
+
 class MisfitError(RuntimeError):
-    """Some of several checkpoints are of networks for other pictures; all others are evaluated."""
+    """Some of several checkpoints are damaged or of networks for other pictures; all others are evaluated."""
 
     exit_status = 1
 
@@ -32,49 +42,77 @@ def run_eval(config: Config) -> dict[Path, Any]:
     from src.checkpoint import find_checkpoints
     from src.utils.logging import get_logger
 
-    paths = find_checkpoints(config.pre_trained)
+    paths, misfits = find_checkpoints(config.pre_trained), []
     loader = build.ModelLoader(config, rank)
-    misfits, (config, network, reader) = load_first(loader, paths)
-    left = paths[len(misfits):]
-    about = [build_run.describe_model(config, network), f"{reader.source}: {len(reader)} pictures"]
+    loaded = load_each(config, loader, paths, misfits)
+    first = next(loaded)
     results = {}
-    with build_run.open_run(config, rank, suffix="_eval", log_name="eval.log", about=about) as folder:
-        for path in left:
-            if path != left[0]:  # that one is loaded
-                config, network = loader.load(path)
-            if config.num_classes != len(reader.class_names):
-                misfits.append(f"{path}: has {config.num_classes} classes, the pictures {len(reader.class_names)}")
-                continue
+    with build_run.open_run(first.config, rank, suffix="_eval", log_name="eval.log", about=describe(first)) as folder:
+        for path, fitting, network, reader in chain([first], loaded):
             get_logger().info("checkpoint: %s", path)
-            for line in loader.report:
+            for line in [*loader.report, *notes_on_names(loader.class_names, reader)]:
                 get_logger().info(line)
-            results[path] = build_run.build_evaluation(config, rank, network, reader)()
+            results[path] = build_run.build_evaluation(fitting, rank, network, reader)()
             if rank.rank == 0:
-                build_run.write_evaluation(folder, path, config, results[path], reader.class_names)
+                build_run.write_evaluation(folder, path, fitting, results[path], reader.class_names)
         summarize(results, rank)
         if misfits:
-            raise MisfitError("left out, because the pictures do not fit:\n  " + "\n  ".join(misfits))
+            raise MisfitError("left out:\n  " + "\n  ".join(misfits))
     return results
 
 
-def load_first(loader: Any, paths: Sequence[Path]) -> tuple[list[str], tuple[Config, Any, Any]]:
-    """What is wrong with the checkpoints before the first that the pictures fit; and its Config, network and reader.
+def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[str]) -> Iterator[Loaded]:
+    """Every checkpoint that is whole and that the pictures fit; what is wrong with the others goes to `misfits`.
 
-    InputError where they fit none.
+    InputError where it is the only one, or none is left.
     """
-    from src.build_data import build_reader
+    from src.build_data import build_reader, data_folder
     from src.utils.util import InputError
 
-    errors: list[InputError] = []
+    if config.dataset != "synthetic":
+        data_folder(config)  # before much is loaded
+    reader, error = None, None
     for path in paths:
-        config, network = loader.load(path)
         try:
-            reader = build_reader(config, "test")
-        except InputError as error:
-            errors.append(error)
+            fitting, network = loader.load(path)
+            reader = build_reader(fitting, "test") if reader is None else reader
+            check_classes(fitting, loader.class_names, reader)
+        except InputError as found:
+            error = error or found
+            misfits.append(str(found) if str(found).startswith(str(path)) else f"{path}: {found}")
         else:
-            return [f"{path}: {error}" for path, error in zip(paths, errors, strict=False)], (config, network, reader)
-    raise errors[0]
+            yield Loaded(path, fitting, network, reader)
+    if len(misfits) == len(paths):
+        raise error
+
+
+def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> None:
+    """InputError if the network cannot have been trained on the classes of these pictures."""
+    from src.build_data import renumbered
+    from src.utils.util import InputError
+
+    if not config.include_top:
+        raise InputError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
+    if config.num_classes != len(reader.class_names):
+        raise InputError(f"has {config.num_classes} classes, the pictures {len(reader.class_names)}")
+    moved = renumbered(reader.class_names, class_names)
+    if moved:
+        raise InputError(f"numbers its classes otherwise than {reader.source}: {', '.join(moved[:6])}")
+
+
+def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:
+    from src.build_data import are_names
+
+    if set(class_names) & set(reader.class_names) or not (are_names(class_names) and are_names(reader.class_names)):
+        return []
+    return [f"warning: the checkpoint's classes ({class_names[0]}, ...) have other names than those of the pictures "
+            f"({reader.class_names[0]}, ...): is this the right data?"]
+
+
+def describe(first: Loaded) -> list[str]:
+    from src.build_run import describe_model
+
+    return [describe_model(first.config, first.network), f"{first.reader.source}: {len(first.reader)} pictures"]
 
 
 def summarize(results: dict[Path, Any], rank: Rank) -> None:

@@ -62,7 +62,7 @@ def target_path(config: Config) -> Path:
     from src.model_card import SUFFIXES
 
     path = Path(config.file_name)
-    if config.file_name.endswith("/"):
+    if config.file_name.endswith("/") or path.name in ("", ".."):
         raise ConfigError(f"file_name: {config.file_name} is a folder; name the files in it, such as {path / 'vgg16'}")
     return path.with_suffix("") if path.suffix.lower() in SUFFIXES.values() else path
 

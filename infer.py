@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
 
 class BrokenInputError(RuntimeError):
-    """Some inputs could not be read; the answers to all others are there."""
+    """Some inputs could not be read or have no answer; the answers to all others are there."""
 
     exit_status = 1
 
@@ -38,7 +38,7 @@ class BrokenInputError(RuntimeError):
 def run_infer(config: Config) -> list[Any]:
     """Answer every input: print predictions, or write result files where `result_dir` is given.
 
-    Returns the Answers. BrokenInputError, at the end, names the inputs that could not be read.
+    Returns the Answers. BrokenInputError, at the end, names the inputs that have none.
     """
     from src.build_deploy import build_items
     from src.inference import TimedEngine, answer_all
@@ -57,26 +57,30 @@ def run_infer(config: Config) -> list[Any]:
     workers = data_workers(config.num_parallel_workers, cores=usable_cores(), ranks=1)
     answers = list(handle_each(config, model, with_bar(answer_all(engine, items, workers=workers), len(items))))
     finish(config, model, engine, answers)
-    broken = [f"  {answer.item.source}: {answer.error}" for answer in answers if answer.error]
+    broken = [f"  {answer.item.source}: {answer.problem}" for answer in answers if answer.problem]
     if broken:
-        raise BrokenInputError(f"{len(broken)} of {len(answers)} inputs could not be read:\n" + "\n".join(broken))
+        raise BrokenInputError(f"{len(broken)} of {len(answers)} inputs have no answer:\n" + "\n".join(broken))
     return answers
 
 
 # --- what is asked for
 
 
-def check_writable(path: Path) -> None:
-    """ConfigError, before the work is done, if predictions cannot be saved there."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"save: there is no folder {path.parent}")
-    if path.is_dir():
-        raise ConfigError(f"save: {path} is a folder; name a file in it")
+def check_writable(key: str, folder: Path) -> None:
+    """ConfigError, before the work is done, if nothing can be written there."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"save: nothing can be written in {folder}: {error.strerror}") from None
+        raise ConfigError(f"{key}: nothing can be written in {folder}: {error.strerror}") from None
+
+
+def check_save(path: Path) -> None:
+    """ConfigError if predictions cannot be saved there."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"save: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"save: {path} is a folder; name a file in it")
+    check_writable("save", path.absolute().parent)
 
 
 def check_request(config: Config) -> None:
@@ -91,9 +95,12 @@ def check_request(config: Config) -> None:
                           "--data_dir=FOLDER")
     if config.save:
         check_format(Path(config.save))
-        check_writable(Path(config.save))
-    for folder in filter(None, (config.annotate, config.time_dir)):
-        make_folder(Path(folder))
+        check_save(Path(config.save))
+    for key in ("annotate", "time_dir", "result_dir"):
+        if getattr(config, key):
+            check_writable(key, make_folder(Path(getattr(config, key))))
+    if config.result_dir and config.input and Path(config.result_dir).resolve() == Path(config.input).resolve():
+        raise ConfigError("result_dir: is the folder of the input, which would be cleared; name another one")
 
 
 # --- the model
@@ -107,9 +114,9 @@ def open_model(config: Config) -> Model:
     if not path.is_file():
         raise ConfigError(f"model_path: there is no file {path}")
     model = open_checkpoint(config, path) if path.suffix.lower() in SUFFIXES else open_exported(config, path)
-    if not model.config.include_top and not config.result_dir:
-        raise ConfigError(f"model_path: {path} was made without its classifier and answers with features; "
-                          "--result_dir=FOLDER writes them")
+    if not model.config.include_top and (not config.result_dir or config.save or config.annotate):
+        raise ConfigError(f"model_path: {path} was made without its classifier and answers with features, not with "
+                          "classes: --result_dir=FOLDER writes them, and --save and --annotate have nothing to say")
     return model
 
 

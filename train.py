@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
+from model_utils.errors import ConfigError
 from model_utils.schema import Config
 from src.stopping import StopSignals
 
@@ -85,6 +86,9 @@ def build_parts(config: Config, rank: Rank) -> Parts:
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)
     config = start.config
+    if not config.include_top:
+        raise ConfigError(f"include_top: is False (from {config.origin('include_top')}), but training needs the "
+                          "classifier; export.py and infer.py --result_dir make use of features alone")
     data = build.build_train_data(config, rank)
     test = None
     if config.mode == "train_and_evaluate":
@@ -143,9 +147,9 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
         evaluation = build_run.build_evaluation(config, rank, parts.network, parts.test)
         handlers.append(callbacks.EvaluateWhileTraining(
             evaluation, every=config.epochs_between_evals,
-            on_best=lambda: is_master and saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
+            save_best=lambda: not is_master or saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
     if is_master:
-        handlers.append(callbacks.MetricsLog(folder / "metrics.csv", folder / "curves.png", first_step=first_step))
+        handlers.append(callbacks.MetricsLog(folder, saver, first_step=first_step))
     if is_master or not config.is_save_on_master:
         handlers.append(saving.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, saver, rank=rank.rank,
                                                interval=config.ckpt_interval, keep=config.keep_checkpoint_max))

@@ -82,7 +82,7 @@ def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
     if alias and (alias.in_yaml or not in_yaml):
         try:
             meant = {alias.meaning: value} if isinstance(alias.meaning, str) else alias.meaning(value)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"{name}: {error}, not {value!r} (from {origin})") from None
         return {key: (item, origin) for key, item in meant.items()}
     if name not in Config.model_fields:

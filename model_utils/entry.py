@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every entry script begins and ends: parse, run, and turn the user's errors into one line and a status."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,11 @@ from typing import Any
 from model_utils.config import ROOT, get_config
 from model_utils.moxing_adapter import on_platform
 from model_utils.schema import Config
+
+# What the machine refuses, and the user can mend; any other OSError is a defect of ours.
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
+            errno.ESTALE}
+BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended it
 
 HANDED_OVER = {("train.py", "evaluate"): "eval.py"}  # (program, mode) -> the program that does this
 
@@ -32,7 +38,12 @@ def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program:
 
 def explain(error: Exception, program: str) -> int:
     """Print an error that the user can mend and answer its exit status; any other is raised again."""
+    if isinstance(error, BrokenPipeError):  # nobody reads the answers any more, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE_STATUS
     status = getattr(error, "exit_status", None)
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if status is None:
         raise error  # a defect of ours: the traceback is what helps
     label = "" if status > 128 else "error: "  # ended by a signal is no error

@@ -25,6 +25,7 @@ NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19")
 DATASETS = ("cifar10", "imagenet2012", "synthetic")
 DATASET_FORMATS = ("auto", "cifar10", "folder", "list", "tfrecord", "mindrecord")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
+FILES_OF_A_RUN = ("config.yaml", "metrics.csv", "curves.png", "run.lock", "best.ckpt")
 SCHEDULES = ("step", "exponential", "cosine_annealing")
 
 
@@ -50,7 +51,7 @@ class RunKeys(BaseModel):
                                              "the learning rate stays that of max_epoch", ge=1)
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    log_name: Text = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\]+$")
+    log_name: Text = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
 
 class DeviceKeys(BaseModel):
@@ -254,11 +255,13 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
             raise ValueError("image_std: must be positive and on the scale 0 to 1")
         for name, largest in (("scale", 1.0), ("ratio", float("inf"))):
             limits = getattr(self, name)
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest or limits[1] == float("inf"):
                 raise ValueError(f"{name}: must be two positive values, the smaller first"
                                  + (", at most 1" if largest == 1 else ""))
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
+        if self.log_name in FILES_OF_A_RUN:
+            raise ValueError("log_name: is the name of another file of the run folder")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
             raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the picture's size")
         return self

@@ -24,6 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
+from model_utils.entry import explain  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
@@ -164,7 +165,7 @@ def describe(findings: Findings, limit: int) -> list[str]:
 
 def find_leaks(results: Sequence[Findings]) -> int:
     """Pictures of the evaluation that are trained on as well."""
-    digests = [{fact.digest for fact in findings.facts if fact.digest} for findings in results]
+    digests = [{fact.digest for fact in findings.facts if fact.digest and not fact.problem} for findings in results]
     return len(set.intersection(*digests)) if len(digests) == 2 else 0
 
 
@@ -188,7 +189,9 @@ def write_list(findings: Findings, data_dir: Path) -> str:
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    counts = dict(zip(findings.reader.class_names, class_counts(findings).tolist(), strict=True))
+    names = findings.reader.class_names
+    keys = [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
+    counts = dict(zip(keys, class_counts(findings).tolist(), strict=True))
     return {"source": findings.reader.source, "pictures": len(findings.facts), "per_class": counts,
             "broken": findings.broken, "mislabelled": findings.mislabelled, "left_aside": findings.left_aside,
             "twice": findings.twice}
@@ -242,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_source.cache_clear()
     try:
         return run(options, get_config(flags, "check_dataset.py"))
+    except BrokenPipeError as error:
+        return explain(error, "check_dataset.py")
     except (InputError, ConfigError, OSError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2

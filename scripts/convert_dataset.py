@@ -112,6 +112,9 @@ def make_plan(source: Source, config: Config, options: argparse.Namespace, proce
                  "pieces": min(len(reader) - len(left_out), options.shards or guess_pieces(reader, processes))}
         write_record(folder, record | {source.split: begun})
     left_out = set(begun["left_out"])
+    if options.shards and begun["pieces"] != min(options.shards, len(reader) - len(left_out)):
+        raise InputError(f"--shards: {folder} was begun with {begun['pieces']}; name another folder for "
+                         f"{options.shards}, or leave the flag out")
     kept = [index for index in range(len(reader)) if index not in left_out]
     parts = cut(kept, begun["pieces"])
     return Plan(source, options.to, folder, [Piece(i, len(parts), part) for i, part in enumerate(parts)], kept)

@@ -90,8 +90,9 @@ def kill_test(kills: int, folder: Path, *, epochs: int, seed: int) -> dict[str, 
         best = max(best, step)
     report["seconds"] = round(time.monotonic() - begin)
     reference = start(folder / "reference", epochs)
-    if reference.wait():
-        raise SystemExit("the run that is not killed failed")
+    errors = reference.communicate()[1]
+    if reference.returncode:
+        raise SystemExit(f"the run that is not killed ended with {reference.returncode}:\n{errors[-2000:]}")
     ours, theirs = final_weights(killed, epochs), final_weights(folder / "reference", epochs)
     report["weights_differ"] = sum(not np.array_equal(ours[name], theirs[name]) for name in theirs)
     return report

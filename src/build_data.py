@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> pictures and how they become input. Needs no MindSpore until a pipeline is opened: a device uses it too."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_utils.schema import Config
@@ -17,7 +18,7 @@ def holds_photos(dataset: str) -> bool:
 
 def _stored(config: Config, split: str) -> Reader:
     wanted = Wanted(config.num_classes, holds_photos(config.dataset), config.tfrecord_first_label)
-    return open_reader(_data_dir(config), split, wanted, dataset_format=config.dataset_format,
+    return open_reader(data_folder(config), split, wanted, dataset_format=config.dataset_format,
                        candidates=DATA_SETS[config.dataset].formats)
 
 
@@ -32,7 +33,8 @@ def _synthetic(config: Config, split: str) -> Reader:
 READERS = {"cifar10": _stored, "imagenet2012": _stored, "synthetic": _synthetic}
 
 
-def _data_dir(config: Config) -> Path:
+def data_folder(config: Config) -> Path:
+    """The folder that `data_dir` names; InputError if there is none."""
     if config.data_dir is None:
         raise InputError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
     folder = Path(config.data_dir)
@@ -53,7 +55,23 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
     others = sorted(set(classes) ^ set(reader.class_names))
     if classes and others and reader.by_name:
         raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
+    moved = renumbered(reader.class_names, classes)
+    if moved:
+        raise InputError(f"data_dir: {reader.source} numbers its classes otherwise than the training set: "
+                         f"{', '.join(moved[:6])}")
     return reader
+
+
+def are_names(classes: Sequence[str]) -> bool:
+    """Whether classes have names of their own, and not their numbers for want of any."""
+    return list(classes) != [str(number) for number in range(len(classes))]
+
+
+def renumbered(classes: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names that stand in both, under another number."""
+    if not (are_names(classes) and are_names(others)):
+        return []
+    return [name for name, other in zip(classes, others, strict=False) if name != other and name in others]
 
 
 def build_preset(config: Config) -> Preset:

@@ -17,6 +17,7 @@ from model_utils.schema import Config
 from src.bad_pictures import report_lost
 from src.build import (
     TrainData,
+    amp_level,
     build_learning_rates,
     build_preset,
     build_shard,
@@ -122,7 +123,8 @@ def build_identity(config: Config, rank: Rank, data: TrainData) -> Identity:
     """What a resume state says of its run."""
     environment = {"mindspore": mindspore.__version__, "device_target": rank.device_target, "workers": rank.workers,
                    "cores": usable_cores(), "ranks": rank.world_size}
-    return Identity(config.model_dump(mode="json"), config.batch_size * rank.world_size, data.steps_per_epoch,
+    settings = config.model_dump(mode="json") | {"amp_level": amp_level(config, rank)}
+    return Identity(settings, config.batch_size * rank.world_size, data.steps_per_epoch,
                     environment)
 
 

@@ -13,9 +13,10 @@ from src.collective import average_parameters
 from src.evaluate import Evaluation
 from src.finetune import moving_statistics
 from src.plots import plot_curves
-from src.run_folder import write_atomically
+from src.saving import Saver
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
+from src.utils.util import write_atomically
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
 
@@ -131,8 +132,8 @@ class AverageStatistics(Handler):
 class EvaluateWhileTraining(Handler):
     """Evaluates every so many epochs and after the last one, and keeps the best."""
 
-    def __init__(self, evaluate: Callable[[], Evaluation], *, every: int, on_best: Callable[[], None]) -> None:
-        self._evaluate, self._every, self._on_best = evaluate, every, on_best
+    def __init__(self, evaluate: Callable[[], Evaluation], *, every: int, save_best: Callable[[], bool]) -> None:
+        self._evaluate, self._every, self._save_best = evaluate, every, save_best
 
     def on_epoch(self, state: TrainState) -> None:
         if state.epoch % self._every and state.step < state.total_steps:
@@ -140,31 +141,35 @@ class EvaluateWhileTraining(Handler):
         counts = self._evaluate().counts
         top1 = counts.top1()
         state.row |= {"val_top1": top1, "val_top5": counts.topk()}
-        if state.best_top1 is None or top1 > state.best_top1:
+        is_best = state.best_top1 is None or top1 > state.best_top1
+        if is_best and self._save_best():  # one that could not be saved must not stand in the way of the next
             state.best_top1 = top1
-            self._on_best()
 
 
 class MetricsLog(Handler):
     """One row of metrics.csv per epoch, and the curves drawn anew."""
 
-    def __init__(self, csv_file: Path, curves_file: Path, *, first_step: int = 0) -> None:
-        self._csv, self._curves = csv_file, curves_file
-        if csv_file.exists():
-            self._forget_after(first_step)
+    def __init__(self, folder: Path, saver: Saver, *, first_step: int = 0) -> None:
+        self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
+        self._rows: dict[int, str] = {}
+        if self._csv.exists():
+            self._read_until(first_step)
+            self._saver(self._csv.name, self._write)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop the rows of epochs that a resumed run will end again."""
-        heading, *rows = self._csv.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if row.count(",") == heading.count(",") and int(row.split(",")[1]) <= step]
-        write_atomically(self._csv, "\n".join([heading, *kept]) + "\n")
+    def _read_until(self, step: int) -> None:
+        """Take over the rows of a resumed run, but for epochs that it will end again and what is no row."""
+        for row in self._csv.read_text(encoding="utf-8", errors="replace").splitlines():
+            cells = row.split(",")
+            if len(cells) == len(METRICS) and cells[0].isdecimal() and cells[1].isdecimal() and int(cells[1]) <= step:
+                self._rows[int(cells[0])] = row
 
     def on_epoch(self, state: TrainState) -> None:
-        rows = self._csv.read_text(encoding="utf-8").splitlines() if self._csv.exists() else [",".join(METRICS)]
-        rows = [row for row in rows if row.split(",")[0] != str(state.epoch)]  # of this epoch, when it was cut short
-        rows.append(",".join(_cell(state.row.get(name)) for name in METRICS))
-        write_atomically(self._csv, "\n".join(rows) + "\n")
-        plot_curves(self._csv, self._curves)
+        self._rows[state.epoch] = ",".join(_cell(state.row.get(name)) for name in METRICS)
+        if self._saver(self._csv.name, self._write):
+            self._saver(self._curves.name, lambda: plot_curves(self._csv, self._curves))
+
+    def _write(self) -> None:
+        write_atomically(self._csv, "\n".join([",".join(METRICS), *self._rows.values()]) + "\n")
 
 
 def _cell(value: float | None) -> str:

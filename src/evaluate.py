@@ -2,6 +2,7 @@
 """The evaluation loop: every picture once, whatever the batch size and the number of ranks; and its report."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Callable
@@ -18,8 +19,7 @@ from src.pictures import Preset
 from src.plots import plot_confusion
 from src.readers.base import Reader
 from src.readers.traffic import naming_bad_pictures
-from src.run_folder import write_atomically
-from src.utils.util import InputError
+from src.utils.util import InputError, write_atomically
 
 
 class Evaluation(NamedTuple):
@@ -94,10 +94,11 @@ def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, .
     metrics = {"top1": counts.top1(), f"top{top_k(counts.num_classes)}": counts.topk(), "images": counts.seen,
                "images_per_s": round(evaluation.images_per_s, 1), **about}
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["class", "name", "images", "correct", "accuracy"])
-        totals = zip(class_names, counts.class_total.tolist(), counts.class_correct.tolist(), strict=True)
-        for index, (name, images, correct) in enumerate(totals):
-            rows.writerow([index, name, images, correct, f"{correct / images:.4f}" if images else ""])
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["class", "name", "images", "correct", "accuracy"])
+    totals = zip(class_names, counts.class_total.tolist(), counts.class_correct.tolist(), strict=True)
+    for index, (name, images, correct) in enumerate(totals):
+        rows.writerow([index, name, images, correct, f"{correct / images:.4f}" if images else ""])
+    write_atomically(folder / "per_class.csv", table.getvalue())
     plot_confusion(counts.confusion, class_names, folder / "confusion_matrix.png")

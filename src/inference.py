@@ -19,6 +19,7 @@ from src.utils.util import InputError
 
 FREE_BATCH = 16  # pictures at a time where the model takes any number
 TIMES_FILE = "test_perform_static.txt"
+NO_NUMBER = "the model's answer is no number: it overflows, or its weights are damaged"
 
 
 class Item(NamedTuple):
@@ -36,6 +37,13 @@ class Answer(NamedTuple):
     item: Item
     logits: np.ndarray | None
     error: str | None
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no answer, or none to rely on."""
+        if self.logits is None or np.isfinite(self.logits).all():
+            return self.error
+        return NO_NUMBER
 
 
 def picture_items(paths: Sequence[Path], preset: Preset, *, photos: bool) -> list[Item]:
@@ -66,7 +74,10 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
                              f"{image_size[0]}x{image_size[1]} as the model takes them ({picture_bytes} bytes each)")
 
     def read(path: Path) -> np.ndarray:
-        return np.fromfile(path, np.float32).reshape(-1, 3, *image_size)
+        try:
+            return np.fromfile(path, np.float32).reshape(-1, 3, *image_size)
+        except (OSError, ValueError) as error:
+            raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
     return [Item(path.stem, str(path), partial(read, path)) for path in paths]
 
@@ -151,5 +162,5 @@ def _answer(engine: TimedEngine, group: Sequence[tuple[Item, np.ndarray]]) -> It
 
 
 def write_result(folder: Path, answer: Answer) -> None:
-    """The logits of one input as plain float32 numbers, one row per picture."""
-    answer.logits.astype(np.float32).tofile(folder / f"{answer.item.name}{RESULT_ENDING}")
+    """The logits of one input as plain float32 numbers, one row per picture. OSError if they cannot be written."""
+    (folder / f"{answer.item.name}{RESULT_ENDING}").write_bytes(answer.logits.astype(np.float32).tobytes())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.inference import Answer
+from src.inference import NO_NUMBER, Answer
 from src.pictures import annotate, thumbnail, write_jpeg
 from src.utils.util import InputError
 
@@ -65,7 +65,7 @@ def predictions_of(answer: Answer, class_names: Sequence[str], top: int) -> list
 
 def _prediction(source: str, logits: np.ndarray, class_names: Sequence[str], top: int) -> Prediction:
     if not np.isfinite(logits).all():
-        return Prediction(source, (), "the model's answer is no number: it overflows, or its weights are damaged")
+        return Prediction(source, (), NO_NUMBER)
     return Prediction(source, best_guesses(logits, class_names, top))
 
 

@@ -53,7 +53,7 @@ def write_prepared(folder: Path, pictures: Sequence[Callable[[], np.ndarray]], l
             batch = np.concatenate([read() for read in pictures[start:start + batch_size]])
         except PictureError as error:
             raise InputError(f"the test set has a broken picture: {error}") from None
-        batch.astype(np.float32).tofile(inputs / f"{prefix}_bs{batch_size}_{number}.bin")
+        (inputs / f"{prefix}_bs{batch_size}_{number}.bin").write_bytes(batch.astype(np.float32).tobytes())
     write_atomically(folder / PRESET_FILE, json.dumps(preset._asdict()) + "\n")
     np.save(labels_file, labels.astype(np.int32), allow_pickle=False)
 
@@ -63,7 +63,10 @@ def check_prepared(folder: Path, preset: Preset) -> None:
     path = folder.parent / PRESET_FILE
     if not path.is_file():
         return
-    made = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); run preprocess.py again") from None
     wanted = json.loads(json.dumps(preset._asdict()))
     wrong = [f"{name} {made.get(name)}, not {value}" for name, value in wanted.items() if made.get(name) != value]
     if wrong:
@@ -86,7 +89,7 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
             return _whole_numbers(np.load(path, allow_pickle=False).ravel())
         labels = json.loads(path.read_text(encoding="utf-8"))
         numbers = _whole_numbers(np.array(list(labels.values()) if isinstance(labels, dict) else labels))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise InputError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
     return dict(zip(labels, numbers.tolist(), strict=True)) if isinstance(labels, dict) else numbers
 

@@ -31,8 +31,8 @@ FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", 
 FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
                   "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
                   "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
-                  "loss_scale", "label_smooth", "label_smooth_factor", "pre_trained", "head_lr_multiplier", "scale",
-                  "ratio", "hflip", "interpolation", "on_bad_image")
+                  "loss_scale", "amp_level", "label_smooth", "label_smooth_factor", "pre_trained",
+                  "head_lr_multiplier", "scale", "ratio", "hflip", "interpolation", "on_bad_image")
 
 
 class Identity(NamedTuple):
@@ -154,7 +154,7 @@ def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list
         forceable.append(f"max_epoch: {then.settings['max_epoch']}, now {now.settings['max_epoch']}, which is less")
     if fixed or forceable and not force:
         hint = "" if fixed else "\n--resume_force=True goes on all the same"
-        raise InputError(f"resume: the newest state, in {point.folder}, is of a different run:\n  "
+        raise InputError(f"resume: the state of step {point.step}, in {point.folder}, is of a different run:\n  "
                          + "\n  ".join(fixed + forceable)
                          + f"\n--resume=FOLDER goes on with the run of another folder{hint}")
     environment = _changed(now.environment, then.environment, now.environment)

@@ -33,7 +33,7 @@ class Saver:
             write()
         except OSError as error:
             message = (f"{what} could not be written to {self._folder}: {error.strerror or error}; a save needs "
-                       f"{self._needed_bytes / 2**20:.0f} MiB there, {free_bytes(self._folder) / 2**20:.0f} are free")
+                       f"{self._needed_bytes / 2**20:.0f} MiB there, {_free(self._folder)}")
             if self._stops:
                 raise SaveError(message) from None
             get_logger().error("error: %s. Older files are intact; the next save is tried as planned.", message)
@@ -43,6 +43,13 @@ class Saver:
 
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{free_bytes(folder) / 2**20:.0f} are free"
+    except OSError:  # the folder itself is gone
+        return "and how much is free cannot be told"
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

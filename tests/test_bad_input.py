@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users get wrong: a clear error, exit status 2, no traceback, and nothing half-written."""
 
+import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 
 import pytest
-from toy_data import TINY, TRAIN_COUNT, Outcome, run_main, run_python, write_cifar10, write_class_folders
+from toy_data import ROOT, TINY, TRAIN_COUNT, Outcome, run_main, run_python, write_cifar10, write_class_folders
+
+from model_utils.entry import explain
 
 RECORD = 3073
 CIFAR_TREE = ("cifar-10-batches-bin/", "cifar-10-verify-bin/", "data_batch_1.bin", "test_batch.bin")
@@ -34,6 +38,23 @@ def refused(here: Path, *flags: str, script: str = "train") -> str:
     """What train.py or eval.py says on standard error when it refuses this."""
     before = tree(here)
     return check(run_main(script, *TINY, "--ckpt_path=runs", "--max_epoch=1", *flags), before, here)
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+    (PermissionError(13, "Permission denied", "/a/b"), 2, "train.py: error: /a/b: Permission denied\n"),
+    (OSError(28, "No space left on device"), 2, "train.py: error: No space left on device\n")])
+def test_what_the_machine_refuses_is_one_line(capsys, error, status, said):
+    assert explain(error, "train.py") == status and capsys.readouterr().err == said
+    with pytest.raises(FileNotFoundError):  # that is a defect of ours
+        explain(FileNotFoundError(2, "No such file or directory", "x"), "train.py")
+
+
+def test_answers_that_nobody_reads_any_more_end_the_command_quietly(here):
+    write_cifar10(here / "data")
+    command = [sys.executable, str(ROOT / "scripts" / "check_dataset.py"), "--data_dir=data"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.close()
+        assert run.stderr.read() == "" and run.wait() == 141
 
 
 def folders(here: Path, **kwargs) -> tuple[str, ...]:

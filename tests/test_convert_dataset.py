@@ -108,6 +108,8 @@ def test_an_interrupted_conversion_goes_on_with_what_is_missing(source, tmp_path
     assert same_as_source(source, out, to)
     assert not [name for name in names_in(out) if "partial" in name or ".done" in name]
     written[:] = [0] * 1000
+    other = convert(source, to, out, "--shards=2", "--split=train")
+    assert other.status == 2 and "--shards: " in other.err and "was begun with 3" in other.err
     again = convert(source, to, out, "--shards=3", "--split=train")
     assert again.status == 0 and "verified" in again.out and len(written) == 1000  # nothing was written
 

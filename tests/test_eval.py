@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -35,8 +36,9 @@ def write_checkpoint(path: Path, seed: int, *flags: str, classes: tuple[str, ...
     mindspore.set_seed(seed)
     network = build.build_network(config, set_up_device(config)).set_train(False)
     head = {parameter.name: parameter for parameter in network.trainable_params()}
-    weights = np.random.RandomState(seed).randn(*head["classifier.6.weight"].shape)
-    head["classifier.6.weight"].set_data(mindspore.Tensor(weights, mindspore.float32))
+    if config.include_top:
+        weights = np.random.RandomState(seed).randn(*head["classifier.6.weight"].shape)
+        head["classifier.6.weight"].set_data(mindspore.Tensor(weights, mindspore.float32))
     if pictures is not None:
         mean, std = STATISTICS["cifar10"]
         inputs = ((pictures / 255 - mean) / std).transpose(0, 3, 1, 2)
@@ -98,6 +100,40 @@ def test_a_folder_is_all_checkpoints_in_it_newest_first(data, checkpoints, tmp_p
 def test_a_pattern_is_what_it_matches(data, checkpoints, tmp_path):
     outcome = evaluate(data, tmp_path, checkpoints[0].parent / "0-*.ckpt")
     assert evaluated(outcome) == [str(checkpoints[0]), str(checkpoints[1])]
+
+
+def test_a_damaged_checkpoint_among_others_is_left_out_and_named(data, checkpoints, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoints[2].parent, folder)
+    whole = (folder / "best.ckpt").read_bytes()
+    (folder / "best.ckpt").write_bytes(whole[:len(whole) // 2])
+    outcome = evaluate(data, tmp_path / "outputs", folder)
+    assert outcome.status == 1 and outcome.err.count(str(folder / "best.ckpt")) == 1
+    assert len(LINE.findall(outcome.out)) == 2 * 2 and "<- best" in outcome.out
+
+
+def test_missing_data_is_said_before_anything_is_loaded(checkpoints, tmp_path):
+    outcome = evaluate(tmp_path / "absent", tmp_path, checkpoints[2].parent)
+    assert outcome.status == 2 and outcome.err.startswith(f"eval.py: error: data_dir: {tmp_path / 'absent'} is not")
+
+
+@pytest.mark.parametrize(("classes", "status", "said"), [
+    (("truck", *CLASSES[1:-1], "airplane"), 2, "numbers its classes otherwise than"),
+    (tuple(f"shape {number}" for number in range(10)), 0, "is this the right data?"),
+    (tuple(map(str, range(10))), 0, None), (CLASSES, 0, None)], ids=["moved", "other names", "no names", "the same"])
+def test_the_names_of_the_classes_are_compared(data, tmp_path, classes, status, said):
+    (data / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n")
+    outcome = evaluate(data, tmp_path, write_checkpoint(tmp_path / "any.ckpt", 1, classes=classes))
+    assert outcome.status == status
+    assert said in outcome.out + outcome.err if said else "classes (" not in outcome.out and not outcome.err
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_features_alone_cannot_be_trained_or_counted(data, tmp_path, script):
+    path = write_checkpoint(tmp_path / "features.ckpt", 1, "--include_top=False")
+    outcome = run_main(script, *TINY, "--include_top=False", f"--data_dir={data}", f"--pre_trained={path}",
+                       f"--ckpt_path={tmp_path / 'outputs'}")
+    assert outcome.status == 2 and "include_top" in outcome.err and not (tmp_path / "outputs").exists()
 
 
 def test_a_file_has_no_table(data, checkpoints, tmp_path):

@@ -117,7 +117,7 @@ def test_broken_pictures_are_named_and_stop_nothing(photo_model: Deployed, broke
     assert done.status == 1 and "Traceback" not in done.err
     said = lines(done, broken)
     assert len(said) == 7 and "is damaged" in said["half.jpg"] and "is no picture" in said["text.png"]
-    assert "2 of 7 inputs could not be read" in done.err and str(broken / "half.jpg") in done.err
+    assert "2 of 7 inputs have no answer" in done.err and str(broken / "half.jpg") in done.err
 
 
 def test_annotated_pictures(photo_model: Deployed, broken, tmp_path):
@@ -219,6 +219,18 @@ def test_prepared_inputs_of_another_size(cifar_model: Deployed, tmp_path):
                                                  f"--annotate={tmp_path / 'a'}")
 
 
+def test_prepared_inputs_are_not_cleared_and_a_damaged_description_of_them_is_named(cifar_model: Deployed, tmp_path):
+    inputs = tmp_path / "00_data"
+    inputs.mkdir()
+    np.zeros(3 * 32 * 32, np.float32).tofile(inputs / "x_bs1_0.bin")
+    flags = (f"--model_path={cifar_model.onnx}", f"--input={inputs}")
+    assert "result_dir: is the folder of the input" in refused(*flags, f"--result_dir={inputs}")
+    assert (inputs / "x_bs1_0.bin").is_file()
+    for damage in ("", "{", "[1]", "7"):
+        (tmp_path / "inputs.json").write_text(damage)
+        assert f"{tmp_path / 'inputs.json'}: is damaged" in refused(*flags)
+
+
 @pytest.fixture
 def copied(cifar_model: Deployed, tmp_path) -> Path:
     """The MindIR of an export in a folder of its own, with what belongs to it."""
@@ -297,6 +309,7 @@ def test_an_answer_that_is_no_number():
     answer = Answer(Item("a", "a.jpg", read=None), np.array([[0.0, np.nan], [1.0, 0.0]], np.float32), None)
     broken, whole = predictions_of(answer, "ab", 2)
     assert "a.jpg[0]: the model's answer is no number" in str(broken) and whole.guesses[0].name == "a"
+    assert "no number" in answer.problem and answer._replace(logits=np.zeros((1, 2))).problem is None
 
 
 def test_probabilities():

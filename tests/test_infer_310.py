@@ -306,6 +306,8 @@ def test_labels_that_are_none(results):
         def __reduce__(self):
             return Path.touch, (results / "was here",)
 
+    (results / "empty.npy").write_bytes(b"")
+    assert "must hold labels" in problem(results, labels="empty.npy")
     np.save(results / "pickled.npy", np.array([Intruder()], dtype=object), allow_pickle=True)
     assert "not pickled" in problem(results, labels="pickled.npy") and not (results / "was here").exists()
     for text in ("{", '{"a": "cat"}', "[]", "[1.5]", "7", '[[1, 2], [3, 4]]'):

@@ -10,7 +10,17 @@ import pytest
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build, build_run
-from src.callbacks import DivergenceError, InputBoundHint, MetricsLog, PlateauWarning, Progress, check_loss
+from src.callbacks import (
+    METRICS,
+    DivergenceError,
+    EvaluateWhileTraining,
+    InputBoundHint,
+    MetricsLog,
+    PlateauWarning,
+    Progress,
+    check_loss,
+)
+from src.saving import Saver
 from src.training import Conductor, Handler, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.util import InputError
@@ -259,9 +269,31 @@ def test_an_epoch_that_goes_on_later_has_one_row(tmp_path):
     """Two runs into the same file, the first of which ended in the middle of its second epoch."""
     for losses in ([3, 3, 2], [3, 3, 1, 1]):
         drive(losses, per_call=1, steps_per_epoch=2,
-              handlers=[MetricsLog(tmp_path / "metrics.csv", tmp_path / "curves.png")])
+              handlers=[MetricsLog(tmp_path, Saver(tmp_path, on_error="stop", needed_bytes=0), first_step=3)])
     rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert rows == [["epoch", "step", "loss"], ["1", "2", "3"], ["2", "4", "1"]]
+
+
+@pytest.mark.parametrize("damage", ["", "epoch,step\n", "\x00" * 40, ",".join(METRICS) + "\n1,2"])
+def test_a_metrics_file_that_a_power_failure_cut_short_is_begun_anew(tmp_path, damage):
+    (tmp_path / "metrics.csv").write_text(damage)
+    saver = Saver(tmp_path, on_error="stop", needed_bytes=0)
+    drive([3, 3], per_call=1, steps_per_epoch=2, handlers=[MetricsLog(tmp_path, saver, first_step=9)])
+    rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows == [["epoch", "step", "loss"], ["1", "2", "3"]]
+
+
+def test_a_best_checkpoint_that_could_not_be_saved_does_not_keep_out_the_next():
+    accuracies, written, saved = iter((0.9, 0.5, 0.4)), iter((False, True)), []
+    counts = SimpleNamespace(top1=lambda: next(accuracies), topk=lambda: 1.0)
+
+    def save() -> bool:
+        saved.append(next(written))
+        return saved[-1]
+
+    evaluate = EvaluateWhileTraining(lambda: SimpleNamespace(counts=counts), every=1, save_best=save)
+    drive([3, 2, 1], per_call=1, steps_per_epoch=1, handlers=[evaluate])
+    assert saved == [False, True]
 
 
 @pytest.mark.parametrize(("waiting_s", "share"), [(0.1, None), (0.2, None), (0.25, 20), (1.0, 50), (9.0, 90)])

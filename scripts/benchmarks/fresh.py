@@ -79,8 +79,11 @@ def in_fresh_process(kind: str, task: Task, *, ranks: int = 1) -> Any:
         job = ["--is_distributed=1", "--device_target=CPU"] if ranks > 1 else []
         command = [*(msrun(ranks, folder) if ranks > 1 else [sys.executable]), __file__, kind, str(time.time()),
                    str(task.steps), str(result), *task.flags, *job]
-        done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              timeout=LONGEST_S)
+        try:
+            done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  text=True, timeout=LONGEST_S)
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"{kind}: took more than {LONGEST_S} s; ask for fewer --steps") from None
         if not result.is_file():
             said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else done.stdout
             raise ConfigError(f"{kind}: the process that measures it failed: {last_line(said)}")

@@ -37,7 +37,9 @@ class Pipeline:
         iterator = self._create(self._epoch).create_tuple_iterator(num_epochs=1, output_numpy=True)
         self._epoch += 1
         start, cpu_start = time.perf_counter(), time.process_time()
-        assert sum(1 for _ in iterator) == self._steps
+        seen = sum(1 for _ in iterator)
+        if seen != self._steps:
+            raise RuntimeError(f"the pipeline gave {seen} batches, not {self._steps}")
         self.cpu_seconds.append((time.process_time() - cpu_start) / self._steps)
         return (time.perf_counter() - start) / self._steps
 

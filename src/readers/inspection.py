@@ -38,7 +38,10 @@ def look(reader: Reader, index: int) -> Fact:
     problem = picture_problem(content)
     if problem:
         return Fact(index, f"{reader.name(index)}: {problem}", 0, 0, digest)
-    return Fact(index, None, *Image.open(io.BytesIO(content.tobytes())).size, digest)
+    try:
+        return Fact(index, None, *Image.open(io.BytesIO(content.tobytes())).size, digest)
+    except (OSError, Image.DecompressionBombError) as error:
+        return Fact(index, f"{reader.name(index)}: {error}", 0, 0, digest)
 
 
 def look_at(reader: Reader, on_picture: Callable[[], None], indices: Sequence[int]) -> list[Fact]:

@@ -20,6 +20,23 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """The log of a run; where it cannot be written (a full disk) that is said once, and the run goes on."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            print(f"error: {self.baseFilename} cannot be written: {error.strerror}; lines are missing there",
+                  file=sys.stderr)
+
+
 def _is_own_file(stream) -> bool:
     """True where a launcher gave this process a log file of its own as standard output."""
     try:
@@ -53,7 +70,7 @@ def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
         console.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(console)
     if file is not None:
-        log = logging.FileHandler(file, encoding="utf-8")
+        log = LogFile(file)
         log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(log)
     return logger

@@ -94,10 +94,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def port(env: Mapping[str, str]) -> str:
+    text = env.get("MASTER_PORT") or str(free_port())
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise ConfigError(f"MASTER_PORT: must be a port from 1 to 65535, not {text!r}")
+    return text
+
+
 def cluster_job(command: list[str], ranks: int, env: Mapping[str, str]) -> list[Process]:
     """A scheduler and `ranks` workers on this host, as msrun starts them, but so that signals reach the ranks."""
     common = {"MS_WORKER_NUM": str(ranks), "RANK_SIZE": str(ranks), "MS_TOPO_TIMEOUT": seconds(env, "JOIN_SECONDS"),
-              "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": env.get("MASTER_PORT") or str(free_port())}
+              "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port(env)}
     scheduler = Process("scheduler", command, {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"},
                         Path("train_parallel0/scheduler.log"), is_helper=True)
     workers = [Process(f"rank {rank}", bind(command, cores),

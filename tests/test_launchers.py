@@ -154,6 +154,7 @@ def test_all_visible_cards(visible, cards):
     ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses"),
     ({"DEVICE_NUM": "all"}, "DEVICE_NUM: must be a number of ranks, not 'all'"),
     ({"DEVICE_NUM": "0"}, "DEVICE_NUM: must be a number of ranks, not '0'"),
+    ({"DEVICE_NUM": "2", "MASTER_PORT": "70000"}, "MASTER_PORT: must be a port from 1 to 65535, not '70000'"),
     ({"DEVICE_NUM": "2", "GRACE_SECONDS": "soon"}, "GRACE_SECONDS: must be a number of seconds, not 'soon'"),
     ({"DEVICE_NUM": "2", "DEVICE_TARGET": "Ascend"}, "DEVICE_TARGET: this launcher starts GPU or CPU ranks")])
 def test_settings_that_are_wrong(tmp_path, settings, message):

@@ -44,7 +44,7 @@ class Pipeline:
         return (time.perf_counter() - start) / self._steps
 
 
-def _contender(create: Callable[[int], Any], steps: int, images: int) -> Contender:
+def _contender(create: Callable[[int], Any], steps: int, images: float) -> Contender:
     run = Pipeline(create, steps)
     return Contender(run, images=images, cpu_seconds=run.cpu_seconds)
 
@@ -53,7 +53,8 @@ def pipeline(task: Task) -> Contenders:
     """The pictures of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, config = set_up_device(task.config), task.config
     from src import build
-    from src.dataset import create_eval_dataset, steps_per_epoch
+    from src.dataset import create_eval_dataset
+    from src.utils.sampler import eval_shard
 
     size, contenders = config.batch_size, {}
     for name, augment in (("training, with augmentation", True), ("training, without", False)):
@@ -61,13 +62,16 @@ def pipeline(task: Task) -> Contenders:
                                                     "--what=pipeline"), rank)
         contenders[name] = _contender(data.dataset, data.steps_per_epoch, size)
     test = build.build_reader(config, "test")
-    steps = steps_per_epoch(test, batch_size=size, world_size=1, limit=task.steps)
+    # One rank's share of about as many steps, not the first steps of all: MindData would prepare far more than is taken.
+    ranks = max(1, len(test) // (task.steps * size))
+    pictures = len(eval_shard(len(test), rank=0, world_size=ranks))
+    steps = -(-pictures // size)
 
     def evaluation(_epoch: int) -> Any:
-        return create_eval_dataset(test, build.build_preset(config), build.build_shard(rank),
-                                   batch_size=size).take(steps)
+        return create_eval_dataset(test, build.build_preset(config), build.build_shard(rank)._replace(
+            rank=0, world_size=ranks), batch_size=size)
 
-    return {**contenders, "evaluation": _contender(evaluation, steps, size)}
+    return {**contenders, "evaluation": _contender(evaluation, steps, pictures / steps)}
 
 
 def formats(task: Task) -> Contenders:

@@ -62,7 +62,7 @@ def pipeline(task: Task) -> Contenders:
                                                     "--what=pipeline"), rank)
         contenders[name] = _contender(data.dataset, data.steps_per_epoch, size)
     test = build.build_reader(config, "test")
-    # One rank's share of about as many steps, not the first steps of all: MindData would prepare far more than is taken.
+    # One share of about as many steps, not the first steps of all: MindData would prepare far more than is taken.
     ranks = max(1, len(test) // (task.steps * size))
     pictures = len(eval_shard(len(test), rank=0, world_size=ranks))
     steps = -(-pictures // size)

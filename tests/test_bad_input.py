@@ -234,7 +234,8 @@ def test_a_checkpoint_that_is_not_there(here):
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", bytes(range(256)) * 40])
 def test_a_file_that_is_no_checkpoint(here, content):
     (here / "other.ckpt").write_bytes(content)
-    message = refused(here, "--pre_trained=other.ckpt", script="eval")
+    write_cifar10(here / "data")
+    message = refused(here, "--pre_trained=other.ckpt", "--data_dir=data", script="eval")
     assert "other.ckpt: is" in message
 
 

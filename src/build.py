@@ -17,6 +17,7 @@ from src.crossentropy import CrossEntropy
 from src.dataset import Augmentation, Shard, create_dataset, steps_per_epoch
 from src.dropout import repeatable_dropout
 from src.finetune import freeze, speed_up_head
+from src.nesterov import NesterovStep
 from src.readers.base import Reader
 from src.small_maps import cpu_conv
 from src.utils.util import InputError, get_param_groups
@@ -154,6 +155,8 @@ def build_solver(config: Config, network: nn.Cell, learning_rates: np.ndarray, r
         manager = mindspore.FixedLossScaleManager(fixed, drop_overflow_update=False)
     optimizer = nn.Momentum(groups, mindspore.Tensor(learning_rates), config.momentum, loss_scale=fixed,
                             use_nesterov=config.use_nesterov)
+    if config.use_nesterov and rank.device_target == "CPU":
+        optimizer.opt = NesterovStep()
     return Solver(optimizer, manager, amp_level(config, rank))
 
 

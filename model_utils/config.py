@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model_utils import local_adapter
 from model_utils.errors import ConfigError
 from model_utils.flags import Flag, parse_flags
-from model_utils.mindcv import is_mindcv, translate
+from model_utils.mindcv import is_mindcv, label_smoothing, translate
 from model_utils.schema import DATASETS, Config
 from model_utils.values import FALSE_WORDS, NOTHING_WORDS, parse_flag
 from model_utils.yaml_files import read_yaml
@@ -25,11 +25,6 @@ DTYPES = {"float32": "O0", "float16": "O2"}
 def _amp(value: Any) -> dict[str, Any]:
     """sets amp_level to O2, or to O0 if False"""
     return {"amp_level": "O2" if parse_flag(value) else "O0"}
-
-
-def _label_smoothing(value: Any) -> dict[str, Any]:
-    """sets label_smooth and label_smooth_factor"""
-    return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
 
 
 def _dtype(value: Any) -> dict[str, Any]:
@@ -65,7 +60,7 @@ ALIASES: dict[str, Alias] = {
     "eval_dir": Alias("pre_trained", only_mode="evaluate"),
     "amp": Alias(_amp, is_flag=True),
     "dtype": Alias(_dtype),
-    "label_smoothing": Alias(_label_smoothing),
+    "label_smoothing": Alias(label_smoothing),
 }
 
 NOT_HONOURED: dict[str, str] = {

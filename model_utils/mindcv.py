@@ -42,7 +42,8 @@ def _dataset(value: Any) -> dict[str, Any]:
     return {"dataset": DATASETS.get(str(value).lower(), value)}
 
 
-def _label_smoothing(value: Any) -> dict[str, Any]:
+def label_smoothing(value: Any) -> dict[str, Any]:
+    """sets label_smooth and label_smooth_factor"""
     return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
 
 
@@ -61,7 +62,7 @@ CONVERTED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "mode": _mode,
     "val_while_train": _val_while_train,
     "dataset": _dataset,
-    "label_smoothing": _label_smoothing,
+    "label_smoothing": label_smoothing,
     "dynamic_loss_scale": _dynamic_loss_scale,
     "mean": _on_scale_1("image_mean"),
     "std": _on_scale_1("image_std"),

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
+from model_utils.entry import explain  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
@@ -229,6 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_source.cache_clear()
     try:
         convert(options, get_config(flags, "convert_dataset.py"))
+    except BrokenPipeError as error:
+        return explain(error, "convert_dataset.py")
     except (InputError, ConfigError, OSError) as error:
         print(f"convert_dataset.py: error: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from src.utils.util import make_folder, write_atomically
+
 Array = np.ndarray
 CHUNK = 256  # pictures drawn at a time; part of the data set's definition, since random draws go by chunk
 REACH = 1.15  # how far the corners of the shapes below come from their centre
@@ -207,17 +209,6 @@ def cifar10_records(images: Array, labels: Array) -> bytes:
     return np.concatenate([labels[:, None], planes], axis=1).tobytes()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename: `path` holds either all of `content` or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_cifar10(
     folder: str | os.PathLike[str], *, train_count: int = 10000, test_count: int = 2000, seed: int = 1
 ) -> None:
@@ -225,13 +216,15 @@ def write_cifar10(
 
     `cifar-10-batches-bin/data_batch_1.bin` to `_5.bin` and `batches.meta.txt` for training,
     `cifar-10-verify-bin/test_batch.bin` for testing; files of these names are replaced.
-    Raises ValueError for fewer than five training pictures (one a file), OSError when it cannot write.
+    Raises ValueError for fewer than five training pictures (one a file), InputError or OSError when it cannot write.
     """
     if train_count < 5:
         raise ValueError(f"train_count must be at least 5, one for each batch file, not {train_count}")
     splits = draw_splits(train_count, test_count, seed=seed)
     train, test = Path(folder, "cifar-10-batches-bin"), Path(folder, "cifar-10-verify-bin")
-    write_atomically(train / "batches.meta.txt", ("\n".join(SHAPE_NAMES) + "\n").encode())
+    for part in (train, test):
+        make_folder(part)
+    write_atomically(train / "batches.meta.txt", "\n".join(SHAPE_NAMES) + "\n")
     parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
     for number, (images, labels) in enumerate(parts, start=1):
         write_atomically(train / f"data_batch_{number}.bin", cifar10_records(images, labels))

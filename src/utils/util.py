@@ -19,12 +19,12 @@ class InputError(ValueError):
     exit_status = 2
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds either the old text or the new one, never half of it, even where the power fails."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file holds either the old content or the new one, never half of it, even where the power fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

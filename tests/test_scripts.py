@@ -200,7 +200,8 @@ def make_stub_environment(tree: Path) -> None:
 def quickstart(tree):
     """The quickstart of a tree whose train.py writes an empty checkpoint."""
     make_stub_environment(tree)
-    for name in ("src/readers/__init__.py", "src/readers/shapes.py", "configs/quickstart.yaml", "cifar10_config.yaml"):
+    for name in ("src/readers/__init__.py", "src/readers/shapes.py", "src/utils/__init__.py", "src/utils/util.py",
+                 "configs/quickstart.yaml", "cifar10_config.yaml"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     (tree / "src" / "__init__.py").touch()

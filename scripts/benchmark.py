@@ -22,8 +22,10 @@ from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks import torch_pair  # noqa: E402
 from scripts.benchmarks.contenders import ALL, TASKS  # noqa: E402
 from scripts.benchmarks.measure import Task, measure  # noqa: E402
-from scripts.benchmarks.record import describe_case, describe_run, read_record, write_record  # noqa: E402
-from scripts.benchmarks.report import diff, refresh, tables  # noqa: E402
+from scripts.benchmarks.record import check_can_write, describe_case, describe_run, read_record, write_record  # noqa: E402
+from scripts.benchmarks.report import case_text, diff, refresh, tables  # noqa: E402
+
+COMPARED = ("steps", "forward", "operators")  # the tasks that PyTorch takes part in
 
 
 def positive(text: str) -> int:
@@ -65,21 +67,25 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=positive, default=20, help="steps per block")
     parser.add_argument("--compare", choices=["torch"],
-                        help="measure PyTorch as well, for steps, forward and operators")
+                        help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; this one unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two such files, and end")
-    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE",
-                        help="print such files as Markdown tables, and end")
-    parser.add_argument("--refresh", nargs="+", type=Path, metavar="PAGE",
-                        help="write such tables anew between the marks of these pages, such as README.md, and end")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two such files, and end")
+    instead.add_argument("--table", nargs="+", type=Path, metavar="FILE",
+                         help="print such files as Markdown tables, and end")
+    instead.add_argument("--refresh", nargs="+", type=Path, metavar="PAGE",
+                         help="write such tables anew between the marks of these pages, such as README.md, and end; "
+                              "the marks name files relative to their page")
     options, flags = parser.parse_known_args(argv)
     if flags and (options.diff or options.table or options.refresh):
         parser.error(f"{flags[0]}: has no meaning with --diff, --table and --refresh, which measure nothing")
     if options.torch_python and not options.compare:
         parser.error("--torch_python: has no meaning without --compare=torch")
     options.what = (options.what or ([] if options.scaling else ["steps"])) + ["scaling"] * options.scaling
+    if options.compare and not set(options.what) & set(COMPARED):
+        parser.error(f"--compare: PyTorch is measured with --what={', '.join(COMPARED)} only")
     return options, flags
 
 
@@ -97,11 +103,14 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     """Measure everything that is asked for; the file grows with each task, so that an end in between loses little."""
     guard_this_machine()  # at once, so that the record tells of it whatever is measured
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
+    if options.json:
+        check_can_write(options.json)  # for the same reason
     results: list[dict[str, Any]] = []
     for config, case in zip(configs, options.cases, strict=True):
         if options.compare:
             torch_pair.check_comparable(config)
         for what in dict.fromkeys(options.what):
+            print(f"measuring {what}, {case_text(describe_case(config))} ...", file=sys.stderr, flush=True)
             results.append(measure_task(what, config, options, flags=[*flags, *case]))
             record = describe_run(flags, blocks=options.blocks, steps=options.steps)
             record["versions"] |= torch_pair.VERSIONS

@@ -59,6 +59,8 @@ class StopSignals:
             self._note(number)
 
     def _note(self, number: int) -> None:
+        if not self.is_training:
+            os.write(2, f"stopped by {signal.Signals(number).name} before training began\n".encode())
         if not self.is_training or self.received and number == signal.SIGINT:
             os._exit(128 + number)
         self.received = self.received or number

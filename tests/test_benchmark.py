@@ -125,7 +125,7 @@ def test_the_pipeline_of_every_preset(tmp_path):
     write_cifar10(tmp_path / "data")
     record = measured(tmp_path, *TINY, f"--data_dir={tmp_path / 'data'}", "--batch_size=4", "--what=pipeline")
     [result] = record["results"]
-    assert list(result["rows"]) == ["training, with augmentation", "training, without", "evaluation"]
+    assert list(result["rows"]) == ["training, with augmentation", "training, without augmentation", "evaluation"]
     assert all("images_per_s" in row and "cpu_ms" in row for row in result["rows"].values())
 
 
@@ -246,7 +246,12 @@ def test_a_file_of_the_first_format_is_read(tmp_path):
     (["--table", "README.md"], "README.md: is no file that benchmark.py --json has written"),
     (["--diff", "none.json", "none.json", "--lr=1"], "--lr=1: has no meaning with --diff, --table and --refresh"),
     (["--refresh", "CHANGELOG.md"], "CHANGELOG.md has no line `<!-- scripts/benchmark.py --table FILE"),
-    (["--refresh", "none.md"], "No such file or directory: 'none.md'"),
+    (["--refresh", "none.md"], "none.md cannot be read or written: No such file"),
+    (["--diff", "docs/benchmark_memory.json", "docs/benchmark_startup.json"], "the two files have no row in common"),
+    (["--diff", "none.json", "none.json", "--table", "none.json"], "not allowed with argument"),
+    (["--what=memory", "--compare=torch"], "--compare: PyTorch is measured with --what=steps, forward, operators only"),
+    (["--json=docs", *TINY, "--dataset=synthetic"], "--json: docs cannot be written: it is a folder"),
+    (["--json=none/a.json", *TINY, "--dataset=synthetic"], "--json: none/a.json cannot be written"),
     (["--speed=3"], "unknown flag"),
     (TINY, "data_dir: is not given"),
     ([*TINY, "--dataset=synthetic", "--synthetic_train_images=8", "--batch_size=4"],

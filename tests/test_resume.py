@@ -229,6 +229,13 @@ def test_a_signal_finishes_the_step_and_prints_the_command_that_goes_on(cifar, t
     assert "Traceback" not in err
 
 
+def test_a_signal_before_training_ends_the_run_with_a_line():
+    program = ("import os, signal, time\nfrom src.stopping import StopSignals\n"
+               "with StopSignals():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT before training began\n")
+
+
 def test_the_printed_command_goes_on(reference, tmp_path):
     folder = reference.stopped_after(6, tmp_path)
     outcome = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}")

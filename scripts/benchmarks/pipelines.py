@@ -57,7 +57,7 @@ def pipeline(task: Task) -> Contenders:
     from src.utils.sampler import eval_shard
 
     size, contenders = config.batch_size, {}
-    for name, augment in (("training, with augmentation", True), ("training, without", False)):
+    for name, augment in (("training, with augmentation", True), ("training, without augmentation", False)):
         data = build.build_train_data(config.taking({"augment": augment, "training_step_per_epoch": task.steps},
                                                     "--what=pipeline"), rank)
         contenders[name] = _contender(data.dataset, data.steps_per_epoch, size)

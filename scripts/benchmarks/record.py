@@ -46,6 +46,13 @@ def without_absolute_paths(flags: Sequence[str]) -> list[str]:
     return [re.sub(r"(?:(?<=[=,])|^)[/~][^,]*", lambda path: Path(path[0]).name, flag) for flag in flags]
 
 
+def check_can_write(path: Path) -> None:
+    """ConfigError if a record cannot be written there, before anything is measured."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--json: {path} cannot be written: it is a folder, or its folder is missing or "
+                          "read-only")
+
+
 def write_record(path: Path, record: Record) -> None:
     try:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

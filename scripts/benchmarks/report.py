@@ -132,6 +132,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, is_padded: bo
 def diff(first: Record, second: Record) -> str:
     """The rows of two records side by side: their medians, the second over the first, and each record's own ratios."""
     sides = [{(line.what, line.case, line.name): line for line in lines_of(record)} for record in (first, second)]
+    if not set(sides[0]) & set(sides[1]):
+        raise ConfigError("--diff: the two files have no row in common; --table shows what is in each")
     rows = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         a, b = (side.get(key) for side in sides)
@@ -153,8 +155,11 @@ def refresh(pages: Sequence[Path]) -> None:
                               "line `<!-- end of tables -->` behind it")
         for page, text in texts.items():
             page.write_text(MARKED.sub(partial(_renewed, page.parent), text), encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--refresh: {error}") from None
+            print(f"{page}: {len(MARKED.findall(text))} group(s) of tables written")
+    except OSError as error:
+        raise ConfigError(f"--refresh: {error.filename} cannot be read or written: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("--refresh: a page is not UTF-8 text") from None
 
 
 def _renewed(folder: Path, mark: re.Match[str]) -> str:

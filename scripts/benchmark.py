@@ -20,12 +20,10 @@ from model_utils.device_adapter import guard_this_machine  # noqa: E402
 from model_utils.entry import explain  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks import torch_pair  # noqa: E402
-from scripts.benchmarks.contenders import ALL, TASKS  # noqa: E402
+from scripts.benchmarks.contenders import ALL, COMPARED, TASKS  # noqa: E402
 from scripts.benchmarks.measure import Task, measure  # noqa: E402
 from scripts.benchmarks.record import check_can_write, describe_case, describe_run, read_record, write_record  # noqa: E402
 from scripts.benchmarks.report import case_text, diff, refresh, tables  # noqa: E402
-
-COMPARED = ("steps", "forward", "operators")  # the tasks that PyTorch takes part in
 
 
 def positive(text: str) -> int:

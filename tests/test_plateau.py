@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_data import run_main
+from toy_data import Split, cifar_records, run_main
 
 CLASSES = 10
 GUESSING = math.log(CLASSES)  # label smoothing does not change the loss of a network that only guesses
@@ -24,8 +24,8 @@ def tinted(tmp_path_factory) -> Path:
         labels = random.randint(0, CLASSES, 1000)
         noise = random.normal(0, 50, (len(labels), 3, 32 * 32))
         pixels = np.clip(tints[labels][:, :, None] + noise, 0, 255).astype(np.uint8)
-        records = np.concatenate([labels[:, None].astype(np.uint8), pixels.reshape(len(labels), -1)], axis=1)
-        (folder / f"data_batch_{number}.bin").write_bytes(records.tobytes())
+        split = Split(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.uint8))
+        (folder / f"data_batch_{number}.bin").write_bytes(cifar_records(split).tobytes())
     return folder
 
 

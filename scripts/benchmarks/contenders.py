@@ -165,3 +165,5 @@ TASKS: dict[str, Callable[[Task], Contenders]] = {
 # `all`, but for those that want class folders (formats) or much time (freezing, deploying, scaling, operators), and for
 # matmul, which runs beside steps and forward anyway.
 ALL = ("steps", "forward", "evaluating", "pipeline", "saving", "loading", "startup", "memory")
+
+COMPARED = ("steps", "forward", "operators")  # the tasks that PyTorch takes part in

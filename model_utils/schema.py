@@ -104,7 +104,7 @@ class NetworkKeys(BaseModel):
     dropout_rate: float = key(0.5, "share of units dropped; 0 is none", ge=0, lt=1)
     pad_mode: choice("same", "pad") = key("same", "padding of the convolutions")
     padding: OptionalInt = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0)
-    initialize_mode: choice("XavierUniform", "KaimingNormal") = key("XavierUniform", "initial convolution weights")
+    initialize_mode: choice("XavierUniform", "KaimingNormal", "Dirac") = key("XavierUniform", "initial weights")
     include_top: Flag = key(True, "False leaves the classifier out")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4)
     average_pool: Flag = key(False, "pool the last feature map to 7x7, so that a classifier fits other picture sizes")

@@ -126,7 +126,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize(("flag", "said"), [
     ("--lr=abc", ("lr", "number", "'abc'", "--lr")), ("--lr=-1", ("lr", "greater than 0", "'-1'", "--lr")),
     ("--lr=nan", ("lr", "finite")), ("--network=vgg12", ("vgg11, vgg13, vgg16, vgg19", "'vgg12'")),
-    ("--initialize_mode=Xavier", ("XavierUniform", "KaimingNormal")), ("--batch_norm=maybe", ("True or False",)),
+    ("--initialize_mode=Xavier", ("XavierUniform, KaimingNormal, Dirac",)), ("--batch_norm=maybe", ("True or False",)),
     ("--max_epoch=2.5", ("max_epoch", "integer")), ("--image_size=100", ("image_size", "32", "'100'")),
     ("--image_size=64,64,64", ("image_size",)), ("--lr_epochs=1,x", ("lr_epochs", "list")),
     ("--lr_epochs=60,30", ("ascending",)), ("--image_mean=0.5", ("three values",)),

@@ -17,14 +17,14 @@ def weights(network: VGG) -> dict[str, np.ndarray]:
 
 
 def test_misspelt_mode_raises_and_names_the_allowed() -> None:
-    with pytest.raises(ValueError, match="XavierUniform, KaimingNormal; did you mean KaimingNormal"):
+    with pytest.raises(ValueError, match="XavierUniform, KaimingNormal, Dirac; did you mean KaimingNormal"):
         initial_values("KaimingNormale")
     with pytest.raises(ValueError, match="'xavier' is unknown"):
         vgg11(10, image_size=(32, 32), width=0.125, initialize_mode="xavier")
 
 
 @pytest.mark.parametrize("mode", INITIALIZE_MODES)
-def test_the_seed_repeats_the_network_and_no_two_layers_are_equal(mode: str) -> None:
+def test_the_seed_repeats_the_network_and_layers_are_drawn_apart(mode: str) -> None:
     networks = []
     for seed in (1, 1, 2):
         mindspore.set_seed(seed)
@@ -50,6 +50,19 @@ def test_spread_of_the_modes() -> None:
     assert xavier[head].std() == pytest.approx(0.01, rel=0.05)
     assert kaiming[head].std() == pytest.approx(0.01, rel=0.05)
     assert not xavier["layers.0.bias"].any() and not kaiming["classifier.0.bias"].any()
+
+
+def test_dirac_hands_channels_on_and_draws_the_others() -> None:
+    mindspore.set_seed(1)
+    network = vgg11(10, image_size=(32, 32), width=0.125, initialize_mode="Dirac")
+    from_picture, widening, even = (network.layers[index] for index in (0, 4, 11))
+    features = np.random.RandomState(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
+    wider = widening(Tensor(features)).asnumpy()
+    np.testing.assert_allclose(wider[:, :8], features, atol=1e-6)
+    drawn = [from_picture.weight.asnumpy(), widening.weight.asnumpy()[8:]]
+    assert wider.shape[1] == 16 and all(len(np.unique(weight)) == weight.size for weight in drawn)
+    features = np.random.RandomState(0).standard_normal((2, 32, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(even(Tensor(features)).asnumpy(), features, atol=1e-6)
 
 
 def test_a_plain_network_starts_with_a_signal_that_reaches_the_head() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 from mindspore.common.initializer import HeNormal, Initializer, Normal, XavierUniform
 
 from src.utils.util import unknown_name
@@ -58,9 +59,34 @@ def _kaiming(share: float) -> Initializer:
     return KaimingNormal(negative_slope=slope, mode="fan_in", nonlinearity="leaky_relu")
 
 
+PICTURE_CHANNELS = 3
+
+
+class PassOn(XavierUniform):
+    """A 3x3 convolution that hands its input channels on as they are, and draws the filters beyond their number.
+
+    The first one draws them all: colours are no features yet.
+    """
+
+    def _initialize(self, arr: np.ndarray) -> None:
+        super()._initialize(arr)
+        in_channels = arr.shape[1]
+        if in_channels == PICTURE_CHANNELS:
+            return
+        arr[:in_channels] = 0
+        passed_on = np.arange(min(arr.shape[:2]))
+        arr[passed_on, passed_on, 1, 1] = 1
+
+
+def _dirac() -> InitialValues:
+    """For short trainings with BatchNorm: they begin with a shallow network, which the deep one grows out of."""
+    return InitialValues(conv=PassOn(), dense=XavierUniform(), head=SMALL_HEAD)
+
+
 INITIALIZE_MODES: dict[str, Callable[[], InitialValues]] = {
     "XavierUniform": _xavier_uniform,
     "KaimingNormal": _kaiming_normal,
+    "Dirac": _dirac,
 }
 
 

@@ -5,7 +5,7 @@
 #   DATASET_NAME     cifar10 | imagenet2012
 #   DATASET_PATH     the data set; with `n` for cifar10 it may be a folder that preprocess.py has written
 #   NEED_PREPROCESS  y writes inputs and labels into ./preprocess_Result; n uses those of an earlier call
-#   DEVICE_ID        which device; 0 unless given
+#   DEVICE_ID        which device; that of the environment unless given, else 0
 # ENGINE=onnxruntime runs NAME.onnx in place of NAME.mindir, once it is shown to be of the same export.
 # Leaves in the current folder: result_Files/, time_Result/test_perform_static.txt, acc.log and a log of each stage.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
@@ -60,7 +60,7 @@ if [ $# -lt 4 ]; then
 fi
 model=$1 dataset=$2 data=${3%/} need_preprocess=$4
 shift 4
-device=0
+device=${DEVICE_ID:-0}
 case "${1:-}" in
     "" | --*) ;;
     *) device=$1; shift ;;

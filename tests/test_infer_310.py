@@ -60,8 +60,7 @@ def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
 
 def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
     here, expected = tmp_path / "w", cifar_model.counts
-    done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
-                  **without_mindspore)
+    done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "--per_batch_size=5", **without_mindspore)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (here / "preprocess_Result" / "00_data").iterdir()}
     assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 pictures, the last file has two
@@ -76,7 +75,7 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
 def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):
     """The MindIR takes four pictures at a time, and there are 22."""
     here, expected = tmp_path / "w", photo_model.counts
-    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y")
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y", "0")
     assert done.returncode == 0, done.stderr
     assert counts(here) == expected and "Top1 acc: " in done.stdout and "Top2 acc: " in done.stdout
     assert expected[2] == 22 == len(list((here / "result_Files").iterdir()))
@@ -112,7 +111,6 @@ BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file abs
        (None, "mnist", None, None, "", "DATASET_NAME: must be cifar10 or imagenet2012, not mnist"),
        (None, None, "absent", None, "", "DATASET_PATH: absent is not a folder"),
        (None, None, None, "maybe", "", "NEED_PREPROCESS: must be y or n, not maybe"),
-       (None, None, None, None, "abc", "DEVICE_ID: must be a number, not abc"),
        (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
        (None, None, None, "n", "", "NEED_PREPROCESS=n: there is no cifar10_label_ids.npy")]
 
@@ -125,6 +123,11 @@ def test_bad_arguments(cifar_model, tmp_path, model, dataset, data, preprocess, 
                   data or cifar_model.data, preprocess or "y", device_id)
     assert done.returncode == 2 and message in done.stderr
     assert not list((tmp_path / "w").iterdir())
+
+
+def test_the_environment_may_name_the_device(cifar_model, tmp_path):
+    done = device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", DEVICE_ID="abc")
+    assert "DEVICE_ID: must be a number, not abc" in done.stderr
 
 
 def test_too_few_arguments_and_help(tmp_path):

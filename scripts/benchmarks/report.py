@@ -98,7 +98,9 @@ def source_text(record: Record) -> str:
     machine, flags = record["machine"], " ".join(record["flags"])
     versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
     settings = [f"{name}={value}" for name, value in record["environment"].items()]
-    blocks = f"{record['blocks']} blocks of {record['steps']} steps" if "blocks" in record else None
+    blocks = None
+    if "blocks" in record:
+        blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
     return "; ".join(filter(None, [f"{machine['cpu']}, {machine['cores']} cores", ", ".join(versions + settings),
                                    record.get("date"), blocks, f"flags `{flags}`" if flags else None]))
 

@@ -139,8 +139,9 @@ def set_up_device(config: Config) -> Rank:
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
     rank, world_size = _join_job() if _is_distributed(config, target) else (0, 1)
     check_size(config, world_size)
+    sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
-                                         ranks=local_adapter.local_ranks() if world_size > 1 else 1)
+                                         ranks=sharers)
     notes = (choice, guard, _unsunk(config, target))
     return Rank(rank, world_size, device_id, target, workers, tuple(line for line in notes if line))
 

@@ -75,6 +75,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def has_own_cores() -> bool:
+    """Whether this process was bound to some of the cores of its launcher, which binds the other ranks to others."""
+    try:
+        return os.sched_getaffinity(0) < os.sched_getaffinity(os.getppid())
+    except (AttributeError, OSError):  # another system, or a launcher that has ended
+        return False
+
+
 def data_workers(requested: int | None, *, cores: int, ranks: int) -> int:
     """Worker threads of one rank's data pipeline: its share of the cores, or what was asked for up to all of them."""
     return min(requested, cores) if requested else min(8, max(1, cores // ranks))

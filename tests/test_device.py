@@ -2,6 +2,9 @@
 """Which device, which rank, how many workers: all of it from faked machines and environments."""
 
 import os
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 from toy_data import ROOT, TINY, run_main, run_python
@@ -125,6 +128,15 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch):
     assert local_adapter.usable_cores() == len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
     assert local_adapter.usable_cores() == 1
+
+
+def test_a_rank_that_its_launcher_bound_to_cores_shares_them_with_nobody():
+    cores = sorted(os.sched_getaffinity(0))
+    ask = [sys.executable, "-c", "from model_utils.local_adapter import has_own_cores; print(has_own_cores())"]
+    for bound_to, has_own in ((cores, False), (cores[:1], len(cores) > 1)):
+        answer = subprocess.run(ask, cwd=ROOT, preexec_fn=partial(os.sched_setaffinity, 0, bound_to),
+                                capture_output=True, text=True, check=True).stdout
+        assert answer == f"{has_own}\n"
 
 
 @pytest.mark.parametrize("script", ["train", "eval"])

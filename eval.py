@@ -88,16 +88,14 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
 
 def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> None:
     """InputError if the network cannot have been trained on the classes of these pictures."""
-    from src.build_data import renumbered
+    from src.build_data import check_numbering
     from src.utils.util import InputError
 
     if not config.include_top:
         raise InputError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
     if config.num_classes != len(reader.class_names):
         raise InputError(f"has {config.num_classes} classes, the pictures {len(reader.class_names)}")
-    moved = renumbered(reader.class_names, class_names)
-    if moved:
-        raise InputError(f"numbers its classes otherwise than {reader.source}: {', '.join(moved[:6])}")
+    check_numbering(reader, class_names, "the checkpoint")
 
 
 def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:

@@ -49,7 +49,7 @@ def run_infer(config: Config) -> list[Any]:
     model = open_model(config)
     for line in model.notes:
         log.info(line)
-    items = build_items(model.config, photos=model.photos)
+    items = build_items(model.config, model.class_names, photos=model.photos)
     if config.annotate and items[0].pixels is None:
         raise ConfigError("annotate: needs pictures, and these are prepared inputs")
     engine = TimedEngine(model.engine)

@@ -19,8 +19,7 @@ def run_preprocess(config: Config) -> Path:
 
     Size and normalisation are those of `model_path` where it is given, else those of the recipe.
     """
-    from src.build_data import build_reader
-    from src.build_deploy import evaluated_dataset, settle
+    from src.build_deploy import deployed_reader, evaluated_dataset, settle
     from src.prepared import label_file
     from src.utils.logging import set_up_logging
     from src.utils.util import make_folder
@@ -29,7 +28,7 @@ def run_preprocess(config: Config) -> Path:
     settled = settle(evaluated_dataset(config), Path(config.model_path) if config.model_path else None)
     for line in settled.notes:
         log.info(line)
-    reader = build_reader(settled.config, "test")
+    reader = deployed_reader(settled.config, settled.class_names)
     folder = make_folder(Path(config.result_path))
     labels = label_file(folder, settled.config.dataset)
     labels.unlink(missing_ok=True)

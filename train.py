@@ -60,7 +60,7 @@ def run_train(config: Config) -> TrainResult:
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
         signals.raise_if_stopped(
-            state.stop_signal, f"after step {state.step}; this goes on with it:\n"
+            0 if state.is_over else state.stop_signal, f"after step {state.step}; this goes on with it:\n"
             f"  {starter(rank)} --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
 
@@ -149,7 +149,8 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
             evaluation, every=config.epochs_between_evals,
             save_best=lambda: not is_master or saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
     if is_master:
-        handlers.append(callbacks.MetricsLog(folder, saver, first_step=first_step))
+        handlers.append(callbacks.MetricsLog(folder, saver, first_step=first_step,
+                                             done_epochs=first_step // parts.state.steps_per_epoch))
     if is_master or not config.is_save_on_master:
         handlers.append(saving.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, saver, rank=rank.rank,
                                                interval=config.ckpt_interval, keep=config.keep_checkpoint_max))

@@ -52,7 +52,7 @@ def wait_for_moment(run: subprocess.Popen, folder: Path, *, inside_save: bool, d
     """Until a state is being written, or for a while after training has begun; at most until the run ends."""
     before = newest_step(folder)
     while run.poll() is None:
-        writing = any(folder.glob("*/resume/.step-*.tmp"))
+        writing = any(folder.glob(f"*/resume/.step-*.{run.pid}.tmp"))  # not what a killed one left
         if inside_save and writing:
             return
         if not inside_save and newest_step(folder) > before:

@@ -59,9 +59,9 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
         raise InputError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device, because with "
                          f"{rank.world_size} one would run out of pictures before the others and all would wait for "
                          "ever; use --on_bad_image=replace")
-    if config.on_bad_image == "skip" and config.dataset_sink_mode == "True":
-        raise InputError("on_bad_image: skip makes epochs of unknown length, which cannot be sunk; use "
-                         "--dataset_sink_mode=False or --on_bad_image=replace")
+    if config.on_bad_image != "error" and config.dataset_sink_mode == "True":
+        raise InputError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
+                         "--dataset_sink_mode=False")
     reader = build_reader(config, "train")
     steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size,
                             limit=config.training_step_per_epoch)
@@ -177,9 +177,10 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
 
 
 def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
-    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink, and
-    where pictures are left out nobody knows how many steps there will be."""
-    if rank.device_target == "CPU" or config.dataset_sink_mode == "False" or config.on_bad_image == "skip":
+    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink, and what
+    MindData does with broken pictures is one setting for all pipelines, which an evaluation would change for a training
+    pipeline that lives on."""
+    if rank.device_target == "CPU" or config.dataset_sink_mode == "False" or config.on_bad_image != "error":
         return 0
     wanted = steps_per_epoch if config.sink_size < 1 else min(config.sink_size, steps_per_epoch)
     return max(size for size in range(1, wanted + 1) if steps_per_epoch % size == 0)

@@ -55,10 +55,7 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
     others = sorted(set(classes) ^ set(reader.class_names))
     if classes and others and reader.by_name:
         raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
-    moved = renumbered(reader.class_names, classes)
-    if moved:
-        raise InputError(f"data_dir: {reader.source} numbers its classes otherwise than the training set: "
-                         f"{', '.join(moved[:6])}")
+    check_numbering(reader, classes, "the training set")
     return reader
 
 
@@ -67,11 +64,15 @@ def are_names(classes: Sequence[str]) -> bool:
     return list(classes) != [str(number) for number in range(len(classes))]
 
 
-def renumbered(classes: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The names that stand in both, under another number."""
-    if not (are_names(classes) and are_names(others)):
-        return []
-    return [name for name, other in zip(classes, others, strict=False) if name != other and name in others]
+def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:
+    """InputError if a class of the pictures stands among the owner's as well, but under another number."""
+    if not (are_names(reader.class_names) and are_names(classes)):
+        return
+    pairs = zip(reader.class_names, classes, strict=False)
+    moved = [name for name, other in pairs if name != other and name in classes]
+    if moved:
+        raise InputError(f"data_dir: {reader.source} numbers its classes otherwise than {owner}: "
+                         f"{', '.join(moved[:6])}")
 
 
 def build_preset(config: Config) -> Preset:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model_utils.schema import Config
-from src.build_data import build_preset, build_reader, holds_photos
+from src.build_data import build_preset, build_reader, check_numbering, holds_photos
 from src.inference import Item, picture_item, picture_items, prepared_items
 from src.model_card import ModelCard, card_path, entry_of, find_card
 from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
@@ -73,10 +73,17 @@ def model_card(config: Config, class_names: Sequence[str], trained_on: str, *, c
 # --- what is fed to it
 
 
-def build_items(config: Config, *, photos: bool) -> list[Item]:
+def deployed_reader(config: Config, class_names: Sequence[str]) -> Reader:
+    """The test set in `data_dir`. InputError if a model with these classes numbers them otherwise."""
+    reader = build_reader(config, "test")
+    check_numbering(reader, class_names, "the model")
+    return reader
+
+
+def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> list[Item]:
     """The inputs that `input` names or, without it, the pictures of the test set in `data_dir`."""
     if config.input is None:
-        return dataset_items(config, build_reader(config, "test"))
+        return dataset_items(config, deployed_reader(config, class_names))
     path, preset = Path(config.input), build_preset(config)
     if path.is_dir():
         pictures = find_pictures(path)

@@ -23,6 +23,7 @@ from src.build import (
     build_shard,
     learning_rate_factor,
     model_info,
+    set_step,
 )
 from src.checkpoint import network_weights, save_checkpoint
 from src.evaluate import Evaluation, evaluate, result_lines, write_report
@@ -70,11 +71,16 @@ def build_state_saver(config: Config, rank: Rank, data: TrainData, model: mindsp
     log = log_file(folder, config.log_name, rank.rank)
 
     def write() -> None:
-        save_state(folder, parameters, state, rank=rank.rank, log_bytes=log.stat().st_size, identity=identity)
+        save_state(folder, parameters, state, rank=rank.rank, log_bytes=size_of(log), identity=identity)
 
     return SaveStates(write, saver, signals, folder=folder, rank=rank.rank, world_size=rank.world_size,
                       interval_epochs=config.ckpt_interval, interval_steps=config.ckpt_interval_steps,
                       interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank))
+
+
+def size_of(log: Path) -> int:
+    """Of a log that somebody may have moved away."""
+    return log.stat().st_size if log.exists() else 0
 
 
 def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Evaluation]:
@@ -138,6 +144,10 @@ def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
         return None, [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"]
     lines = check_differences(point, build_identity(config, rank, data), force=config.resume_force)
     restore(point, state_parameters(model.train_network), state, rank=rank.rank)
+    if point.record["steps_per_epoch"] != data.steps_per_epoch:
+        set_step(model, state.step)
+        lines.append(f"an epoch had {point.record['steps_per_epoch']} steps and has {data.steps_per_epoch}: the run "
+                     f"goes on from the end of epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
     lines += _describe_longer_run(config, rank, data, point, state)
     return point, [*point.notes, *lines]
 

@@ -149,18 +149,20 @@ class EvaluateWhileTraining(Handler):
 class MetricsLog(Handler):
     """One row of metrics.csv per epoch, and the curves drawn anew."""
 
-    def __init__(self, folder: Path, saver: Saver, *, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, saver: Saver, *, first_step: int = 0, done_epochs: int = 0) -> None:
         self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
         self._rows: dict[int, str] = {}
         if self._csv.exists():
-            self._read_until(first_step)
+            self._read_until(first_step, done_epochs)
             self._saver(self._csv.name, self._write)
 
-    def _read_until(self, step: int) -> None:
-        """Take over the rows of a resumed run, but for epochs that it will end again and what is no row."""
+    def _read_until(self, step: int, epochs: int) -> None:
+        """Take over the rows of a resumed run, but for epochs that it will end again and what is no row. A run may
+        have been over in the middle of an epoch, and with another batch the steps of its rows are no longer ours."""
         for row in self._csv.read_text(encoding="utf-8", errors="replace").splitlines():
             cells = row.split(",")
-            if len(cells) == len(METRICS) and cells[0].isdecimal() and cells[1].isdecimal() and int(cells[1]) <= step:
+            if len(cells) == len(METRICS) and cells[0].isdecimal() and cells[1].isdecimal() and (
+                    int(cells[0]) <= epochs or int(cells[1]) == step):
                 self._rows[int(cells[0])] = row
 
     def on_epoch(self, state: TrainState) -> None:

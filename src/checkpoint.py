@@ -13,7 +13,7 @@ from mindspore import nn
 
 from src.checkpoint_file import write_file
 from src.dropout import is_counter
-from src.utils.util import InputError
+from src.utils.util import InputError, modified_ns_of
 from src.weight_files import SUFFIXES
 
 INFO_KEY = "vgg_model"
@@ -77,6 +77,7 @@ def find_checkpoints(named: str) -> list[Path]:
         found = [item for item in path.rglob("*") if item.suffix in SUFFIXES and not item.name.startswith(".")]
     else:
         found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
-    if not found:
+    dated = [(-modified_ns, item.name, item) for item in found if (modified_ns := modified_ns_of(item)) is not None]
+    if not dated:
         raise InputError(f"pre_trained: no checkpoint is named by {named}")
-    return sorted(found, key=lambda item: (-item.stat().st_mtime_ns, item.name))
+    return [item for *_, item in sorted(dated)]

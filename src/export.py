@@ -24,6 +24,7 @@ TOLERANCE = 1e-3  # of the largest logit, and of 1 where that is smaller
 PICTURES = 8  # of each kind
 SEED = 1
 FILE_MODE = 0o640
+MOST_BYTES = {"MINDIR": 2**30, "ONNX": 2**31}  # of weights in one file
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
 
 
@@ -157,6 +158,16 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_size(network: nn.Cell, formats: Sequence[str]) -> None:
+    """InputError where the weights are too much for one file of a format: MindSpore would write several, or fail."""
+    size_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
+    for name in formats:
+        if name in MOST_BYTES and size_bytes >= MOST_BYTES[name]:
+            raise InputError(f"file_format: {name} files hold less than {MOST_BYTES[name] / 2**20:.0f} MiB of weights, "
+                             f"and this network has {size_bytes / 2**20:.0f} MiB; a smaller image_size or "
+                             "average_pool=True, in training, makes its first dense layer smaller")
+
+
 def export_files(network: nn.Cell, target: Path, formats: Sequence[str], preset: Preset, *,
                  batch_sizes: Mapping[str, int | None], parity_check: bool,
                  describe: Callable[[dict[str, ExportedFile]], str]) -> dict[str, ExportedFile]:
@@ -164,6 +175,7 @@ def export_files(network: nn.Cell, target: Path, formats: Sequence[str], preset:
 
     All files appear together, after the last one has passed its check; whatever fails leaves nothing behind.
     """
+    check_size(network, formats)
     for name in formats:
         if (path := target.with_name(target.name + SUFFIXES[name])).is_dir():
             raise InputError(f"file_name: {path} is a folder")

@@ -17,11 +17,12 @@ import numpy as np
 from src.checkpoint import as_arrays
 from src.checkpoint_file import Contents, read_file, write_file
 from src.training import TrainState
-from src.utils.util import InputError
+from src.utils.util import InputError, modified_ns_of
 
 FOLDER = "resume"
 RECORD = "vgg_state"
 LOSSES = "run.losses"  # of the epoch in progress
+RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, where the head has a rate of its own
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
 
@@ -66,9 +67,9 @@ def is_moving_statistic(name: str) -> bool:
 
 
 def state_parameters(train_network: mindspore.nn.Cell) -> list[mindspore.Parameter]:
-    """Everything that a step changes; the table of learning rates is made anew, as a longer run has a longer one."""
+    """Everything that a step changes; the tables of learning rates are made anew, as a longer run has longer ones."""
     return [parameter for name, parameter in train_network.parameters_and_names()
-            if parameter.name != "learning_rate"]
+            if not parameter.name.startswith(RATE_TABLE)]
 
 
 def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, *, rank: int,
@@ -85,27 +86,27 @@ def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: T
 
 def remove_old_states(folder: Path) -> None:
     """Keep the last states of all ranks; call when the newest is safe on every rank."""
-    steps = sorted(_steps(folder), reverse=True)
-    for step in steps[KEPT_STATES:]:
-        for path in (folder / FOLDER).glob(f"step-{step:08d}.*state"):
+    for main_file in _newest_first(folder.glob(f"{FOLDER}/*"))[KEPT_STATES:]:
+        for path in main_file.parent.glob(f"{main_file.stem}.*state"):
             path.unlink(missing_ok=True)
 
 
-def _steps(folder: Path) -> list[int]:
-    names = [path.name for path in (folder / FOLDER).glob("step-*.state")]
-    return [int(match[1]) for match in map(MAIN_FILE.fullmatch, names) if match]
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    """The main files among them, by when they were written: a run that was taken back to an earlier step goes on from
+    there, and what lies beyond is of the way that it left."""
+    found = [(modified_ns, path.name, path) for path in paths
+             if MAIN_FILE.fullmatch(path.name) and (modified_ns := modified_ns_of(path)) is not None]
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def _candidates(named: str, root: Path) -> list[Path]:
     """Main state files, the one to try first in front."""
     path = Path(named)
     if named == "newest":
-        found = root.glob(f"*/{FOLDER}/step-*.state")
-        return sorted((item for item in found if MAIN_FILE.fullmatch(item.name)),
-                      key=lambda item: item.stat().st_mtime_ns, reverse=True)
+        return _newest_first(root.glob(f"*/{FOLDER}/*"))
     if path.is_dir():
         folder = path.parent if path.name == FOLDER else path
-        return [state_file(folder, step) for step in sorted(_steps(folder), reverse=True)]
+        return _newest_first(folder.glob(f"{FOLDER}/*"))
     if path.is_file() and MAIN_FILE.fullmatch(path.name):
         return [path]
     raise InputError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")
@@ -167,7 +168,8 @@ def _changed(keys: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any
 
 
 def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state: TrainState, *, rank: int) -> None:
-    """Put the run back to where the state was written. InputError if the state lacks a parameter."""
+    """Put the run back to where the state was written, or to the beginning of that epoch where epochs have another
+    number of steps now. InputError if the state lacks a parameter."""
     arrays = dict(point.contents.arrays)
     own = state_file(point.folder, point.step, rank)
     if 0 < rank < point.record["environment"]["ranks"]:
@@ -176,8 +178,11 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise InputError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
-    state.step = point.step
-    state.losses = arrays[LOSSES].tolist()
     state.epoch_losses = list(point.record["epoch_losses"])
     state.best_top1 = point.record["best_top1"]
-    state.seconds_before = float(point.record["seconds_of_epoch"])
+    if point.record["steps_per_epoch"] == state.steps_per_epoch:
+        state.step = point.step
+        state.losses = arrays[LOSSES].tolist()
+        state.seconds_before = float(point.record["seconds_of_epoch"])
+    else:
+        state.step = point.step // point.record["steps_per_epoch"] * state.steps_per_epoch

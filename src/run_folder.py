@@ -17,7 +17,7 @@ import yaml
 
 from src.collective import from_rank_0
 from src.utils.logging import get_logger, log_to_files, set_up_logging
-from src.utils.util import InputError, write_atomically
+from src.utils.util import InputError, remove_unfinished, write_atomically
 
 NAME_FORMAT = "%Y%m%d_%H%M%S"
 
@@ -54,9 +54,11 @@ class _Lock:
         self.notes: list[str] = []
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
             raise InputError(f"{folder}: is in use by another run ({self._file.read().strip()})") from None
+        except OSError as error:  # some cluster file systems
+            self.notes.append(f"{folder} cannot be locked ({error.strerror}): take care that no other run writes there")
         self._file.seek(0)
         owner = self._file.read().strip()
         if owner:
@@ -82,6 +84,8 @@ def open_run_folder(folder: Path, *, rank: int, world_size: int, log_name: str, 
     if rank == 0:
         try:
             lock = _Lock(folder)
+            if left := remove_unfinished(folder):
+                lock.notes.append(f"{left} unfinished file(s) of a run that was killed are removed")
         except InputError as error:
             refusal = error
     if not from_rank_0([lock is not None], rank=rank, world_size=world_size)[0]:

@@ -109,6 +109,7 @@ class SaveStates(Handler):
             due |= time_is_up or signal_number > 0
             state.stop_signal = signal_number
         if due:
+            state.read_losses()  # a state with weights that are no numbers must not push out the last good ones
             self._save()
 
     def _agree(self) -> tuple[int, bool]:

@@ -89,6 +89,7 @@ class TrainState:
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
     stop_signal: int = 0  # of a signal that ends the run after this step
+    read_losses: Callable[[], None] = lambda: None  # brings `losses` up to date; raises where one is not finite
     seconds_before: float = 0.0  # spent on this epoch before the run was resumed in the middle of it
     clock: EpochClock = field(default_factory=EpochClock)  # of this epoch
     throughput: Throughput = field(default_factory=Throughput)
@@ -173,6 +174,7 @@ class Conductor(Callback):
         super().__init__()
         self.state, self._handlers = state, handlers
         self._losses, self._check = LossReader(read_every), check
+        state.read_losses = self._read_losses
         self._reported = 0
         self._resumed_s = time.perf_counter()
 

@@ -105,7 +105,7 @@ def test_an_evaluation_of_broken_pictures_alone(copy_of):
     assert outcome.status == 2 and "no picture can be read" in outcome.err
 
 
-def test_skip_is_refused_on_several_devices_and_with_data_sinking(formats):
+def test_broken_pictures_and_data_sinking_or_several_devices(formats):
     def flags(*more):
         return get_config(["--dataset=imagenet2012", "--num_classes=3", f"--data_dir={formats['folder']}",
                            "--batch_size=4", "--on_bad_image=skip", *more])
@@ -115,7 +115,8 @@ def test_skip_is_refused_on_several_devices_and_with_data_sinking(formats):
     with pytest.raises(InputError, match="--dataset_sink_mode=False"):
         build_train_data(flags("--dataset_sink_mode=True"), Rank(0, 1, 0, "Ascend", 1))
     assert sink_size(flags(), Rank(0, 1, 0, "Ascend", 1), 5) == 0
-    assert sink_size(flags("--on_bad_image=replace"), Rank(0, 1, 0, "Ascend", 1), 5) == 5
+    assert sink_size(flags("--on_bad_image=replace"), Rank(0, 1, 0, "Ascend", 1), 5) == 0
+    assert sink_size(flags("--on_bad_image=error"), Rank(0, 1, 0, "Ascend", 1), 5) == 5
 
 
 @pytest.mark.parametrize("to", ["tfrecord", "mindrecord"])

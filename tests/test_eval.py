@@ -20,7 +20,7 @@ from toy_data import TEST_COUNT, TINY, Cifar, Outcome, only_folder, run_main, wr
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
 from src import build
-from src.checkpoint import save_checkpoint
+from src.checkpoint import find_checkpoints, save_checkpoint
 from src.metrics import Counts, top_k
 from src.pictures import STATISTICS
 
@@ -110,6 +110,12 @@ def test_a_damaged_checkpoint_among_others_is_left_out_and_named(data, checkpoin
     outcome = evaluate(data, tmp_path / "outputs", folder)
     assert outcome.status == 1 and outcome.err.count(str(folder / "best.ckpt")) == 1
     assert len(LINE.findall(outcome.out)) == 2 * 2 and "<- best" in outcome.out
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_passed_over(checkpoints, tmp_path):
+    (tmp_path / "latest.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    (tmp_path / "there.ckpt").symlink_to(checkpoints[0])
+    assert find_checkpoints(str(tmp_path)) == [tmp_path / "there.ckpt"]
 
 
 def test_missing_data_is_said_before_anything_is_loaded(checkpoints, tmp_path):

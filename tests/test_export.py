@@ -188,6 +188,13 @@ def test_pictures_of_the_comparison_are_of_both_kinds():
     assert images[8:].min() >= -2 and images[8:].max() <= 2 and images[:8].max() > 3
 
 
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_weights_too_large_for_one_file_are_refused(cifar_model, tmp_path, monkeypatch, file_format):
+    monkeypatch.setitem(exporting.MOST_BYTES, file_format, 2**20)
+    said = refused(cifar_model.checkpoint, tmp_path, f"--file_format={file_format}")
+    assert f"{file_format} files hold less than 1 MiB of weights, and this network has" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("image_size", [32, 224])
 @pytest.mark.parametrize("batch_norm", [True, False])

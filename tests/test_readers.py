@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every data format: the same pictures in the same order, exactly once, and found by itself."""
 
+import os
 import struct
 
 import mindspore
@@ -20,7 +21,7 @@ from packed import (
     same,
     train_batches,
 )
-from toy_data import write_cifar10, write_picture
+from toy_data import write_cifar10, write_class_folders, write_picture
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -277,6 +278,12 @@ def test_examples_of_other_writers_are_read(tmp_path):
     reader = TFRecordReader(tmp_path, "train", num_classes=4)
     assert reader.labels.tolist() == [0, 1, 2, 3] and reader.class_names == ("0", "1", "2", "3")
     assert [reader.read(index).tobytes() for index in range(4)] == pictures
+
+
+def test_a_class_folder_of_another_encoding_gets_a_name_that_can_be_written(tmp_path):
+    write_class_folders(tmp_path, classes=("ant", os.fsdecode(b"\xb9\xb7")), each=1, splits=("train",))
+    reader = build_reader(config_of(tmp_path, "--num_classes=2"), "train")
+    assert reader.class_names == ("ant", "\\xb9\\xb7") and len(reader.read(1)) > 0
 
 
 def test_labels_may_count_from_0_where_that_is_said(tmp_path):

@@ -267,9 +267,10 @@ def test_an_epoch_that_is_cut_short_is_no_plateau(capsys):
 
 def test_an_epoch_that_goes_on_later_has_one_row(tmp_path):
     """Two runs into the same file, the first of which ended in the middle of its second epoch."""
+    saver = Saver(tmp_path, on_error="stop", needed_bytes=0)
     for losses in ([3, 3, 2], [3, 3, 1, 1]):
         drive(losses, per_call=1, steps_per_epoch=2,
-              handlers=[MetricsLog(tmp_path, Saver(tmp_path, on_error="stop", needed_bytes=0), first_step=3)])
+              handlers=[MetricsLog(tmp_path, saver, first_step=3, done_epochs=1)])
     rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert rows == [["epoch", "step", "loss"], ["1", "2", "3"], ["2", "4", "1"]]
 

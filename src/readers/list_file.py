@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from src.readers.base import SPLIT_FOLDERS, wrong_layout
-from src.readers.class_names import complete_names, read_class_names
+from src.readers.class_names import complete_names, printable, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems, read_file
 from src.utils.util import InputError
 
@@ -107,7 +107,7 @@ def _folder_names(entries: list[Entry]) -> dict[int, str]:
     """The name of the folder that holds all pictures of a class, by label; nothing if a class has several."""
     folders: dict[int, str] = {}
     for entry in entries:
-        name = os.path.basename(os.path.dirname(entry.path))
+        name = printable(os.path.basename(os.path.dirname(entry.path)))
         if folders.setdefault(entry.label, name) != name:
             return {}
     return folders

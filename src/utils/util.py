@@ -32,6 +32,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def modified_ns_of(path: Path) -> int | None:
+    """When a file was written; None if it is gone, as one that a run removes meanwhile, or a link to such a one."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Remove what killed processes left of the files they were writing, as named below; returns how many there were."""
+    left = list(folder.rglob(".*.tmp"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
 def make_folder(folder: Path) -> Path:
     """The folder, made where it is not there; InputError if it cannot be."""
     try:

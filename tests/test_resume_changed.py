@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resuming where something is not as it was: the run, the folder, the file system."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from test_resume import FLAGS, Reference, loss_lines, rows
+from toy_data import run_main, write_cifar10
+
+from src import build_run, resume, run_folder
+from src.checkpoint_file import read_file
+from src.saving import SaveStates
+
+HEAD = "classifier.6.weight"
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    return write_cifar10(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def reference(cifar, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "KEPT_STATES", 100)
+        return Reference(tmp_path_factory.mktemp("reference"),
+                         (*FLAGS, f"--data_dir={cifar.folder}", "--head_lr_multiplier=5"))
+
+
+def test_the_head_takes_its_new_rates_too(reference, tmp_path):
+    folder = reference.stopped_after(5, tmp_path)
+    before = read_file(folder / "resume" / "step-00000005.state", must_be_verified=True).arrays
+    outcome = run_main("train", *reference.flags, "--lr=1e-9", "--max_epoch=3", f"--resume={folder}", "--resume_force")
+    assert outcome.status == 0, outcome.err
+    after = read_file(folder / "ckpt_0" / "0-3_5.ckpt", must_be_verified=True).arrays
+    np.testing.assert_allclose(after[HEAD], before[HEAD], atol=1e-6)
+
+
+def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, tmp_path):
+    folder = reference.stopped_after(9, tmp_path)
+    flags = (*reference.flags, "--batch_size=40", "--resume_force", f"--resume={folder}")
+    outcome = run_main("train", *flags)
+    assert outcome.status == 0, outcome.err
+    assert "5 steps and has 2: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
+    assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
+    assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
+
+
+def test_a_run_that_was_taken_back_goes_on_from_there(reference, tmp_path):
+    folder = reference.stopped_after(9, tmp_path)
+    state = folder / "resume" / "step-00000006.state"
+    os.utime(state)  # written now, while step 9 is of the way that was left
+    outcome = run_main("train", *reference.flags, f"--resume={folder}")
+    assert outcome.status == 0 and "after step 6\n" in outcome.out
+    assert sorted(path.name for path in state.parent.iterdir()) == ["step-00000009.state", "step-00000010.state"]
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(reference, tmp_path):
+    folder = reference.stopped_after(10, tmp_path)
+    left = [folder / "resume" / ".step-00000012.state.4711.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    outcome = run_main("train", *reference.flags, f"--resume={folder}")
+    assert outcome.status == 0 and "2 unfinished file(s) of a run that was killed are removed" in outcome.out
+    assert not any(path.exists() for path in left)
+
+
+def test_a_file_system_that_cannot_lock_is_no_other_run(reference, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    folder = reference.stopped_after(10, tmp_path)
+    outcome = run_main("train", *reference.flags, f"--resume={folder}")
+    assert outcome.status == 0 and "cannot be locked (No locks available)" in outcome.out
+
+
+def test_states_hold_every_loss_where_losses_are_seldom_read(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_run, "read_every", lambda config, rank: 100)
+    monkeypatch.setattr(resume, "KEPT_STATES", 100)
+    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    state = read_file(next(tmp_path.glob("*/resume/step-00000003.state")), must_be_verified=True)
+    assert len(state.arrays["run.losses"]) == 3
+
+
+def test_a_signal_that_comes_when_all_is_done_does_not_spoil_it(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_run, "read_every", lambda config, rank: 100)  # ranks agree at the end of the epoch alone
+    monkeypatch.setattr(SaveStates, "_agree", lambda self: (15, False))
+    outcome = run_main("train", *reference.flags, "--max_epoch=1", f"--ckpt_path={tmp_path}")
+    assert outcome.status == 0 and not outcome.err
+
+
+def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
+    write = build_run.save_state
+
+    def without_log(folder, *args, **kwargs):
+        write(folder, *args, **kwargs)
+        (folder / "train.log").unlink(missing_ok=True)
+
+    monkeypatch.setattr(build_run, "save_state", without_log)
+    outcome = run_main("train", *reference.flags, "--on_save_error=stop", f"--ckpt_path={tmp_path}")
+    assert outcome.status == 0, outcome.err

@@ -48,12 +48,16 @@ def newest_step(folder: Path) -> int:
     return 0
 
 
+def is_saving(run: subprocess.Popen, folder: Path) -> bool:
+    """Whether this process is writing a state, or was when it was killed: the name of the unfinished file says so."""
+    return any(folder.glob(f"*/resume/.step-*.{run.pid}.tmp"))
+
+
 def wait_for_moment(run: subprocess.Popen, folder: Path, *, inside_save: bool, delay_s: float) -> None:
     """Until a state is being written, or for a while after training has begun; at most until the run ends."""
     before = newest_step(folder)
     while run.poll() is None:
-        writing = any(folder.glob(f"*/resume/.step-*.{run.pid}.tmp"))  # not what a killed one left
-        if inside_save and writing:
+        if inside_save and is_saving(run, folder):
             return
         if not inside_save and newest_step(folder) > before:
             time.sleep(delay_s)
@@ -69,7 +73,8 @@ def final_weights(folder: Path, epochs: int) -> dict[str, np.ndarray]:
 def kill_test(kills: int, folder: Path, *, epochs: int, seed: int) -> dict[str, float]:
     """Run the test; reports kills, resumes, lost states, the longest way back, and how many weights differ."""
     chance, begin = random.Random(seed), time.monotonic()
-    report = {"kills": 0, "resumes": 0, "states_lost": 0, "longest_way_back_steps": 0, "interval_steps": INTERVAL_STEPS}
+    report = {"kills": 0, "inside_a_save": 0, "resumes": 0, "states_lost": 0, "longest_way_back_steps": 0,
+              "interval_steps": INTERVAL_STEPS}
     killed, best = folder / "killed", 0
     while True:
         run = start(killed, epochs, "--resume")
@@ -80,6 +85,7 @@ def kill_test(kills: int, folder: Path, *, epochs: int, seed: int) -> dict[str, 
                 run.send_signal(signal.SIGKILL)
                 report["kills"] += 1
         errors = run.communicate()[1]
+        report["inside_a_save"] += is_saving(run, killed)
         if run.returncode == 0:
             break
         if run.returncode != -signal.SIGKILL:

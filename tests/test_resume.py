@@ -29,7 +29,9 @@ class Reference:
 
     def __init__(self, folder, flags):
         self.flags = flags
-        outcome = run_main("train", *flags, f"--ckpt_path={folder}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume, "KEPT_STATES", 100)
+            outcome = run_main("train", *flags, f"--ckpt_path={folder}")
         assert outcome.status == 0, outcome.err
         self.folder = next(folder.iterdir())
 
@@ -52,10 +54,8 @@ def cifar(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(cifar, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "KEPT_STATES", 100)
-        return Reference(tmp_path_factory.mktemp("reference"),
-                         (*FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate"))
+    return Reference(tmp_path_factory.mktemp("reference"),
+                     (*FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate"))
 
 
 def weights(folder):

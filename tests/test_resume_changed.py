@@ -17,16 +17,9 @@ HEAD = "classifier.6.weight"
 
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return write_cifar10(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def reference(cifar, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "KEPT_STATES", 100)
-        return Reference(tmp_path_factory.mktemp("reference"),
-                         (*FLAGS, f"--data_dir={cifar.folder}", "--head_lr_multiplier=5"))
+def reference(tmp_path_factory):
+    data = write_cifar10(tmp_path_factory.mktemp("data")).folder
+    return Reference(tmp_path_factory.mktemp("reference"), (*FLAGS, f"--data_dir={data}", "--head_lr_multiplier=5"))
 
 
 def test_the_head_takes_its_new_rates_too(reference, tmp_path):

@@ -13,7 +13,7 @@ from mindspore import nn
 
 from src.checkpoint_file import write_file
 from src.dropout import is_counter
-from src.utils.util import InputError, modified_ns_of
+from src.utils.util import InputError, newest_first
 from src.weight_files import SUFFIXES
 
 INFO_KEY = "vgg_model"
@@ -77,7 +77,7 @@ def find_checkpoints(named: str) -> list[Path]:
         found = [item for item in path.rglob("*") if item.suffix in SUFFIXES and not item.name.startswith(".")]
     else:
         found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
-    dated = [(-modified_ns, item.name, item) for item in found if (modified_ns := modified_ns_of(item)) is not None]
-    if not dated:
+    checkpoints = newest_first(sorted(found, key=lambda item: item.name))
+    if not checkpoints:
         raise InputError(f"pre_trained: no checkpoint is named by {named}")
-    return [item for *_, item in sorted(dated)]
+    return checkpoints

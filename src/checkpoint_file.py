@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from src.utils.util import InputError
+from src.utils.util import InputError, replaced_when_whole
 
 TRAILER = b"crc_num"
 TRAILER_BYTES = len(TRAILER) + 10
@@ -84,16 +84,11 @@ def write_file(path: Path, texts: Mapping[str, str], arrays: Iterable[tuple[str,
 
     OSError if there is no room or no permission; what was there before is then still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write_contents(file, texts, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
+        write_contents(file, texts, arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

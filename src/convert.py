@@ -2,7 +2,6 @@
 """VGG weights from one project's names and file format to another's, tensor by tensor, checked by reading back."""
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from src.checkpoint import INFO_KEY, ModelInfo
 from src.pictures import STATISTICS
-from src.utils.util import InputError
+from src.utils.util import InputError, replaced_when_whole
 from src.vgg import POOLED_SIDE
 from src.weight_files import CKPT, SAFETENSORS, SUFFIXES, as_float32, read_weight_file, write_weight_file
 from src.weight_names import HIDDEN, TIMM_CLASSIFIER, ZOOS, Zoo, missing_names, square_image, their_name
@@ -38,13 +37,9 @@ def convert(source: Path, target: Path, names: str | None = None) -> list[str]:
     """
     weights = read_weights(source)
     plan = make_plan(weights, target, names)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replaced_when_whole(target) as temporary:
         write_weight_file(temporary, plan.kind, plan.texts, plan.shapes, lambda name: _tensor(weights, plan, name))
         _check(weights, plan, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return [f"read: {summary(weights)}", *grouped("left out of the file", weights.left_out),
             f"written and checked: {target}, {len(plan.shapes)} tensors such as {next(iter(plan.shapes))}",
             *(f"  {note}" for note in plan.notes)]

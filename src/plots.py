@@ -7,12 +7,13 @@ Each picture is written under a temporary name and renamed, so that a viewer nev
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from src.utils.util import replaced_when_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +39,8 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _write_png(figure: "Figure", out: Path) -> None:
     """The file is the old picture or the new one, never half of it. OSError if it cannot be written."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_when_whole(out) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _tidy(axes: "Axes", *, grid: str | None = "y") -> None:

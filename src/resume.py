@@ -17,7 +17,7 @@ import numpy as np
 from src.checkpoint import as_arrays
 from src.checkpoint_file import Contents, read_file, write_file
 from src.training import TrainState
-from src.utils.util import InputError, modified_ns_of
+from src.utils.util import InputError, newest_first
 
 FOLDER = "resume"
 RECORD = "vgg_state"
@@ -86,27 +86,26 @@ def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: T
 
 def remove_old_states(folder: Path) -> None:
     """Keep the last states of all ranks; call when the newest is safe on every rank."""
-    for main_file in _newest_first(folder.glob(f"{FOLDER}/*"))[KEPT_STATES:]:
+    for main_file in _main_files(folder.glob(f"{FOLDER}/*"))[KEPT_STATES:]:
         for path in main_file.parent.glob(f"{main_file.stem}.*state"):
             path.unlink(missing_ok=True)
 
 
-def _newest_first(paths: Iterable[Path]) -> list[Path]:
+def _main_files(paths: Iterable[Path]) -> list[Path]:
     """The main files among them, by when they were written: a run that was taken back to an earlier step goes on from
     there, and what lies beyond is of the way that it left."""
-    found = [(modified_ns, path.name, path) for path in paths
-             if MAIN_FILE.fullmatch(path.name) and (modified_ns := modified_ns_of(path)) is not None]
-    return [path for *_, path in sorted(found, reverse=True)]
+    found = [path for path in paths if MAIN_FILE.fullmatch(path.name)]
+    return newest_first(sorted(found, key=lambda path: path.name, reverse=True))
 
 
 def _candidates(named: str, root: Path) -> list[Path]:
     """Main state files, the one to try first in front."""
     path = Path(named)
     if named == "newest":
-        return _newest_first(root.glob(f"*/{FOLDER}/*"))
+        return _main_files(root.glob(f"*/{FOLDER}/*"))
     if path.is_dir():
         folder = path.parent if path.name == FOLDER else path
-        return _newest_first(folder.glob(f"{FOLDER}/*"))
+        return _main_files(folder.glob(f"{FOLDER}/*"))
     if path.is_file() and MAIN_FILE.fullmatch(path.name):
         return [path]
     raise InputError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +20,40 @@ class InputError(ValueError):
     exit_status = 2
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file holds either the old content or the new one, never half of it, even where the power fails."""
+@contextmanager
+def replaced_when_whole(path: Path) -> Iterator[Path]:
+    """Another name to write under; what is there takes the place of `path` at the end, and goes if the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def modified_ns_of(path: Path) -> int | None:
-    """When a file was written; None if it is gone, as one that a run removes meanwhile, or a link to such a one."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
 def remove_unfinished(folder: Path) -> int:
-    """Remove what killed processes left of the files they were writing, as named below; returns how many there were."""
+    """Remove what killed processes left under such names; returns how many there were."""
     left = list(folder.rglob(".*.tmp"))
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file holds either the old content or the new one, never half of it, even where the power fails."""
+    with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """By when they were written, else as given; without those that are gone, as links to what a run has removed."""
+    dated = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            dated.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(dated, key=lambda item: item[0], reverse=True)]
 
 
 def make_folder(folder: Path) -> Path:

@@ -59,10 +59,16 @@ def run_train(config: Config) -> TrainResult:
                 with naming_bad_pictures(data.reader):
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
-        signals.raise_if_stopped(
-            0 if state.is_over else state.stop_signal, f"after step {state.step}; this goes on with it:\n"
-            f"  {starter(rank)} --config_path='{folder / 'config.yaml'}' --resume='{folder}'")
+            signals.raise_if_stopped(0 if state.is_over else state.stop_signal,
+                                     f"after step {state.step}; {how_to_go_on(folder, rank)}")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
+
+
+def how_to_go_on(folder: Path, rank: Rank) -> str:
+    """What to type to finish a run that was stopped."""
+    where = " on one host; several are started each as before, with the same two flags" if rank.world_size > 1 else ""
+    flags = shlex.join([f"--config_path={folder / 'config.yaml'}", f"--resume={folder}"])
+    return f"this goes on with it{where}:\n  {starter(rank)} {flags}"
 
 
 def starter(rank: Rank) -> str:

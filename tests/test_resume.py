@@ -227,6 +227,7 @@ def test_a_signal_finishes_the_step_and_prints_the_command_that_goes_on(cifar, t
     assert flags == [f"--config_path={folder / 'config.yaml'}", f"--resume={folder}"]
     assert Path(shutil.which(program)).samefile(sys.executable) and Path.cwd() / script == ROOT / "train.py"
     assert "Traceback" not in err
+    assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
 
 
 def test_a_signal_before_training_ends_the_run_with_a_line():

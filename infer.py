@@ -50,8 +50,7 @@ def run_infer(config: Config) -> list[Any]:
     for line in model.notes:
         log.info(line)
     items = build_items(model.config, model.class_names, photos=model.photos)
-    if config.annotate and items[0].pixels is None:
-        raise ConfigError("annotate: needs pictures, and these are prepared inputs")
+    check_outputs(config, items)
     engine = TimedEngine(model.engine)
     check_answer(engine.warm_up(model.config.image_size), model)
     workers = data_workers(config.num_parallel_workers, cores=usable_cores(), ranks=1)
@@ -101,6 +100,22 @@ def check_request(config: Config) -> None:
             check_writable(key, make_folder(Path(getattr(config, key))))
     if config.result_dir and config.input and Path(config.result_dir).resolve() == Path(config.input).resolve():
         raise ConfigError("result_dir: is the folder of the input, which would be cleared; name another one")
+
+
+def check_outputs(config: Config, items: Sequence[Any]) -> None:
+    """ConfigError if what will be written is not possible for these inputs, or would replace what is read."""
+    from src.model_card import card_path
+    from src.predictions import drawn_files
+
+    if config.annotate and items[0].pixels is None:
+        raise ConfigError("annotate: needs pictures, and these are prepared inputs")
+    model, inputs = Path(config.model_path), {item.file.resolve() for item in items if item.file}
+    written = [("save", Path(config.save))] if config.save else []
+    if config.annotate:
+        written += [("annotate", file) for file in drawn_files(items, Path(config.annotate))]
+    for key, file in written:
+        if file.resolve() in inputs | {model.resolve(), card_path(model).resolve()}:
+            raise ConfigError(f"{key}: {file} is read in this run and would be written over; name another place")
 
 
 # --- the model

@@ -20,8 +20,15 @@ BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended it
 HANDED_OVER = {("train.py", "evaluate"): "eval.py"}  # (program, mode) -> the program that does this
 
 
+def print_any_name() -> None:
+    """Have standard output take what it cannot encode, as names of files that are not UTF-8, escaped."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error always is
+
+
 def run_entry(run: Callable[[Config], Any], argv: Sequence[str] | None, program: str) -> int:
     """Run `run(config)`; the exit status is 0, or what the error that the user can mend asks for."""
+    print_any_name()
     try:
         config = get_config(argv, program)
         other = HANDED_OVER.get((program, config.mode))

@@ -128,9 +128,14 @@ class Job:
                 os.killpg(child.pid, number)
 
     def _show_new_output(self) -> None:
-        if self._shown is not None:
+        if self._shown is None:
+            return
+        try:
             sys.stdout.write(self._shown.new_lines())
             sys.stdout.flush()
+        except OSError:  # nobody reads it any more, as with `| head` or a closed terminal: the ranks go on all the same
+            self._shown = None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Tail:

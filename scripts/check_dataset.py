@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.entry import explain  # noqa: E402
+from model_utils.entry import explain, print_any_name  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
@@ -37,7 +37,7 @@ from src.readers.formats import DATA_SETS, Wanted  # noqa: E402
 from src.readers.inspection import Fact, inspect, sizes  # noqa: E402
 from src.readers.layouts import nearest_layout  # noqa: E402
 from src.readers.parallel import Source, open_source  # noqa: E402
-from src.utils.util import InputError  # noqa: E402
+from src.utils.util import InputError, write_atomically  # noqa: E402
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
@@ -94,7 +94,7 @@ def find_left_aside(reader: Reader) -> list[str]:
     """Files in class folders that are no pictures by their name."""
     if not isinstance(reader, FolderReader):
         return []
-    return [entry.path for name in reader.class_names for entry in sorted(os.scandir(reader.folder / name), key=str)
+    return [entry.path for folder in reader.folders for entry in sorted(os.scandir(folder), key=str)
             if entry.is_file() and not is_picture(entry.name)]
 
 
@@ -235,13 +235,14 @@ def run(options: argparse.Namespace, config: Config) -> int:
             print(write_list(findings, Path(config.data_dir)))
     if options.json:
         report = {findings.split: as_json(findings) for findings in results} | {"in_both": leaks, "errors": errors}
-        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     wrong = any(findings.broken or findings.mislabelled for findings in results)
     return 2 if not results else int(bool(wrong or errors))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
+    print_any_name()
     open_source.cache_clear()
     try:
         return run(options, get_config(flags, "check_dataset.py"))

@@ -198,7 +198,9 @@ def plan_cards(arguments: Sequence[str], env: Mapping[str, str]) -> list[Process
     # Open MPI would bind two ranks to a core each, and their data workers with them.
     mpirun = ["mpirun", *as_root, "-n", str(ranks), "--bind-to", "none", "--output-filename", "train_parallel",
               "--merge-stderr-to-stdout"]
-    return [Process("mpirun", [*mpirun, *command], {}, Path("train_parallel/log"))]
+    grace = seconds(env, "GRACE_SECONDS")  # Open MPI 4 and 5 kill after a second unless told
+    waits = {f"{project}_MCA_odls_base_sigkill_timeout": grace for project in ("OMPI", "PRTE")}
+    return [Process("mpirun", [*mpirun, *command], waits, Path("train_parallel/log"))]
 
 
 PLANS = {"table": (plan_table, "RANK_TABLE_FILE DATA_PATH"), "cards": (plan_cards, "DATA_PATH")}

@@ -44,7 +44,7 @@ first_existing() {
 
 # Where prepared CIFAR-10 inputs lie: in the folder named, in its 00_data, or where an earlier call left them.
 prepared_inputs() {
-    if compgen -G "$data/*.bin" >/dev/null && ! compgen -G "$data/*_batch*.bin" >/dev/null; then
+    if [ -n "$(first_existing "$data"/*.bin)" ] && [ -z "$(first_existing "$data"/*_batch*.bin)" ]; then
         printf '%s\n' "$data"
     else
         first_existing "$data/00_data" preprocess_Result/00_data
@@ -62,8 +62,8 @@ model=$1 dataset=$2 data=${3%/} need_preprocess=$4
 shift 4
 device=${DEVICE_ID:-0}
 case "${1:-}" in
-    "" | --*) ;;
-    *) device=$1; shift ;;
+    --*) ;;
+    *) device=${1:-$device}; shift $(($# > 0)) ;;
 esac
 [ -f "$model" ] || refuse "MODEL_PATH: there is no file $model"
 case "$model" in
@@ -92,13 +92,17 @@ case "$need_preprocess" in
         inputs=preprocess_Result/00_data label_file=preprocess_Result/$labels
         ;;
     *)
-        inputs=$(prepared_inputs)
-        label_file=$(first_existing "$data/$labels" "${data%/*}/$labels" "preprocess_Result/$labels")
-        [ -n "$label_file" ] || refuse "NEED_PREPROCESS=n: there is no $labels in $data or preprocess_Result; give y once"
+        inputs=$data earlier=preprocess_Result
+        if [ "$dataset" = cifar10 ]; then
+            inputs=$(prepared_inputs)
+            [ -n "$inputs" ] || refuse "NEED_PREPROCESS=n: there are no prepared inputs in $data or preprocess_Result; give y once"
+            earlier=$inputs  # the labels of these very inputs, and no others
+        fi
+        label_file=$(first_existing "$inputs/$labels" "$(dirname -- "$inputs")/$labels" "$earlier/$labels")
+        [ -n "$label_file" ] || refuse "NEED_PREPROCESS=n: there is no $labels for $inputs; give y once"
         ;;
 esac
 if [ "$dataset" = cifar10 ]; then
-    [ -n "$inputs" ] || refuse "NEED_PREPROCESS=n: there are no prepared inputs in $data or preprocess_Result; give y once"
     source=("--input=$inputs")
 else
     source=("--data_dir=$data")

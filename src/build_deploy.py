@@ -17,7 +17,7 @@ from src.readers.base import Reader
 from src.readers.cifar10 import CLASS_NAMES
 from src.readers.folder import FolderReader
 from src.readers.list_file import ListReader
-from src.utils.util import InputError
+from src.utils.util import InputError, printable
 
 
 class Settled(NamedTuple):
@@ -102,7 +102,9 @@ def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> 
 def dataset_items(config: Config, reader: Reader) -> list[Item]:
     """A test set as an evaluation sees it: pictures as they are stored, whatever their EXIF says."""
     preset = build_preset(config)
-    return [picture_item(name, reader.name(index), partial(_pixels, reader, index), preset, photos=reader.photos)
+    files = _files(reader)
+    return [picture_item(name, printable(reader.name(index)), partial(_pixels, reader, index), preset,
+                         photos=reader.photos, file=files[index] if files else None)
             for index, name in enumerate(result_names(reader))]
 
 
@@ -130,6 +132,5 @@ def file_names(reader: Reader) -> list[str]:
 
 
 def _files(reader: Reader) -> list[Path]:
-    if isinstance(reader, ListReader):
-        return [Path(name) for name in reader.files]
-    return [Path(reader.name(index)) for index in range(len(reader))] if isinstance(reader, FolderReader) else []
+    named = isinstance(reader, (FolderReader, ListReader))
+    return [Path(reader.file(index)) for index in range(len(reader))] if named else []

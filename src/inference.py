@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs of every kind through an engine: read ahead, in batches, timed, one answer for each of them."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from src.engines import Engine, predict, run_batch
 from src.pictures import PictureError, Preset, prepare, read_picture, unique_names
 from src.prepared import RESULT_ENDING, check_prepared
-from src.utils.util import InputError
+from src.utils.util import InputError, printable
 
 FREE_BATCH = 16  # pictures at a time where the model takes any number
 TIMES_FILE = "test_perform_static.txt"
@@ -29,6 +28,7 @@ class Item(NamedTuple):
     source: str  # for people
     read: Callable[[], np.ndarray]  # -> float32 [pictures, 3, H, W]; PictureError if that fails
     pixels: Callable[[], np.ndarray] | None = None  # -> R,G,B bytes [H, W, 3] of a picture
+    file: Path | None = None  # where it lies, if it is a file of its own
 
 
 class Answer(NamedTuple):
@@ -49,17 +49,13 @@ class Answer(NamedTuple):
 def picture_items(paths: Sequence[Path], preset: Preset, *, photos: bool) -> list[Item]:
     """Somebody's own pictures, turned upright as their EXIF says."""
     names = unique_names(paths)
-    return [picture_item(name, _shown(path), partial(read_picture, path), preset, photos=photos)
+    return [picture_item(name, printable(path), partial(read_picture, path), preset, photos=photos, file=path)
             for path, name in zip(paths, names, strict=True)]
 
 
-def picture_item(name: str, source: str, pixels: Callable[[], np.ndarray], preset: Preset, *, photos: bool) -> Item:
-    return Item(name, source, lambda: prepare(pixels(), preset, photos=photos)[None], pixels)
-
-
-def _shown(path: Path) -> str:
-    """A path that can be printed: names of files need not be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def picture_item(name: str, source: str, pixels: Callable[[], np.ndarray], preset: Preset, *, photos: bool,
+                 file: Path | None) -> Item:
+    return Item(name, source, lambda: prepare(pixels(), preset, photos=photos)[None], pixels, file)
 
 
 def prepared_items(folder: Path, preset: Preset) -> list[Item]:
@@ -79,7 +75,7 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
         except (OSError, ValueError) as error:
             raise PictureError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
-    return [Item(path.stem, str(path), partial(read, path)) for path in paths]
+    return [Item(path.stem, printable(path), partial(read, path), file=path) for path in paths]
 
 
 class TimedEngine:
@@ -89,10 +85,12 @@ class TimedEngine:
         self._engine, self.name, self.batch_size = engine, engine.name, engine.batch_size
         self.milliseconds: list[float] = []
         self.pictures = 0
+        self.most_at_once = 0
 
     def run(self, images: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         answers = self._engine.run(images)
+        self.most_at_once = max(self.most_at_once, len(images))
         self.milliseconds.append(1000 * (time.perf_counter() - start))
         return answers
 
@@ -111,7 +109,7 @@ def time_lines(engine: TimedEngine) -> list[str]:
     return [f"NN inference cost average time: {calls.mean():.3f} ms of infer_count {len(calls)}",
             f"p50: {p50:.3f} ms, p90: {p90:.3f} ms, p99: {p99:.3f} ms",
             f"throughput: {1000 * engine.pictures / calls.sum():.1f} images/s over {engine.pictures} pictures, up to "
-            f"{engine.batch_size or FREE_BATCH} at a time; engine {engine.name}; one call before these is left out"]
+            f"{engine.most_at_once} at a time; engine {engine.name}; one call before these is left out"]
 
 
 def answer_all(engine: TimedEngine, items: Sequence[Item], *, workers: int) -> Iterator[Answer]:

@@ -5,6 +5,7 @@ Pillow decodes, because it tells a picture that was cut short from a whole one a
 resizes, because MindData does so with OpenCV too.
 """
 
+import os
 import struct
 from collections import Counter
 from collections.abc import Sequence
@@ -61,13 +62,22 @@ class PictureError(ValueError):
 
 def find_pictures(folder: Path) -> list[Path]:
     """All pictures in a folder and below, in the order of their names, without hidden files."""
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    seen, found = set(), []
+    for inner, folders, files in os.walk(folder, followlinks=True):  # data sets are often links to other disks
+        if os.path.realpath(inner) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(inner))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(inner, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def read_list(path: Path) -> list[Path]:
     """The files that a list names: a path per line, relative to the list, with or without a label behind it."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise InputError(f"{path}: is no list in UTF-8; a list in UTF-16 must be saved as UTF-8")
     return [_listed(path.parent, line.strip()) for line in text.splitlines() if line.strip()]
 
 

@@ -55,8 +55,9 @@ def _tidy(axes: "Axes", *, grid: str | None = "y") -> None:
 
 
 def _short(name: Any) -> str:
+    """A name as a label: not too long, and a dollar is a dollar, no formula."""
     text = str(name)
-    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+    return (text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…").replace("$", r"\$")
 
 
 # --- curves

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.inference import NO_NUMBER, Answer
+from src.inference import NO_NUMBER, Answer, Item
 from src.pictures import annotate, thumbnail, write_jpeg
 from src.utils.util import InputError
 
@@ -69,25 +69,31 @@ def _prediction(source: str, logits: np.ndarray, class_names: Sequence[str], top
     return Prediction(source, best_guesses(logits, class_names, top))
 
 
+def drawn_files(items: Sequence[Item], folder: Path) -> list[Path]:
+    """What `draw_predictions` writes: a file for each item, in their order, and the sheet at the end."""
+    return [*(folder / f"{item.name}.jpg" for item in items), folder / SHEET]
+
+
 def draw_predictions(answers: Sequence[Answer], class_names: Sequence[str], top: int, folder: Path) -> str:
     """Write every picture with its prediction drawn in, and a sheet of the first ones; returns what there is to say."""
     from src.plots import contact_sheet
 
     thumbnails, captions = [], []
-    for answer in answers:
+    files = drawn_files([answer.item for answer in answers], folder)
+    for answer, file in zip(answers, files, strict=False):
         guesses = predictions_of(answer, class_names, top)[0].guesses
         if not guesses:
             continue
         pixels = answer.item.pixels()
-        write_jpeg(folder / f"{answer.item.name}.jpg", annotate(pixels, [str(guess) for guess in guesses]))
+        write_jpeg(file, annotate(pixels, [str(guess) for guess in guesses]))
         if len(captions) < SHEET_PICTURES:
             thumbnails.append(thumbnail(pixels))
             captions.append(f"{guesses[0].name}\n{guesses[0].probability:.1%}")
     if not captions:
         return f"nothing to draw in {folder}"
-    contact_sheet(thumbnails, captions, folder / SHEET)
+    contact_sheet(thumbnails, captions, files[-1])
     rest = f" of the first {SHEET_PICTURES}" if len(answers) > SHEET_PICTURES else ""
-    return f"pictures with their predictions in {folder}, a sheet{rest} in {folder / SHEET}"
+    return f"pictures with their predictions in {folder}, a sheet{rest} in {files[-1]}"
 
 
 def check_format(path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,11 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
         raise InputError(f"label_dir: there is no file of labels {path}; preprocess.py writes it")
     try:
         if path.suffix == ".npy":
-            return _whole_numbers(np.load(path, allow_pickle=False).ravel())
+            with path.open("rb") as file:
+                return _whole_numbers(np.lib.format.read_array(file, allow_pickle=False).ravel())
         labels = json.loads(path.read_text(encoding="utf-8"))
         numbers = _whole_numbers(np.array(list(labels.values()) if isinstance(labels, dict) else labels))
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, TokenError) as error:
         raise InputError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
     return dict(zip(labels, numbers.tolist(), strict=True)) if isinstance(labels, dict) else numbers
 

@@ -7,6 +7,7 @@ A file is a zip archive (or, from before 2020, a row of pickles): a pickle that 
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -58,7 +59,10 @@ def _archived(file: BinaryIO, data: memoryview) -> dict[str, memoryview]:
                 raise TorchFileError(f"its part {item.filename} is compressed, as PyTorch never does it")
             sizes = struct.unpack_from("<HH", data, item.header_offset + LOCAL_HEADER_BYTES - 4)
             start = item.header_offset + LOCAL_HEADER_BYTES + sum(sizes)
-            found[item.filename.partition("/")[2]] = data[start:start + item.file_size]
+            content = data[start:start + item.file_size]
+            if item.CRC and zlib.crc32(content) != item.CRC:  # 0 where PyTorch was told to write none
+                raise TorchFileError(f"its part {item.filename} is damaged: the checksum does not fit")
+            found[item.filename.partition("/")[2]] = content
     return found
 
 
@@ -119,11 +123,14 @@ def _array(tensor: StoredTensor, parts: _Parts) -> np.ndarray:
     if len(content) < storage.count * storage.dtype.itemsize:
         raise TorchFileError("it was cut off, or holds fewer numbers than it says")
     dtype = storage.dtype.newbyteorder(">") if parts.is_big_endian else storage.dtype
-    if 0 in tensor.shape:
-        return np.zeros(tensor.shape, dtype)
-    numbers = np.frombuffer(content, dtype, storage.count)[tensor.offset:]
-    strides = [stride * dtype.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+    try:
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, dtype)
+        numbers = np.frombuffer(content, dtype, storage.count)[tensor.offset:]
+        strides = [stride * dtype.itemsize for stride in tensor.strides]
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+    except (ValueError, OverflowError):
+        raise TorchFileError("it describes a tensor that cannot be") from None
 
 
 # Writing

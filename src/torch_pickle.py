@@ -4,6 +4,7 @@
 Whatever else a pickle asks for, such as a class or a function, is refused by name and never looked up.
 """
 
+import math
 import pickletools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
             type(number) is int and number >= 0 for number in numbers):
         raise TorchFileError("it describes a tensor that cannot be")
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if 0 not in shape and offset + last >= storage.count:
+    if 0 not in shape and (offset + last >= storage.count or math.prod(shape) > storage.count):
         raise TorchFileError("it describes a tensor that is larger than its numbers")
     return StoredTensor(storage, offset, tuple(shape), tuple(strides))
 

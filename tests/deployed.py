@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from toy_data import TINY, run_main, write_cifar10, write_class_folders, write_picture
+from toy_data import TINY, Outcome, run_main, write_cifar10, write_class_folders, write_picture
 
 PHOTOS = ("--dataset=imagenet2012", "--num_classes=3", "--batch_norm=True")
 
@@ -20,6 +20,10 @@ class Deployed(NamedTuple):
     mindir: Path
     onnx: Path
     counts: tuple[int, int, int]  # top-1 right, top-k right, all
+
+
+def infer(model: Path, source: Path, *flags: object) -> Outcome:
+    return run_main("infer", f"--model_path={model}", f"--input={source}", "--device_target=CPU", *flags)
 
 
 def make_cifar_model(folder: Path) -> Deployed:

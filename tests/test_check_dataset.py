@@ -2,6 +2,7 @@
 """What check_dataset.py finds: counts, sizes, broken, mislabelled and doubled pictures, data in another place."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def test_what_is_wrong_with_class_folders(data):
     assert train["left_aside"] == ["data/train/bee/animation.gif"] and train["twice"] == 1
     assert all(line in outcome.out for line in train["broken"] + train["mislabelled"] + train["left_aside"])
     assert "in training and evaluation alike: 1 picture" in outcome.out and report["in_both"] == 1
+
+
+def test_names_that_are_not_utf_8(data):
+    cafe, picture = os.fsdecode(b"caf\xe9"), data / "train/ant/picture 01.png"
+    for split in ("train", "val"):
+        (data / split / "bee").rename(data / split / cafe)
+    picture.rename(picture.with_name(f"{cafe}.png")).write_bytes(b"broken")
+    (data / "train" / cafe / "note.txt").touch()
+    done = run_python(ROOT / "scripts/check_dataset.py", "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data",
+                      "--json=report.json", cwd=Path.cwd())
+    assert done.status == 1 and "caf\\xe9: 5" in done.out and "Traceback" not in done.err
+    train = json.loads(Path("report.json").read_text())["train"]
+    assert train["left_aside"] == [f"data/train/{cafe}/note.txt"]
+    assert train["broken"] == [f"data/train/ant/{cafe}.png: cannot be decoded: it is cut short, damaged or no picture"]
 
 
 def test_fix_writes_lists_without_what_is_wrong_that_train_py_reads(data):

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from deployed import Deployed
+from deployed import Deployed, infer
 from PIL import Image
 from toy_data import ROOT, Outcome, run_main
 
@@ -20,10 +20,6 @@ from src.engines import open_engine, predict
 from src.inference import Answer, Item
 from src.pictures import Preset, prepare, read_picture
 from src.predictions import best_guesses, predictions_of, softmax
-
-
-def infer(model: Path, source: Path, *flags: object) -> Outcome:
-    return run_main("infer", f"--model_path={model}", f"--input={source}", "--device_target=CPU", *flags)
 
 
 def lines(done: Outcome, folder: Path) -> dict[str, str]:
@@ -166,6 +162,15 @@ def test_a_data_set_is_not_turned_upright(photo_model: Deployed, pictures, tmp_p
     assert abs(probabilities[0][0] - probabilities[1][0]) > 1e-4
 
 
+def test_pictures_of_a_data_set_may_have_names_that_are_not_utf_8(photo_model: Deployed, tmp_path):
+    shutil.copytree(photo_model.data, tmp_path / "data")
+    picture = min((tmp_path / "data" / "val" / "ant").iterdir())
+    picture.rename(picture.with_name(os.fsdecode(b"caf\xe9.jpg")))
+    done = run_main("infer", "--device_target=CPU", f"--model_path={photo_model.onnx}",
+                    f"--data_dir={tmp_path / 'data'}", "--dataset=imagenet2012")
+    assert done.status == 0 and "/val/ant/caf\\xe9.jpg: " in done.out
+
+
 def test_result_files_of_an_earlier_run_go_and_nothing_else(cifar_model: Deployed, pictures, tmp_path):
     (tmp_path / "old_0.bin").touch()
     assert infer(cifar_model.onnx, pictures, f"--result_dir={tmp_path}").status == 0
@@ -174,104 +179,6 @@ def test_result_files_of_an_earlier_run_go_and_nothing_else(cifar_model: Deploye
     done = infer(cifar_model.onnx, pictures, f"--result_dir={tmp_path}")
     assert done.status == 2 and "thesis.doc lies there" in done.err
     assert len(list(tmp_path.iterdir())) == 6
-
-
-# --- what is refused
-
-
-def refused(*flags: object) -> str:
-    done = run_main("infer", "--device_target=CPU", *flags)
-    assert done.status == 2 and "Traceback" not in done.err
-    return done.err
-
-
-def test_bad_requests(cifar_model: Deployed, pictures, tmp_path):
-    model, source = f"--model_path={cifar_model.onnx}", f"--input={pictures}"
-    assert "model_path: is not given" in refused(source)
-    assert "there is no file" in refused("--model_path=absent.mindir", source)
-    assert "input: is not given" in refused(model)
-    assert "there is no" in refused(model, "--input=absent.jpg")
-    assert "holds neither pictures nor .bin files" in refused(model, f"--input={tmp_path}")
-    assert "must end in .csv or .json" in refused(model, source, "--save=x.xls")
-    assert "there is no folder" in refused(model, source, "--save=absent/x.csv")
-    assert "nothing can be written in /proc" in refused(model, source, "--save=/proc/x.csv")
-    (tmp_path / "folder.csv").mkdir()
-    assert "is a folder" in refused(model, source, f"--save={tmp_path / 'folder.csv'}")
-    assert "lite does not run .onnx" in refused(model, source, "--engine=lite")
-    assert "does not run checkpoints" in refused(f"--model_path={cifar_model.checkpoint}", source, "--engine=lite")
-    (tmp_path / "empty.txt").touch()
-    assert "cannot be made" in refused(model, source, f"--annotate={tmp_path / 'empty.txt' / 'x'}")
-    assert "names no picture" in refused(model, f"--input={tmp_path / 'empty.txt'}")
-
-
-def test_a_flag_that_contradicts_the_model(cifar_model: Deployed, pictures):
-    for model in (cifar_model.onnx, cifar_model.checkpoint):
-        message = refused(f"--model_path={model}", f"--input={pictures}", "--num_classes=5")
-        assert "--num_classes says 5" in message and "has 10" in message
-
-
-def test_prepared_inputs_of_another_size(cifar_model: Deployed, tmp_path):
-    np.zeros(100, np.float32).tofile(tmp_path / "x.bin")
-    message = refused(f"--model_path={cifar_model.onnx}", f"--input={tmp_path}")
-    assert "x.bin: has 400 bytes" in message and "12288 bytes each" in message
-    np.zeros(3 * 32 * 32, np.float32).tofile(tmp_path / "x.bin")
-    assert "annotate: needs pictures" in refused(f"--model_path={cifar_model.onnx}", f"--input={tmp_path}",
-                                                 f"--annotate={tmp_path / 'a'}")
-
-
-def test_prepared_inputs_are_not_cleared_and_a_damaged_description_of_them_is_named(cifar_model: Deployed, tmp_path):
-    inputs = tmp_path / "00_data"
-    inputs.mkdir()
-    np.zeros(3 * 32 * 32, np.float32).tofile(inputs / "x_bs1_0.bin")
-    flags = (f"--model_path={cifar_model.onnx}", f"--input={inputs}")
-    assert "result_dir: is the folder of the input" in refused(*flags, f"--result_dir={inputs}")
-    assert (inputs / "x_bs1_0.bin").is_file()
-    for damage in ("", "{", "[1]", "7"):
-        (tmp_path / "inputs.json").write_text(damage)
-        assert f"{tmp_path / 'inputs.json'}: is damaged" in refused(*flags)
-
-
-@pytest.fixture
-def copied(cifar_model: Deployed, tmp_path) -> Path:
-    """The MindIR of an export in a folder of its own, with what belongs to it."""
-    for path in (cifar_model.mindir, cifar_model.onnx, cifar_model.mindir.with_suffix(".json")):
-        shutil.copy(path, tmp_path)
-    return tmp_path / cifar_model.mindir.name
-
-
-def test_a_file_that_is_not_what_was_exported(copied, pictures):
-    in_its_place = (f"--model_path={copied}", "--engine=onnxruntime")
-    for path, flags in ((copied, (f"--model_path={copied}",)), (copied.with_suffix(".onnx"), in_its_place)):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        message = refused(f"--input={pictures}", *flags)
-        assert "is not the file that small.json describes" in message
-
-
-def test_onnx_in_place_of_mindir_needs_the_proof(copied, pictures):
-    flags = (f"--model_path={copied}", f"--input={pictures}", "--engine=onnxruntime")
-    card = copied.with_suffix(".json")
-    entries = json.loads(card.read_text())
-    del entries["files"]["ONNX"]
-    card.write_text(json.dumps(entries))
-    assert "is of another export than small.onnx" in refused(*flags)
-    card.unlink()
-    assert "small.json is not there" in refused(*flags)
-    copied.with_suffix(".onnx").unlink()
-    assert "small.onnx is not there" in refused(*flags)
-
-
-def test_a_model_without_description_takes_the_recipe(copied, pictures):
-    copied.with_suffix(".json").unlink()
-    done = infer(copied.with_suffix(".onnx"), pictures, "--image_size=32", "--top=10")
-    assert done.status == 0 and "small.json is not there" in done.out and "airplane" in done.out
-    assert "onnxruntime does not take an input of (1, 3, 224, 224)" in refused(
-        f"--model_path={copied.with_suffix('.onnx')}", f"--input={pictures}")
-    assert "the model answers with 10 numbers" in refused(
-        f"--model_path={copied.with_suffix('.onnx')}", f"--input={pictures}", "--image_size=32", "--num_classes=3")
-    copied.with_suffix(".json").write_text("{}")
-    assert "is no description of an exported model" in refused(f"--model_path={copied}", f"--input={pictures}")
 
 
 # --- without MindSpore

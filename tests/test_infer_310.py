@@ -72,6 +72,22 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
     assert "preprocess: done" not in done.stdout
 
 
+def test_inputs_and_labels_belong_together_whatever_the_folder_is_called(cifar_model: Deployed, without_mindspore,
+                                                                         tmp_path):
+    here, expected = tmp_path / "w", cifar_model.counts
+    assert device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", **without_mindspore).returncode == 0
+    ours = (tmp_path / "d[1]").mkdir() or tmp_path / "d[1]"
+    for path in [*(here / "preprocess_Result" / "00_data").iterdir(), *(here / "preprocess_Result").glob("*.*")]:
+        shutil.copy(path, ours)
+    for path in (here / "preprocess_Result" / "00_data").iterdir():
+        path.write_bytes(bytes(path.stat().st_size))  # an earlier call's, of other pictures
+    done = device(here, cifar_model.onnx, "cifar10", ours, "n", "", **without_mindspore)
+    assert done.returncode == 0 and counts(here) == expected, done.stderr
+    next(ours.glob("*.npy")).unlink()
+    done = device(here, cifar_model.onnx, "cifar10", ours, "n", **without_mindspore)
+    assert done.returncode == 2 and f"there is no cifar10_label_ids.npy for {ours}" in done.stderr
+
+
 def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):
     """The MindIR takes four pictures at a time, and there are 22."""
     here, expected = tmp_path / "w", photo_model.counts
@@ -113,7 +129,7 @@ BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file abs
        (None, None, None, "maybe", "", "NEED_PREPROCESS: must be y or n, not maybe"),
        (None, None, None, None, "abc", "DEVICE_ID: must be a number, not abc"),
        (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
-       (None, None, None, "n", "", "NEED_PREPROCESS=n: there is no cifar10_label_ids.npy")]
+       (None, None, None, "n", "", "NEED_PREPROCESS=n: there are no prepared inputs")]
 
 
 @pytest.mark.parametrize("model, dataset, data, preprocess, device_id, message", BAD, ids=[row[-1][:40] for row in BAD])

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of a job, played by small shell scripts: they end together, and none is left behind."""
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,6 +48,17 @@ def log(rank: int) -> Path:
 
 
 # --- ends
+
+
+def test_ranks_go_on_when_nobody_reads_their_output(tmp_path):
+    script = "for i in 1 2 3 4 5 6 7 8; do echo line $i; sleep 0.1; done; touch done.$RANK_ID"
+    driver = DRIVER.replace("grace_s=float(sys.argv[1])", "grace_s=5, show='rank 0'").replace(
+        "{}", "{'RANK_ID': str(rank)}")
+    done = subprocess.run(f"{sys.executable} -c \"$DRIVER\" 5 \"$RANK\" \"$RANK\" | head -n 1; echo ${{PIPESTATUS[0]}}",
+                          shell=True, executable="bash", env=os.environ | {"DRIVER": driver, "RANK": script},
+                          capture_output=True, text=True, timeout=50)
+    assert done.stdout == "line 1\n0\n" and not done.stderr
+    assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]
 
 
 def test_all_end_well(capfd):

@@ -136,7 +136,8 @@ def test_mpirun_where_there_is_one(tmp_path):
     path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
     done = launch("run_distribute_train_gpu.sh", "data", **FIXED, CUDA_VISIBLE_DEVICES="0,2,3", PATH=path)
     as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
-    assert done.stdout == (f"mpirun: mpirun {as_root}-n 3 --bind-to none --output-filename train_parallel "
+    waits = "OMPI_MCA_odls_base_sigkill_timeout=60 PRTE_MCA_odls_base_sigkill_timeout=60 "
+    assert done.stdout == (f"mpirun: {waits}mpirun {as_root}-n 3 --bind-to none --output-filename train_parallel "
                            f"--merge-stderr-to-stdout {TRAIN} --device_target=GPU > train_parallel/log 2>&1\n")
     failed = launch("run_distribute_train_gpu.sh", "data", cwd=tmp_path, DEVICE_NUM="2", PATH=path)
     assert failed.returncode == 9 and "mpirun failed with status 9" in failed.stderr

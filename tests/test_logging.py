@@ -17,6 +17,13 @@ for number in range(50):
 """
 
 
+def test_names_that_are_not_utf_8_are_logged_escaped(tmp_path):
+    program = PROGRAM.replace('"line %d", number', "'caf\\udce9'")
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "log"], cwd=ROOT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, check=True)
+    assert not done.stderr and "caf\\udce9\n" in (tmp_path / "log").read_text()
+
+
 def test_a_reader_that_leaves_early_does_not_disturb_the_run(tmp_path):
     """As with `python train.py | head -1`: no complaints, and the file has every line."""
     log = tmp_path / "train.log"

@@ -164,6 +164,22 @@ def test_folders_are_searched_to_the_bottom(tmp_path):
         == ["a.jpg", "b/1.jpeg", "b/c/2.PNG"]
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("disk/ant/1.jpg", "photos/bee/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos/ant").symlink_to(tmp_path / "disk/ant")
+    (tmp_path / "photos/bee/back").symlink_to(tmp_path / "photos")
+    assert [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path / "photos")] \
+        == ["photos/ant/1.jpg", "photos/bee/2.jpg"]
+
+
+def test_a_list_in_utf_16_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\r\nb.jpg\r\n", encoding="utf-16")
+    with pytest.raises(InputError, match="list.txt: is no list in UTF-8"):
+        read_list(tmp_path / "list.txt")
+
+
 def test_lists_have_paths_with_or_without_a_label(tmp_path):
     (tmp_path / "two words 7").touch()
     text = "a/1.jpg\n\nb/2 3.jpg 12\nc.jpg,\t4\n/abs/d.png\ntwo words 7\n"

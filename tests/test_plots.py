@@ -95,6 +95,12 @@ def test_confusion_without_errors_or_pictures(tmp_path, count):
         assert pixels(tmp_path / "m.png").std() > 0
 
 
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    plots.plot_confusion(np.eye(2, dtype=int), ["$5_$10", "A$%$"], tmp_path / "a.png")
+    plots.contact_sheet([np.zeros((8, 8, 3), np.uint8)], ["$a_b_c$"], tmp_path / "b.png")
+    assert (tmp_path / "a.png").is_file() and (tmp_path / "b.png").is_file()
+
+
 def test_confusion_needs_a_name_for_each_class(tmp_path):
     with pytest.raises(ValueError, match="3 class names"):
         plots.plot_confusion(np.eye(4), ["a", "b", "c"], tmp_path / "m.png")

@@ -138,6 +138,14 @@ def test_labels_that_are_none(results):
     assert "must hold labels" in problem(results, labels="empty.npy")
     np.save(results / "pickled.npy", np.array([Intruder()], dtype=object), allow_pickle=True)
     assert "not pickled" in problem(results, labels="pickled.npy") and not (results / "was here").exists()
+    np.savez(results / "several", labels=[1, 2])
+    (results / "several.npz").rename(results / "several.npy")
+    for name, header in (("several", None), ("torn", "{'descr': '<i8', 'fortran"),
+                         ("huge", "{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000,), }")):
+        if header is not None:
+            text = header.ljust(117).encode() + b"\n"
+            (results / f"{name}.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+        assert f"{name}.npy: must hold labels" in problem(results, labels=f"{name}.npy")
     for text in ("{", '{"a": "cat"}', "[]", "[1.5]", "7", '[[1, 2], [3, 4]]'):
         (results / "bad.json").write_text(text)
         assert "bad.json: must hold labels" in problem(results, labels="bad.json")

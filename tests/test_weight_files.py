@@ -45,6 +45,14 @@ def test_altered_headers_are_refused_or_harmless(tmp_path, write):
         refusal(path)
 
 
+def test_a_damaged_number_is_found(tmp_path):
+    path = write_pth(tmp_path / "a.pth", mindcv(make("vgg11", batch_norm=True)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    assert "is damaged: the checksum does not fit" in refusal(path)
+
+
 def test_files_of_other_kinds(tmp_path):
     for name, content, reason in (("page.pth", b"<!DOCTYPE html>", "web page"), ("keras.ckpt", b"\x89HDF\r\n", "HDF5"),
                                   ("pointer.safetensors", b"version https://git-lfs.github.com", "Git LFS"),
@@ -111,6 +119,7 @@ def nested_key(depth: int) -> bytes:
 
 TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
           b"X\x01\x00\x00\x000NK\x04tQ")
+LARGE = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
 
 
 @pytest.mark.parametrize("opcodes", [
@@ -120,6 +129,10 @@ TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\
     TENSOR + b"J\xff\xff\xff\xff(K\x01t(K\x01t\x89NtR",  # an offset below 0
     TENSOR + b"K\x00(K\x02t(J\xff\xff\xff\xfft\x89NtR",  # a stride below 0
     TENSOR + b"K\x00(K\x02K\x02t(K\x01t\x89NtR",  # fewer strides than sides
+    TENSOR + b"K\x00(K\x05K\x05t(K\x00K\x00t\x89NtR",  # the same number more often than there are numbers
+    TENSOR + b"K\x00(K\x01t(" + LARGE + b"t\x89NtR",  # strides, sides and dimensions that no memory has
+    TENSOR + b"K\x00(K\x00" + LARGE + b"t(K\x01K\x01t\x89NtR",
+    TENSOR + b"K\x00(" + b"K\x01" * 40 + b"t(" + b"K\x01" * 40 + b"t\x89NtR",
     TENSOR + b"K\x00K\x01K\x01\x89NtR"], ids=lambda opcodes: repr(opcodes[-12:]))
 def test_pickles_that_make_no_sense_are_refused(tmp_path, opcodes):
     path = write_pth(tmp_path / "a.pth", {"features.0.weight": opcodes, "b": np.ones(4, np.float32)})

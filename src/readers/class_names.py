@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of numbered classes, where the data says them."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,11 +31,6 @@ def read_class_names(folders: Iterable[Path], *, first_label: int = 0) -> tuple[
 def write_class_names(folder: Path, names: Sequence[str], *, first_label: int = 0) -> None:
     lines = [f"{label}:{name}\n" for label, name in enumerate(names, start=first_label)]
     (folder / FILE).write_text("".join(lines), encoding="utf-8")
-
-
-def printable(folder_name: str) -> str:
-    """The name, with `\\xNN` for each byte that is not UTF-8, as in folders from a system with another encoding."""
-    return os.fsencode(folder_name).decode("utf-8", "backslashreplace")
 
 
 def complete_names(found: Mapping[int, str], num_classes: int) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from src.readers.base import SPLIT_FOLDERS, split_folders, wrong_layout
-from src.readers.class_names import printable
 from src.readers.encoded import EncodedReader, read_file
-from src.utils.util import InputError
+from src.utils.util import InputError, printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
 EXPECTED = """    data_dir/
@@ -69,12 +68,12 @@ class FolderReader(EncodedReader):
         folder = find(data_dir, split)
         if folder is None:
             raise wrong_layout(data_dir, looked_for(split), EXPECTED)
-        self.folder = folder
-        self._folders = _class_folders(folder)
-        pictures = [_pictures(folder / name) for name in self._folders]
+        names = _class_folders(folder)
+        self.folders = [folder / name for name in names]
+        pictures = [_pictures(inner) for inner in self.folders]
         self._names = [name for names in pictures for name in names]
         labels = np.repeat(np.arange(len(pictures)), [len(names) for names in pictures])
-        class_names = [printable(name) for name in self._folders]
+        class_names = [printable(name) for name in names]
         super().__init__(f"class folders in {folder}", class_names, labels, photos=photos)
 
     def file(self, index: int) -> str:
@@ -85,4 +84,4 @@ class FolderReader(EncodedReader):
         return read_file(path, path)
 
     def name(self, index: int) -> str:
-        return os.path.join(self.folder, self._folders[self.labels[index]], self._names[index])
+        return os.path.join(self.folders[self.labels[index]], self._names[index])

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from src.readers.base import SPLIT_FOLDERS, wrong_layout
-from src.readers.class_names import complete_names, printable, read_class_names
+from src.readers.class_names import complete_names, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems, read_file
-from src.utils.util import InputError
+from src.utils.util import InputError, printable
 
 FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/

@@ -24,7 +24,7 @@ class LogFile(logging.FileHandler):
     """The log of a run; where it cannot be written (a full disk) that is said once, and the run goes on."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(file, encoding="utf-8")
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
         self._failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name

@@ -40,11 +40,19 @@ def remove_unfinished(folder: Path) -> int:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file holds either the old content or the new one, never half of it, even where the power fails."""
+    """The file holds either the old content or the new one, never half of it, even where the power fails.
+
+    In a text, names of files that are not UTF-8 are escaped, as JSON and YAML would do it.
+    """
     with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def printable(name: str | Path) -> str:
+    """The name, with `\\xNN` for each byte that is not UTF-8, as in folders from a system with another encoding."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:

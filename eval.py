@@ -3,6 +3,7 @@
 """Evaluate checkpoints: exact top-1 and top-5 over every picture of the test set, on one device or many."""
 
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -44,7 +45,7 @@ def run_eval(config: Config) -> dict[Path, Any]:
 
     paths, misfits = find_checkpoints(config.pre_trained), []
     loader = build.ModelLoader(config, rank)
-    loaded = load_each(config, loader, paths, misfits)
+    loaded = load_each(config, loader, paths, misfits, rank)
     first = next(loaded)
     results = {}
     with build_run.open_run(first.config, rank, suffix="_eval", log_name="eval.log", about=describe(first)) as folder:
@@ -61,29 +62,44 @@ def run_eval(config: Config) -> dict[Path, Any]:
     return results
 
 
-def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[str]) -> Iterator[Loaded]:
+def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[str], rank: Rank) -> Iterator[Loaded]:
     """Every checkpoint that is whole and that the pictures fit; what is wrong with the others goes to `misfits`.
 
-    InputError where it is the only one, or none is left.
+    InputError where it is the only one, or none is left; or where the ranks read different files.
     """
     from src.build_data import build_reader, data_folder
+    from src.checkpoint import fingerprint
     from src.utils.util import InputError
 
     if config.dataset != "synthetic":
         data_folder(config)  # before much is loaded
-    reader, error = None, None
+    check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
+    readers, error = {}, None  # by the number of classes, which not all data sets know themselves
     for path in paths:
+        loaded = None
         try:
             fitting, network = loader.load(path)
-            reader = build_reader(fitting, "test") if reader is None else reader
-            check_classes(fitting, loader.class_names, reader)
-        except InputError as found:
+            if fitting.num_classes not in readers:
+                readers[fitting.num_classes] = build_reader(fitting, "test")
+            check_classes(fitting, loader.class_names, readers[fitting.num_classes])
+            loaded = Loaded(path, fitting, network, readers[fitting.num_classes])
+        except (InputError, ConfigError) as found:
             error = error or found
             misfits.append(str(found) if str(found).startswith(str(path)) else f"{path}: {found}")
-        else:
-            yield Loaded(path, fitting, network, reader)
+        if rank.world_size > 1:
+            check_same([1 + fingerprint(loaded.network) if loaded else 0], rank)
+        if loaded:
+            yield loaded
     if len(misfits) == len(paths):
         raise error
+
+
+def check_same(values: Sequence[int], rank: Rank) -> None:
+    """InputError on every rank if one has other values, as where a run still writes what they read."""
+    from src.collective import check_agreed
+
+    check_agreed(values, rank=rank.rank, world_size=rank.world_size,
+                 disagreement="pre_trained: the ranks do not read the same checkpoints; does a run still write there?")
 
 
 def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> None:
@@ -93,18 +109,18 @@ def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> No
 
     if not config.include_top:
         raise InputError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
-    if config.num_classes != len(reader.class_names):
-        raise InputError(f"has {config.num_classes} classes, the pictures {len(reader.class_names)}")
     check_numbering(reader, class_names, "the checkpoint")
 
 
 def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:
     from src.build_data import are_names
 
-    if set(class_names) & set(reader.class_names) or not (are_names(class_names) and are_names(reader.class_names)):
+    other = [name for name in class_names if name not in reader.class_names]
+    if not other or not (are_names(class_names) and are_names(reader.class_names)):
         return []
-    return [f"warning: the checkpoint's classes ({class_names[0]}, ...) have other names than those of the pictures "
-            f"({reader.class_names[0]}, ...): is this the right data?"]
+    new = [name for name in reader.class_names if name not in class_names]
+    return [f"warning: {len(other)} of the checkpoint's classes ({other[0]}, ...) have other names than those of the "
+            f"pictures ({new[0]}, ...): is this the right data?"]
 
 
 def describe(first: Loaded) -> list[str]:

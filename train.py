@@ -86,6 +86,7 @@ def build_parts(config: Config, rank: Rank) -> Parts:
     import mindspore
 
     from src import build
+    from src.build_data import note_on_test_set
     from src.build_weights import open_pre_trained
     from src.training import Throughput, TrainState
 
@@ -100,6 +101,7 @@ def build_parts(config: Config, rank: Rank) -> Parts:
     if config.mode == "train_and_evaluate":
         test = build.build_reader(config, "test", classes=data.reader.class_names)
     network, about = build.build_start(start, rank)
+    about += note_on_test_set(data.reader, test) if test else []
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build.build_model(config, network, learning_rates, rank)
     state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size,

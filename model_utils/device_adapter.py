@@ -91,7 +91,8 @@ def _is_distributed(config: Config, target: str) -> bool:
         launcher = None  # it tells no other device anything
     if config.is_distributed and launcher is None:
         raise DeviceError(HOW_TO_START)
-    return config.is_distributed or launcher is not None and local_adapter.launched_size() > 1
+    # msrun's scheduler, a second copy of the script, ends where the job is joined, even that of one rank.
+    return config.is_distributed or launcher == "msrun" or launcher is not None and local_adapter.launched_size() > 1
 
 
 def _join_job() -> tuple[int, int]:

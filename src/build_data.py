@@ -75,6 +75,13 @@ def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:
                          f"{', '.join(moved[:6])}")
 
 
+def note_on_test_set(train: Reader, test: Reader) -> list[str]:
+    """A warning if the pictures to evaluate on are those to train on."""
+    if test.file(0) is None or test.file(0) != train.file(0):
+        return []
+    return [f"warning: the accuracy is that on the pictures that are trained on: {train.source} are both sets"]
+
+
 def build_preset(config: Config) -> Preset:
     mean, std = STATISTICS[config.dataset]
     return Preset(config.image_size, config.image_mean or mean, config.image_std or std, config.crop_pct,

@@ -26,6 +26,7 @@ from src.build import (
     set_step,
 )
 from src.checkpoint import network_weights, save_checkpoint
+from src.collective import check_agreed
 from src.evaluate import Evaluation, evaluate, result_lines, write_report
 from src.readers.base import Reader
 from src.resume import (
@@ -34,6 +35,7 @@ from src.resume import (
     check_differences,
     find_resume_point,
     is_moving_statistic,
+    log_bytes,
     restore,
     save_state,
     state_parameters,
@@ -43,6 +45,7 @@ from src.saving import Saver, SaveStates, check_free_space
 from src.stopping import StopSignals
 from src.training import TrainState
 from src.utils.logging import get_logger
+from src.utils.util import InputError
 
 
 def read_every(config: Config, rank: Rank) -> int:
@@ -121,7 +124,7 @@ def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str,
                                                         world_size=rank.world_size, suffix=suffix)
     return open_run_folder(folder, rank=rank.rank, world_size=rank.world_size, log_name=log_name,
                            settings=config.model_dump(exclude={"resume", "resume_force"}),
-                           log_bytes=point.record["log_bytes"] if point and rank.rank == 0 else None,
+                           log_bytes=log_bytes(point, rank.rank, config.log_name) if point else None,
                            lines=(*config.notes, *rank.notes, *about))
 
 
@@ -130,8 +133,8 @@ def build_identity(config: Config, rank: Rank, data: TrainData) -> Identity:
     environment = {"mindspore": mindspore.__version__, "device_target": rank.device_target, "workers": rank.workers,
                    "cores": usable_cores(), "ranks": rank.world_size}
     settings = config.model_dump(mode="json") | {"amp_level": amp_level(config, rank)}
-    return Identity(settings, config.batch_size * rank.world_size, data.steps_per_epoch,
-                    environment)
+    return Identity(settings, config.batch_size * rank.world_size, data.steps_per_epoch, len(data.reader),
+                    list(data.reader.class_names), environment)
 
 
 def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
@@ -139,7 +142,7 @@ def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
     """Put model and state back to where `config.resume` says, and tell what to log about it; nothing without it."""
     if config.resume is None:
         return None, []
-    point = find_resume_point(config.resume, Path(config.ckpt_path))
+    point = _agreed_point(config, rank)
     if point is None:
         return None, [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"]
     lines = check_differences(point, build_identity(config, rank, data), force=config.resume_force)
@@ -150,6 +153,20 @@ def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
                      f"goes on from the end of epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
     lines += _describe_longer_run(config, rank, data, point, state)
     return point, [*point.notes, *lines]
+
+
+def _agreed_point(config: Config, rank: Rank) -> ResumePoint | None:
+    """Where to go on from; InputError on every rank if one finds nothing or another state."""
+    point, problem = None, None
+    try:
+        point = find_resume_point(config.resume, Path(config.ckpt_path))
+    except InputError as error:
+        problem = error  # once the others know
+    check_agreed([point.step + 1 if point else 0], rank=rank.rank, world_size=rank.world_size,
+                 disagreement="resume: not every rank finds the same state; all hosts must see the folder of the run")
+    if problem:
+        raise problem
+    return point
 
 
 def _describe_longer_run(config: Config, rank: Rank, data: TrainData, point: ResumePoint,

@@ -8,6 +8,8 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.utils.util import InputError
+
 DIGIT = 4096  # float32 is what every backend can reduce, and exact up to 2**24: 4,096 ranks of such digits
 DIGITS = 5  # integers up to 2**60
 
@@ -41,6 +43,14 @@ def from_rank_0(values: Iterable[int], *, rank: int, world_size: int) -> list[in
     """Rank 0's non-negative integers, on every rank; a meeting point of all ranks as well."""
     mine = np.asarray(list(values), np.int64)
     return sum_integers(mine if rank == 0 else np.zeros_like(mine), world_size).tolist()
+
+
+def check_agreed(values: Iterable[int], *, rank: int, world_size: int, disagreement: str) -> None:
+    """InputError on every rank unless all have the same non-negative integers."""
+    mine = list(values)
+    differs = from_rank_0(mine, rank=rank, world_size=world_size) != mine
+    if sum_integers([int(differs)], world_size)[0]:
+        raise InputError(disagreement)
 
 
 def average_parameters(parameters: Iterable[mindspore.Parameter], world_size: int) -> None:

@@ -33,7 +33,7 @@ FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "
                   "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
                   "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
                   "loss_scale", "amp_level", "label_smooth", "label_smooth_factor", "pre_trained",
-                  "head_lr_multiplier", "scale", "ratio", "hflip", "interpolation", "on_bad_image")
+                  "head_lr_multiplier", "scale", "ratio", "hflip", "crop_pct", "interpolation", "on_bad_image")
 
 
 class Identity(NamedTuple):
@@ -42,6 +42,8 @@ class Identity(NamedTuple):
     settings: dict[str, Any]  # the resolved Config as JSON values
     global_batch: int
     steps_per_epoch: int
+    pictures: int
+    class_names: list[str]
     environment: dict[str, Any]  # versions, cores, workers, ranks: what exactness rests on
 
 
@@ -84,18 +86,26 @@ def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: T
     write_file(state_file(folder, state.step, rank), {RECORD: json.dumps(record)}, arrays)
 
 
-def remove_old_states(folder: Path) -> None:
-    """Keep the last states of all ranks; call when the newest is safe on every rank."""
-    for main_file in _main_files(folder.glob(f"{FOLDER}/*"))[KEPT_STATES:]:
+def remove_old_states(folder: Path, newest_step: int) -> None:
+    """Keep the last states of all ranks; call when the newest is safe on every rank. Later steps are of a way that the
+    run has left, when it was taken back to an earlier one."""
+    main_files = _main_files(folder.glob(f"{FOLDER}/*"))
+    kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
+    for main_file in set(main_files) - set(kept):
         for path in main_file.parent.glob(f"{main_file.stem}.*state"):
             path.unlink(missing_ok=True)
 
 
+def _step_of(main_file: Path) -> int:
+    return int(MAIN_FILE.fullmatch(main_file.name)[1])
+
+
 def _main_files(paths: Iterable[Path]) -> list[Path]:
-    """The main files among them, by when they were written: a run that was taken back to an earlier step goes on from
-    there, and what lies beyond is of the way that it left."""
-    found = [path for path in paths if MAIN_FILE.fullmatch(path.name)]
-    return newest_first(sorted(found, key=lambda path: path.name, reverse=True))
+    """The main files among them: the run folder that was written to last in front, in each the last step. The times of
+    a folder's files do not tell these apart: copying can change them."""
+    by_time = newest_first(sorted((path for path in paths if MAIN_FILE.fullmatch(path.name)), reverse=True))
+    folders = list(dict.fromkeys(path.parent for path in by_time))
+    return sorted(by_time, key=lambda path: (folders.index(path.parent), -_step_of(path)))
 
 
 def _candidates(named: str, root: Path) -> list[Path]:
@@ -109,6 +119,14 @@ def _candidates(named: str, root: Path) -> list[Path]:
     if path.is_file() and MAIN_FILE.fullmatch(path.name):
         return [path]
     raise InputError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")
+
+
+def log_bytes(point: ResumePoint, rank: int, log_name: str) -> int | None:
+    """How long this rank's log was when the state was written; None where that is not known of a log of this name."""
+    if point.record["settings"].get("log_name") != log_name or rank >= point.record["environment"]["ranks"]:
+        return None
+    own = point.contents if rank == 0 else read_file(state_file(point.folder, point.step, rank), must_be_verified=True)
+    return json.loads(own.texts[RECORD])["log_bytes"] or None  # 0 where the log had been moved away
 
 
 def _verified(path: Path) -> ResumePoint:
@@ -143,13 +161,16 @@ def find_resume_point(named: str, root: Path) -> ResumePoint | None:
 
 def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list[str]:
     """Lines about what is different and harmless; InputError lists what is not."""
-    then = Identity(**{name: point.record[name] for name in Identity._fields})
+    then = now._replace(**{name: point.record[name] for name in Identity._fields if name in point.record})
     fixed = _changed(FIXED_KEYS, then.settings, now.settings)
     forceable = _changed(FORCEABLE_KEYS, then.settings, now.settings)
     if then.global_batch != now.global_batch:
         forceable.append(f"global batch (batch_size x ranks): {then.global_batch}, now {now.global_batch}")
     elif then.steps_per_epoch != now.steps_per_epoch:
         forceable.append(f"steps per epoch (size of the data): {then.steps_per_epoch}, now {now.steps_per_epoch}")
+    elif then.pictures != now.pictures:
+        forceable.append(f"training pictures: {then.pictures}, now {now.pictures}")
+    forceable += _changed_classes(then.class_names, now.class_names)
     if now.settings["max_epoch"] < then.settings["max_epoch"]:
         forceable.append(f"max_epoch: {then.settings['max_epoch']}, now {now.settings['max_epoch']}, which is less")
     if fixed or forceable and not force:
@@ -160,6 +181,12 @@ def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list
     environment = _changed(now.environment, then.environment, now.environment)
     exactness = ["the run goes on, but not bit for bit as it would have"] if environment or forceable else []
     return [f"different since the state was written: {line}" for line in forceable + environment] + exactness
+
+
+def _changed_classes(then: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The first class that has another name, where as many are named: their number is compared elsewhere."""
+    renamed = [label for label, names in enumerate(zip(then, now, strict=False)) if len(set(names)) > 1]
+    return [f"names of classes: {renamed[0]} was {then[renamed[0]]}, now {now[renamed[0]]}"] if renamed else []
 
 
 def _changed(keys: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -177,7 +204,7 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise InputError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
-    state.epoch_losses = list(point.record["epoch_losses"])
+    state.epoch_losses = point.record["epoch_losses"][:point.step // point.record["steps_per_epoch"]]
     state.best_top1 = point.record["best_top1"]
     if point.record["steps_per_epoch"] == state.steps_per_epoch:
         state.step = point.step

@@ -17,7 +17,7 @@ import yaml
 
 from src.collective import from_rank_0
 from src.utils.logging import get_logger, log_to_files, set_up_logging
-from src.utils.util import InputError, remove_unfinished, write_atomically
+from src.utils.util import InputError, make_folder, remove_unfinished, write_atomically
 
 NAME_FORMAT = "%Y%m%d_%H%M%S"
 
@@ -43,7 +43,7 @@ def make_run_folder(root: Path, *, rank: int, world_size: int, suffix: str = "")
     moment = _make(root, suffix) if rank == 0 else datetime.now()
     numbers = from_rank_0([int(moment.strftime("%Y%m%d")), int(moment.strftime("%H%M%S"))],
                           rank=rank, world_size=world_size)
-    return root / ("{:08d}_{:06d}".format(*numbers) + suffix)
+    return make_folder(root / ("{:08d}_{:06d}".format(*numbers) + suffix))  # other hosts may have another disk
 
 
 class _Lock:

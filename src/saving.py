@@ -110,7 +110,7 @@ class SaveStates(Handler):
             state.stop_signal = signal_number
         if due:
             state.read_losses()  # a state with weights that are no numbers must not push out the last good ones
-            self._save()
+            self._save(state.step)
 
     def _agree(self) -> tuple[int, bool]:
         """The signal and the time-based save that any rank has, so that all ranks act at the same step."""
@@ -120,11 +120,11 @@ class SaveStates(Handler):
         number = next((int(number) for number, count in zip(self._signals.NUMBERS, signals, strict=True) if count), 0)
         return number, bool(times)
 
-    def _save(self) -> None:
+    def _save(self, step: int) -> None:
         written = self._saver("the resume state", self._write)
         everywhere = int(sum_integers([int(written)], self._world_size)[0]) == self._world_size
         if everywhere and self._rank == 0:
-            remove_old_states(self._folder)
+            remove_old_states(self._folder, step)
         self._last_save_s = time.monotonic()
 
 

@@ -242,5 +242,6 @@ class Conductor(Callback):
                      "waiting_share": state.clock.waiting_share}
         for handler in self._handlers:
             handler.on_epoch(state)
-        state.losses = []
-        state.clock.restart()
+        if state.step % state.steps_per_epoch == 0:  # an epoch that the end of the run cuts may be finished later
+            state.losses = []
+            state.clock.restart()

@@ -61,8 +61,23 @@ def train(folder: Path, rank: Rank, name: str, *flags: str) -> None:
                                        f"--is_distributed={rank.world_size > 1}"]))
 
 
+def disagreements(rank: Rank) -> dict[str, np.ndarray]:
+    """Whether this rank hears of it where all have the same number, and where the last one has another."""
+    from src.collective import check_agreed
+    from src.utils.util import InputError
+
+    found = []
+    for value in (7, int(rank.rank == rank.world_size - 1)):
+        try:
+            check_agreed([value], rank=rank.rank, world_size=rank.world_size, disagreement="they differ")
+            found.append(False)
+        except InputError:
+            found.append(True)
+    return {"disagreements": np.array(found)}
+
+
 def main(folder: Path, rank: Rank) -> None:
-    results = evaluate_counts(folder, rank) | samples(rank)
+    results = evaluate_counts(folder, rank) | samples(rank) | disagreements(rank)
     if GLOBAL_BATCH % rank.world_size == 0:
         train(folder, rank, "plain", *PLAIN, f"--batch_size={GLOBAL_BATCH // rank.world_size}")
     train(folder, rank, "full", *FULL)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import rank_tasks
 from launches import environment, msrun
-from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN, SAMPLE_BATCH, SAMPLE_COUNT
+from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN, SAMPLE_BATCH, SAMPLE_COUNT, STEPS
 from toy_data import ROOT, only_folder
 
 from model_utils.config import get_config
@@ -116,6 +116,11 @@ def test_the_ranks_know_of_each_other(job, size):
     assert [int(result["size"]) for result in job(size).results] == [size] * size
 
 
+@pytest.mark.parametrize("size", STARTS)
+def test_every_rank_hears_that_one_has_another_number(job, size):
+    assert [result["disagreements"].tolist() for result in job(size).results] == [[False, size > 1]] * size
+
+
 # --- evaluation
 
 
@@ -207,3 +212,9 @@ def test_every_rank_has_its_own_log_in_the_folder_of_rank_0(job, size):
     assert len({len(lines) for lines in losses}) == 1 and losses[0]
     assert len(set(map(tuple, losses))) == size  # each tells of its own pictures
     assert f"lr_scale=linear: every learning rate times {size}, " in (folder / "train.log").read_text()
+
+
+def test_msrun_of_one_rank_is_one_run(tmp_path):
+    done = msrun(ROOT / "train.py", *FLAGS, *PLAIN, "--batch_size=32", "--ckpt_path=runs", ranks=1, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert len(LOSS.findall((only_folder(tmp_path / "runs") / "train.log").read_text())) == STEPS

@@ -15,6 +15,7 @@ from toy_data import run_main
 
 from src import engines
 from src.engines import EngineError, choose_engine, open_engine, predict
+from src.inference import Item, TimedEngine, answer_all, time_lines
 from src.utils.util import InputError
 
 IMAGES = np.random.RandomState(0).randn(5, 3, 32, 32).astype(np.float32)
@@ -165,6 +166,14 @@ def test_every_picture_is_answered_once(batch_size, calls):
     engine = Sums(batch_size)
     assert np.allclose(predict(engine, IMAGES), IMAGES.sum(axis=(1, 2, 3))[:, None], atol=1e-3)
     assert engine.calls == calls
+
+
+@pytest.mark.parametrize("batch_size, most", [(3, 3), (None, 64)])
+def test_the_times_are_those_of_the_batches_that_were_run(batch_size, most):
+    engine = TimedEngine(Sums(batch_size))
+    item = Item("a", "a.bin", lambda: np.zeros((64, 3, 2, 2), np.float32))
+    assert len(list(answer_all(engine, [item, item], workers=1))) == 2
+    assert f"over 128 pictures, up to {most} at a time" in time_lines(engine)[-1]
 
 
 # --- what cannot be loaded

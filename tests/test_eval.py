@@ -126,7 +126,9 @@ def test_missing_data_is_said_before_anything_is_loaded(checkpoints, tmp_path):
 @pytest.mark.parametrize(("classes", "status", "said"), [
     (("truck", *CLASSES[1:-1], "airplane"), 2, "numbers its classes otherwise than"),
     (tuple(f"shape {number}" for number in range(10)), 0, "is this the right data?"),
-    (tuple(map(str, range(10))), 0, None), (CLASSES, 0, None)], ids=["moved", "other names", "no names", "the same"])
+    ((*CLASSES[:-1], "lorry"), 0, "1 of the checkpoint's classes (lorry, ...) have other names"),
+    (tuple(map(str, range(10))), 0, None), (CLASSES, 0, None)],
+    ids=["moved", "other names", "another name", "no names", "the same"])
 def test_the_names_of_the_classes_are_compared(data, tmp_path, classes, status, said):
     (data / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n")
     outcome = evaluate(data, tmp_path, write_checkpoint(tmp_path / "any.ckpt", 1, classes=classes))
@@ -156,18 +158,40 @@ def test_no_checkpoint_at_all(data, tmp_path, monkeypatch, named):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("age", "reason"), [(50, "has 2 classes, the pictures 10"), (1000, "has 10 classes")],
-                         ids=["older", "newer"])
-def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, tmp_path, age, reason):
+@pytest.mark.parametrize("age", [50, 1000], ids=["older", "newer"])
+def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, tmp_path, age):
     other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
     os.utime(other, (age, age))
     for number, path in enumerate(checkpoints):
         os.link(path, tmp_path / f"good{number}.ckpt")
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
     assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 1
-    assert f"{other}: " in outcome.err and reason in outcome.err
+    assert f"{other}: num_classes: is 2" in outcome.err and "has 10 classes" in outcome.err
     assert re.findall(r"^checkpoint: .*/(.*)\.ckpt$", outcome.out, re.MULTILINE) == ["good0", "good2", "good1"]
     assert outcome.out.count("<- best") == 1
+
+
+def test_a_flag_that_contradicts_one_of_several_leaves_it_out(data, checkpoints, tmp_path):
+    other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
+    os.link(checkpoints[0], tmp_path / "good.ckpt")
+    outcome = evaluate(data, tmp_path / "outputs", tmp_path, "--num_classes=10")
+    assert outcome.status == 1 and f"{other}: num_classes: --num_classes says 10" in outcome.err
+    assert len(LINE.findall(outcome.out)) == 2
+
+
+def test_data_that_does_not_know_its_number_of_classes_lets_no_checkpoint_decide_for_the_others(tmp_path):
+    data = write_class_folders(tmp_path / "data", classes=("ant", "bee", "cow"), each=2)
+    for split in ("train", "val"):
+        lines = [f"{path.relative_to(data)} {label}\n" for label, name in enumerate(("ant", "bee", "cow"))
+                 for path in sorted((data / split / name).iterdir())]
+        (data / split).rename(data / f"{split}_pictures")
+        (data / f"{split}_list.txt").write_text("".join(lines).replace(f"{split}/", f"{split}_pictures/"))
+    for age, count in ((50, 3), (90, 5)):
+        path = write_checkpoint(tmp_path / f"{count}.ckpt", 1, "--dataset=imagenet2012",
+                                classes=tuple(map(str, range(count))))
+        os.utime(path, (age, age))
+    outcome = evaluate(data, tmp_path / "outputs", tmp_path / "*.ckpt", "--dataset=imagenet2012")
+    assert outcome.status == 0 and len(evaluated(outcome)) == 2, outcome
 
 
 def test_checkpoints_that_fit_no_picture_are_refused(data, tmp_path):

@@ -75,8 +75,9 @@ def rows(folder):
     return [[cell for i, cell in enumerate(line.split(",")) if i not in (4, 5)] for line in lines]
 
 
-def loss_lines(folder):
-    return re.findall(r"epoch: \d+ step: \d+, loss is .*", (folder / "train.log").read_text())
+def loss_lines(folder, rank=0):
+    log = folder / (f"train_{rank}.log" if rank else "train.log")
+    return re.findall(r"epoch: \d+ step: \d+, loss is .*", log.read_text())
 
 
 @pytest.mark.parametrize("step", [3, 5, 6, 9])
@@ -277,6 +278,7 @@ def test_two_ranks_resume_as_one_run(cifar, tmp_path):
     assert_same_weights(killed, whole)
     ours, theirs = (read_file(killed / f"ckpt_{rank}" / f"{rank}-2_5.ckpt").arrays for rank in (0, 1))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert loss_lines(killed) == loss_lines(whole) and loss_lines(killed, rank=1) == loss_lines(whole, rank=1)
 
 
 def test_states_are_written_by_the_clock_when_asked_to(cifar, tmp_path, monkeypatch):

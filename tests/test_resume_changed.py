@@ -3,13 +3,14 @@
 
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
 from test_resume import FLAGS, Reference, loss_lines, rows
-from toy_data import run_main, write_cifar10
+from toy_data import run_main, write_cifar10, write_class_folders
 
-from src import build_run, resume, run_folder
+from src import build_run, resume, run_folder, saving
 from src.checkpoint_file import read_file
 from src.saving import SaveStates
 
@@ -41,13 +42,65 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, 
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
 
 
-def test_a_run_that_was_taken_back_goes_on_from_there(reference, tmp_path):
+def states(folder):
+    return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "resume").iterdir())
+
+
+def test_a_run_that_was_taken_back_goes_on_from_there(reference, tmp_path, monkeypatch):
+    def killed(folder, newest_step):
+        resume.remove_old_states(folder, newest_step)
+        raise KeyboardInterrupt
+
     folder = reference.stopped_after(9, tmp_path)
-    state = folder / "resume" / "step-00000006.state"
-    os.utime(state)  # written now, while step 9 is of the way that was left
+    monkeypatch.setattr(saving, "remove_old_states", killed)
+    state = folder / "resume" / "step-00000003.state"
+    assert run_main("train", *reference.flags, f"--resume={state}").status == 130
+    assert states(folder) == [3, 5]
+
+
+def test_the_last_step_counts_whatever_the_times_of_the_files_are(reference, tmp_path):
+    folder = reference.stopped_after(9, tmp_path)
+    os.utime(folder / "resume" / "step-00000006.state")  # as after a copy that does not keep them
     outcome = run_main("train", *reference.flags, f"--resume={folder}")
-    assert outcome.status == 0 and "after step 6\n" in outcome.out
-    assert sorted(path.name for path in state.parent.iterdir()) == ["step-00000009.state", "step-00000010.state"]
+    assert outcome.status == 0 and "after step 9\n" in outcome.out
+    assert states(folder) == [9, 10]
+
+
+def test_an_epoch_that_the_end_of_the_run_cut_is_finished_by_a_longer_one(reference, tmp_path):
+    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=7")
+    assert outcome.status == 0 and [row[:2] for row in rows(next(tmp_path.iterdir()))[1:]] == [["1", "5"], ["2", "7"]]
+    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}", "--resume")
+    assert outcome.status == 0 and rows(next(tmp_path.iterdir())) == rows(reference.folder)
+
+
+def test_a_log_of_another_name_is_not_cut(reference, tmp_path):
+    folder = reference.stopped_after(6, tmp_path)
+    whole = (folder / "train.log").read_text() + 200 * "what else was in a long log\n"
+    (folder / "train.log").write_text(whole)
+    for name in ("other.log", "train.log"):
+        outcome = run_main("train", *reference.flags, "--max_epoch=3", f"--log_name={name}", f"--resume={folder}")
+        assert outcome.status == 0, outcome.err
+    assert (folder / "train.log").read_text().startswith(whole)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    data = write_class_folders(tmp_path_factory.mktemp("photos"), classes=("ant", "bee"), each=8)
+    return Reference(tmp_path_factory.mktemp("reference"),
+                     (*FLAGS, f"--data_dir={data}", "--dataset=imagenet2012", "--num_classes=2", "--batch_size=3"))
+
+
+def test_other_classes_and_other_pictures_are_another_run(photos, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(next(flag for flag in photos.flags if "data_dir" in flag).partition("=")[2], data)
+    again = (*photos.flags, f"--data_dir={data}", f"--resume={photos.folder}")
+    for split in ("train", "val"):
+        (data / split / "ant").rename(data / split / "cow")
+    assert "names of classes: 0 was ant, now bee" in run_main("train", *again).err
+    for split in ("train", "val"):
+        (data / split / "cow").rename(data / split / "ant")
+    min((data / "train" / "ant").iterdir()).unlink()
+    assert "training pictures: 16, now 15" in run_main("train", *again).err
 
 
 def test_what_a_killed_run_left_unfinished_is_removed(reference, tmp_path):

@@ -45,19 +45,19 @@ def two_hosts() -> Iterator[list[str]]:
         yield names
 
 
-def test_two_hosts_train_together(two_hosts, tmp_path):
-    flags = [*FLAGS, f"--ckpt_path={tmp_path / 'runs'}"]
+def test_two_hosts_with_a_disk_each_train_together(two_hosts, tmp_path):
     port = free_port()
     with ExitStack() as stack:
         hosts = [stack.enter_context(started(
             ["ip", "netns", "exec", name, BIN / "msrun", "--worker_num=2", "--local_worker_num=1",
              f"--node_rank={number}", "--master_addr=10.254.0.1", f"--master_port={port}", "--join=True",
-             f"--log_dir=log{number}", ROOT / "train.py", "--is_distributed=1", *flags], cwd=tmp_path))
+             f"--log_dir=log{number}", ROOT / "train.py", "--is_distributed=1", *FLAGS,
+             f"--ckpt_path=disk{number}"], cwd=tmp_path))
             for number, name in enumerate(two_hosts)]
         outputs = [host.communicate(timeout=150)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
-    run = only_folder(tmp_path / "runs")
-    logs = [(run / name).read_text() for name in ("train.log", "train_1.log")]
+    runs = [only_folder(tmp_path / f"disk{number}") for number in (0, 1)]
+    logs = [(run / name).read_text() for run, name in zip(runs, ("train.log", "train_1.log"), strict=True)]
     assert [len(re.findall("loss is", log)) for log in logs] == [5, 5]
-    weights = [(run / f"ckpt_{rank}/{rank}-1_5.ckpt").read_bytes() for rank in (0, 1)]
+    weights = [(run / f"ckpt_{rank}/{rank}-1_5.ckpt").read_bytes() for rank, run in enumerate(runs)]
     assert weights[0] == weights[1]

@@ -74,12 +74,18 @@ class ArrayReader:
         return None
 
 
+def own_split(data_dir: Path) -> Path | None:
+    """data_dir under the name that says of which split it is the folder, if it has one: `.` and links have two."""
+    names = sum(SPLIT_FOLDERS.values(), ())
+    return next((path for path in (data_dir, data_dir.absolute(), data_dir.resolve()) if path.name in names), None)
+
+
 def split_folders(data_dir: Path, split: str) -> list[Path]:
     """The folders that may be those of a split: inside data_dir, data_dir itself, or beside it."""
-    names = SPLIT_FOLDERS[split]
+    names, own = SPLIT_FOLDERS[split], own_split(data_dir)
     folders = [data_dir / name for name in names]
-    if data_dir.name in sum(SPLIT_FOLDERS.values(), ()):
-        folders += [data_dir] if data_dir.name in names else [data_dir.parent / name for name in names]
+    if own is not None:
+        folders += [data_dir] if own.name in names else [own.parent / name for name in names]
     return folders
 
 

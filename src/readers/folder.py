@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.readers.base import SPLIT_FOLDERS, split_folders, wrong_layout
+from src.readers.base import SPLIT_FOLDERS, own_split, split_folders, wrong_layout
 from src.readers.encoded import EncodedReader, read_file
 from src.utils.util import InputError, printable
 
@@ -49,13 +49,14 @@ def looked_for(split: str) -> list[str]:
 def find(data_dir: Path, split: str) -> Path | None:
     """The folder that holds the class folders of a split; None if there is none.
 
-    data_dir itself is taken for it if there are pictures one folder further down, and nothing has a split's name.
+    data_dir itself is taken for it if there are pictures one folder further down, and nothing has a split's name: what
+    one trains on must not pass for the test set because that is absent.
     """
     found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
     if found is not None:
         return found
     classes = _class_folders(data_dir)
-    has_splits = set(classes) & set(sum(SPLIT_FOLDERS.values(), ()))
+    has_splits = set(classes) & set(sum(SPLIT_FOLDERS.values(), ())) or own_split(data_dir)
     return data_dir if not has_splits and any(holds_pictures(data_dir / name) for name in classes) else None
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.readers.base import SPLIT_FOLDERS, wrong_layout
+from src.readers.base import SPLIT_FOLDERS, own_split, wrong_layout
 from src.readers.class_names import complete_names, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems, read_file
 from src.utils.util import InputError, printable
@@ -25,7 +25,8 @@ def looked_for(split: str) -> list[str]:
 
 def find(data_dir: Path, split: str) -> Path | None:
     """The list of a split, in data_dir or, if that is the folder of a split, beside it."""
-    folders = [data_dir, data_dir.parent] if data_dir.name in sum(SPLIT_FOLDERS.values(), ()) else [data_dir]
+    own = own_split(data_dir)
+    folders = [data_dir, own.parent] if own else [data_dir]
     return next((folder / FILES[split] for folder in folders if (folder / FILES[split]).is_file()), None)
 
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which folder is trained on and which one is evaluated, wherever `data_dir` points."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy_data import TINY, run_main, write_class_folders
+
+from model_utils.config import get_config
+from src.build_data import build_reader
+from src.utils.util import InputError
+
+FLAGS = ("--dataset=imagenet2012", "--num_classes=2", "--device_target=CPU")
+
+
+def source(data_dir: Path, split: str) -> Path:
+    """The folder whose pictures a split has."""
+    return Path(build_reader(get_config([*FLAGS, f"--data_dir={data_dir}"]), split).file(0)).resolve().parent.parent
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_class_folders(tmp_path / "data", classes=("ant", "bee"), each=2)
+
+
+def test_the_folder_of_one_split_never_stands_for_the_other(data):
+    (data / "val").rename(data.parent / "elsewhere")
+    with pytest.raises(InputError, match="no data found"):
+        source(data / "train", "test")
+    (data / "train").rename(data / "val")
+    with pytest.raises(InputError, match="no data found"):
+        source(data / "val", "train")
+
+
+def test_a_dot_or_a_link_is_the_folder_that_it_stands_for(data, monkeypatch):
+    (data / "photos").symlink_to(data / "train")
+    monkeypatch.chdir(data / "train")
+    for folder in (Path(), data / "photos", data / "val", data):
+        assert (source(folder, "train"), source(folder, "test")) == (data / "train", data / "val")
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_class_folders_without_splits_are_both_sets_and_that_is_said(data, tmp_path, is_flat):
+    if is_flat:
+        shutil.move(data / "train", tmp_path / "flat")
+        shutil.rmtree(data)
+    folder = tmp_path / ("flat" if is_flat else "data")
+    outcome = run_main("train", *TINY, *FLAGS, f"--data_dir={folder}", "--batch_size=2", "--max_epoch=1",
+                       "--mode=train_and_evaluate", f"--ckpt_path={tmp_path / 'runs'}")
+    assert outcome.status == 0, outcome.err
+    assert ("the accuracy is that on the pictures that are trained on" in outcome.out) == is_flat

@@ -227,7 +227,7 @@ def test_the_splits_are_found_under_every_name_inside_and_beside(tmp_path, split
     other = tmp_path / ("val" if split == "train" else "train")
     other.mkdir(exist_ok=True)
     for data_dir in (tmp_path, tmp_path / folder, other):
-        assert FolderReader(data_dir, split).folder == tmp_path / folder
+        assert FolderReader(data_dir, split).folders == [tmp_path / folder / "a", tmp_path / folder / "b"]
         assert len(FolderReader(data_dir, split)) == 4
 
 

@@ -109,12 +109,13 @@ def check_outputs(config: Config, items: Sequence[Any]) -> None:
 
     if config.annotate and items[0].pixels is None:
         raise ConfigError("annotate: needs pictures, and these are prepared inputs")
-    model, inputs = Path(config.model_path), {item.file.resolve() for item in items if item.file}
     written = [("save", Path(config.save))] if config.save else []
     if config.annotate:
         written += [("annotate", file) for file in drawn_files(items, Path(config.annotate))]
+    model = Path(config.model_path)
+    read = {file.resolve() for file in (model, card_path(model), *(item.file for item in items if item.file))}
     for key, file in written:
-        if file.resolve() in inputs | {model.resolve(), card_path(model).resolve()}:
+        if file.resolve() in read:
             raise ConfigError(f"{key}: {file} is read in this run and would be written over; name another place")
 
 

@@ -113,7 +113,7 @@ def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> No
 
 
 def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:
-    from src.build_data import are_names
+    from src.readers.class_names import are_names
 
     other = [name for name in class_names if name not in reader.class_names]
     if not other or not (are_names(class_names) and are_names(reader.class_names)):

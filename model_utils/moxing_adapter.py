@@ -181,9 +181,8 @@ def _bring_out(config: Config, file: Any) -> None:
 def _in_output(config: Config, name: str) -> str:
     """The path of a key inside of the folder that is copied out."""
     root, path = Path(config.output_path), Path(getattr(config, name))
-    if path.is_relative_to(root):
-        return str(path)
-    return str(root / (path.name if path.is_absolute() else path))
+    inside = Path(os.path.normpath(root / path))  # an absolute path stays as it is
+    return str(inside if inside.is_relative_to(root) else root / inside.name)
 
 
 def _on_this_host(config: Config) -> Config:

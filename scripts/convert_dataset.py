@@ -23,13 +23,15 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.entry import explain  # noqa: E402
+from model_utils.entry import explain, print_any_name  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from src.readers import packing  # noqa: E402
 from src.readers.base import Reader  # noqa: E402
-from src.readers.class_names import write_class_names  # noqa: E402
+from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
+from src.readers.class_names import are_names, write_class_names  # noqa: E402
+from src.readers.folder import FolderReader  # noqa: E402
 from src.readers.formats import DATA_SETS, Wanted, open_reader  # noqa: E402
 from src.readers.inspection import broken, inspect  # noqa: E402
 from src.readers.packing import Piece  # noqa: E402
@@ -52,11 +54,11 @@ class Plan(NamedTuple):
     kept: list[int]  # numbers of the pictures that go over, in their order
 
 
-def guess_pieces(reader: Reader, processes: int) -> int:
+def guess_pieces(reader: Reader, kept: Sequence[int], processes: int) -> int:
     """So many that each has about 128 MB and no process is idle."""
-    sample = range(0, len(reader), max(1, len(reader) // 50))
+    sample = kept[::max(1, len(kept) // 50)]
     mean = sum(len(packing.content_of(reader, index)) for index in sample) / len(sample)
-    return max(1, round(mean * len(reader) / SHARD_BYTES), min(processes, len(reader) // 500))
+    return max(1, round(mean * len(kept) / SHARD_BYTES), min(processes, len(kept) // 500))
 
 
 def find_kept(source: Source, config: Config, processes: int) -> list[int]:
@@ -76,11 +78,12 @@ def find_kept(source: Source, config: Config, processes: int) -> list[int]:
     return [fact.index for fact in facts if not fact.problem]
 
 
-def fingerprint(reader: Reader, to: str) -> dict[str, Any]:
-    """What an interrupted conversion must agree on to be continued."""
+def fingerprint(reader: Reader, data_dir: Path, to: str) -> dict[str, Any]:
+    """What an interrupted conversion must agree on to be continued, however its folder is spelled."""
     digest = hashlib.sha256(reader.labels.tobytes())
     for index in range(0, len(reader), max(1, len(reader) // 1000)):
-        digest.update(reader.name(index).encode("utf-8", "surrogateescape"))
+        name = (reader.file(index) or reader.name(index)).replace(f"{data_dir}/", "")
+        digest.update(name.encode("utf-8", "surrogateescape"))
     return {"to": to, "pictures": len(reader), "classes": list(reader.class_names), "source": digest.hexdigest()}
 
 
@@ -99,18 +102,19 @@ def make_plan(source: Source, config: Config, options: argparse.Namespace, proce
     """How the split is cut into pieces: as an interrupted conversion began it, else anew. InputError if the folder
     holds something else."""
     reader, folder = open_source(source), options.output
-    record, wanted = read_record(folder), fingerprint(reader, options.to)
+    record, wanted = read_record(folder), fingerprint(reader, source.data_dir, options.to)
     begun = record.get(source.split)
-    if begun and begun["wanted"] != wanted:
-        raise InputError(f"{folder}: holds another conversion, of {begun['wanted']['pictures']} pictures to "
-                         f"{begun['wanted']['to']}; name another folder")
+    for other in (entry["wanted"] for entry in record.values()):
+        if other["to"] != options.to or (begun and begun["wanted"] != wanted):
+            raise InputError(f"{folder}: holds another conversion, of {other['pictures']} pictures to {other['to']}; "
+                             "name another folder")
     if not record and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty, and nothing in it is of this command; name another folder")
     if not begun:
         folder.mkdir(parents=True, exist_ok=True)
-        left_out = sorted(set(range(len(reader))) - set(find_kept(source, config, processes)))
-        begun = {"wanted": wanted, "left_out": left_out, "finished": False,
-                 "pieces": min(len(reader) - len(left_out), options.shards or guess_pieces(reader, processes))}
+        kept = find_kept(source, config, processes)
+        begun = {"wanted": wanted, "left_out": sorted(set(range(len(reader))) - set(kept)), "finished": False,
+                 "pieces": min(len(kept), options.shards or guess_pieces(reader, kept, processes))}
         write_record(folder, record | {source.split: begun})
     left_out = set(begun["left_out"])
     if options.shards and begun["pieces"] != min(options.shards, len(reader) - len(left_out)):
@@ -128,7 +132,8 @@ def convert_split(source: Source, config: Config, options: argparse.Namespace) -
     if not record[split]["finished"]:
         write_pieces(plan, processes)
     first_label = packing.FIRST_TFRECORD_LABEL if plan.to == "tfrecord" else 0
-    write_class_names(plan.folder, reader.class_names, first_label=first_label)
+    if are_names(reader.class_names) or not (plan.folder / CLASS_NAMES).exists():  # the other split may know names
+        write_class_names(plan.folder, reader.class_names, first_label=first_label)
     print(verify(source, plan.kept, plan.folder, plan.to))
     record[split]["finished"] = True
     write_record(plan.folder, record)
@@ -172,7 +177,8 @@ def list_in_place(source: Source, config: Config) -> None:
         raise InputError(f"{path}: is there already")
     kept = find_kept(source, config, config.num_parallel_workers or usable_cores())
     packing.write_lines(path, packing.list_lines(reader, kept, source.data_dir))
-    write_class_names(source.data_dir, reader.class_names)
+    if not (source.data_dir / CLASS_NAMES).exists():
+        write_class_names(source.data_dir, reader.class_names)
     print(verify(source, kept, source.data_dir, "list"))
 
 
@@ -206,6 +212,13 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return parser.parse_known_args(argv)
 
 
+def check_output(output: Path | None, reader: Reader) -> None:
+    """InputError for a folder among those of the classes: it would be taken for one of them."""
+    if output and isinstance(reader, FolderReader) and (
+            reader.folders[0].parent.resolve() in output.resolve().parents):
+        raise InputError(f"--output: {output} lies among the class folders that are read; name another one")
+
+
 def convert(options: argparse.Namespace, config: Config) -> None:
     if options.shards < 0:
         raise InputError(f"--shards: must be positive, not {options.shards}")
@@ -216,7 +229,8 @@ def convert(options: argparse.Namespace, config: Config) -> None:
     names = {reader.class_names for reader in readers if reader.by_name}
     if len(names) > 1:
         raise InputError(f"{config.data_dir}: the class folders of the two splits differ, so their numbers would too")
-    for source in sources:
+    for source, reader in zip(sources, readers, strict=True):
+        check_output(options.output, reader)
         if options.output is None or options.output.resolve() == source.data_dir.resolve():
             if options.to != "list":
                 raise InputError(f"--output: {options.output} is the folder that is read; name another one")
@@ -227,6 +241,7 @@ def convert(options: argparse.Namespace, config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
+    print_any_name()
     open_source.cache_clear()
     try:
         convert(options, get_config(flags, "convert_dataset.py"))

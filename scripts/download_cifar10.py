@@ -9,11 +9,14 @@ Exit status: 0 done, 1 the download failed, 2 it cannot be unpacked or written t
 
 import argparse
 import errno
+import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -147,6 +150,29 @@ def download(args: argparse.Namespace) -> bool:
     if urlsplit(args.url).scheme not in ("http", "https", "file"):
         raise ValueError(f"--url: {args.url} is no http, https or file address")
     dest.mkdir(parents=True, exist_ok=True)
+    with alone_in(dest):
+        fetch_and_unpack(args)
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """DownloadError if another process is at it; the system frees the lock when this one ends, however it ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(f"another process is loading into {folder}") from None
+        except OSError:  # a network file system that locks no folders
+            pass
+        yield
+    finally:
+        os.close(lock)
+
+
+def fetch_and_unpack(args: argparse.Namespace) -> None:
+    dest: Path = args.dest
     name = Path(urlsplit(args.url).path).name or "cifar10"
     part, unpacked = dest / f".{name}.part", dest / ".unpacked"
     resumed = part.exists()
@@ -166,7 +192,6 @@ def download(args: argparse.Namespace) -> bool:
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     part.replace(dest / name) if args.keep_archive else part.unlink()
-    return True
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

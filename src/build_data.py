@@ -7,6 +7,7 @@ from pathlib import Path
 from model_utils.schema import Config
 from src.pictures import STATISTICS, Preset
 from src.readers.base import Reader
+from src.readers.class_names import are_names
 from src.readers.formats import DATA_SETS, Wanted, open_reader
 from src.readers.synthetic import SyntheticReader
 from src.utils.util import InputError
@@ -57,11 +58,6 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
         raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
     check_numbering(reader, classes, "the training set")
     return reader
-
-
-def are_names(classes: Sequence[str]) -> bool:
-    """Whether classes have names of their own, and not their numbers for want of any."""
-    return list(classes) != [str(number) for number in range(len(classes))]
 
 
 def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:

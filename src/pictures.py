@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from src.utils.util import InputError
 
@@ -114,6 +114,19 @@ def _shared_depth(paths: Sequence[Path]) -> int:
 # --- pixels
 
 
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # colour profiles of good pictures exceed Pillow's 1 MiB
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height, as the file says; PictureError if it says nothing."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.size
+    except UNREADABLE as error:
+        raise PictureError(f"is damaged or cannot be decoded: {error}") from None
+
+
 def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
     """The pixels of an encoded picture as R,G,B bytes [H, W, 3], turned as its EXIF says where `upright` is set.
 
@@ -127,7 +140,7 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
             return np.array(_to_rgb(image))
     except UnidentifiedImageError:
         raise PictureError("is no picture, or of a kind that is not known here" if data else "is empty") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise PictureError(f"is damaged or cannot be decoded: {error}") from None
 
 

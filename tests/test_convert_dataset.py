@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from packed import COUNTS, convert, open_format, write_coloured
+from PIL import Image
 from toy_data import ROOT, run_main, run_python, write_cifar10
 
 from src.readers import packing
@@ -134,11 +135,63 @@ def test_a_folder_of_something_else_is_left_alone(source, tmp_path):
     assert "is not empty" in convert(source, "tfrecord", out).err
     assert names_in(out) == {"notes.txt"}
     assert convert(source, "tfrecord", tmp_path / "other", "--split=test").status == 0
+    assert "holds another conversion" in convert(source, "list", tmp_path / "other", "--split=train").err
     (source / "val/ant/picture 00.png").rename(source / "val/ant/picture 99.png")
     assert "holds another conversion" in convert(source, "tfrecord", tmp_path / "other", "--split=test").err
 
 
+def test_what_is_left_out_is_not_read_again(source, tmp_path):
+    assert convert(source, "tfrecord", tmp_path / "packed", "--split=train", "--shards=1").status == 0
+    shard = next((tmp_path / "packed").glob("train-*"))
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    outcome = convert(tmp_path / "packed", "list", tmp_path / "out", "--split=train", "--on_bad_image=skip")
+    assert outcome.status == 0 and f"{TRAIN - 1} training" in outcome.out, outcome
+
+
+def test_names_that_one_split_knows_are_kept(source, tmp_path):
+    flags = ("--to=list", f"--data_dir={source}", "--dataset=imagenet2012")
+    assert run_main("scripts.convert_dataset", *flags).status == 0
+    (source / "labels.txt").unlink()
+    lines = (source / "val_list.txt").read_text().replace("val/ant/", "flat/ant ").replace("val/bee/", "flat/bee ")
+    (source / "flat").mkdir()
+    for path in (source / "val").rglob("*.png"):
+        path.rename(source / "flat" / f"{path.parent.name} {path.name}")
+    (source / "val_list.txt").write_text(lines.replace("val/cow/", "flat/cow "))
+    outcome = convert(source, "tfrecord", tmp_path / "out", "--dataset_format=list")
+    assert outcome.status == 0, outcome
+    assert (tmp_path / "out" / "labels.txt").read_text() == "1:ant\n2:bee\n3:cow\n"
+
+
+def test_a_file_of_names_that_is_there_stays(source):
+    (source / "labels.txt").write_text("0:a tench\n1:a goldfish\n2:a shark\n")
+    flags = ("--to=list", f"--data_dir={source}", "--dataset=imagenet2012")
+    assert run_main("scripts.convert_dataset", *flags).status == 0
+    assert (source / "labels.txt").read_text().startswith("0:a tench")
+
+
+def test_the_folder_may_be_spelled_in_another_way(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert convert(source.relative_to(tmp_path), "tfrecord", tmp_path / "out", "--split=train").status == 0
+    outcome = convert(source, "tfrecord", tmp_path / "out", "--split=train")
+    assert outcome.status == 0, outcome
+
+
+def test_a_good_picture_with_a_large_colour_profile_is_good(source, tmp_path):
+    picture = min((source / "train" / "ant").iterdir())
+    Image.open(picture).save(picture, icc_profile=bytes(2 << 20))
+    outcome = convert(source, "tfrecord", tmp_path / "out", "--split=train")
+    assert outcome.status == 0 and f"{TRAIN} training" in outcome.out, outcome
+
+
 # What is refused
+
+
+def test_an_output_among_the_class_folders(source):
+    outcome = convert(source / "train", "tfrecord", source / "train" / "packed", "--split=train")
+    assert outcome.status == 2 and "lies among the class folders" in outcome.err
+    assert not (source / "train" / "packed").exists()
 
 
 def test_broken_pictures_stop_the_conversion_or_are_left_out(source, tmp_path):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Getting CIFAR-10: from a server that breaks off, refuses, lies or is slow; and unpacking what must not be trusted."""
 
+import fcntl
 import hashlib
 import io
+import os
 import tarfile
 import threading
 import time
@@ -191,6 +193,14 @@ def test_a_missing_or_a_wrong_file_is_said_at_once_and_nothing_stays(tmp_path, a
     assert outcome.status == 1 and said in outcome.err and "Traceback" not in outcome.err
     assert server.url in outcome.err and len(server.asked) == 1
     assert not files_in(tmp_path)
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    outcome = run_python(SCRIPT, tmp_path, "--url=file:///absent")
+    os.close(lock)
+    assert outcome.status == 1 and f"another process is loading into {tmp_path}" in outcome.err
 
 
 def test_nobody_there(tmp_path):

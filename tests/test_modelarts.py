@@ -156,6 +156,8 @@ def test_paths_of_the_run_lie_where_things_are_copied(cloud):
         assert config.data_dir == str(cloud.cache / "data" / "cifar10")
         assert config.ckpt_path == str(cloud.cache / "train" / "runs")
         assert config.file_name == str(cloud.cache / "train" / "out" / "net")
+    with on_platform(cloud.config("--ckpt_path=../runs")) as config:
+        assert config.ckpt_path == str(cloud.cache / "train" / "runs")
     inside, given = str(cloud.cache / "train" / "runs"), str(cloud.cache / "data")
     with on_platform(cloud.config(f"--ckpt_path={inside}", f"--data_dir={given}")) as config:
         assert (config.ckpt_path, config.data_dir) == (inside, given)

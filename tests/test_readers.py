@@ -177,11 +177,22 @@ def test_two_formats_in_one_folder_are_refused_unless_one_is_named(folders, tmp_
 
 
 def test_shards_are_read_in_the_order_of_their_numbers(tmp_path):
-    for number in (10, 9, 0, 11):
+    for number in (10, 8, 9, 11):
         (tmp_path / f"train.mindrecord{number}").touch()
         (tmp_path / f"train.mindrecord{number}.db").touch()
-    assert [path.suffix[11:] for path in find_shards(tmp_path, "train", ENDINGS)] == ["0", "9", "10", "11"]
+    assert [path.suffix[11:] for path in find_shards(tmp_path, "train", ENDINGS)] == ["8", "9", "10", "11"]
     assert find_shards(tmp_path, "test", ENDINGS) == []
+    (tmp_path / "train.mindrecord9").unlink()
+    with pytest.raises(InputError, match="shards are missing: number 9 between train.mindrecord8 and"):
+        find_shards(tmp_path, "train", ENDINGS)
+
+
+@pytest.mark.parametrize("other", ["train.mindrecord", "old_train.mindrecord0"])
+def test_two_sets_of_one_split_are_refused(tmp_path, other):
+    for name in ("train.mindrecord0", "train.mindrecord1", other):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="holds several sets of shards of one split"):
+        find_shards(tmp_path, "train", ENDINGS)
 
 
 # Lists

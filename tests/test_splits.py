@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_data import TINY, run_main, write_class_folders
+from toy_data import TINY, run_main, write_cifar10, write_class_folders
 
 from model_utils.config import get_config
 from src.build_data import build_reader
@@ -38,6 +38,15 @@ def test_a_dot_or_a_link_is_the_folder_that_it_stands_for(data, monkeypatch):
     monkeypatch.chdir(data / "train")
     for folder in (Path(), data / "photos", data / "val", data):
         assert (source(folder, "train"), source(folder, "test")) == (data / "train", data / "val")
+
+
+def test_records_are_found_from_a_dot_or_a_link(tmp_path, monkeypatch):
+    written = write_cifar10(tmp_path / "data")
+    monkeypatch.chdir(written.folder / "cifar-10-batches-bin")
+    (tmp_path / "link").symlink_to(Path.cwd())
+    for folder in (Path(), tmp_path / "link"):
+        readers = [build_reader(get_config([f"--data_dir={folder}"]), split) for split in ("train", "test")]
+        assert [len(reader) for reader in readers] == [len(written.train.labels), len(written.test.labels)]
 
 
 @pytest.mark.parametrize("is_flat", [True, False])

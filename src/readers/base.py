@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every data format offers, and how the right split is found."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,10 +74,14 @@ class ArrayReader:
         return None
 
 
-def own_split(data_dir: Path) -> Path | None:
-    """data_dir under the name that says of which split it is the folder, if it has one: `.` and links have two."""
-    names = sum(SPLIT_FOLDERS.values(), ())
+def under_a_name(data_dir: Path, names: Collection[str]) -> Path | None:
+    """data_dir, written so that it has one of these names, if it has one at all: `.` and links have another as well."""
     return next((path for path in (data_dir, data_dir.absolute(), data_dir.resolve()) if path.name in names), None)
+
+
+def own_split(data_dir: Path) -> Path | None:
+    """data_dir under the name that says of which split it is the folder, if it has one."""
+    return under_a_name(data_dir, sum(SPLIT_FOLDERS.values(), ()))
 
 
 def split_folders(data_dir: Path, split: str) -> list[Path]:

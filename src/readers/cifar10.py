@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.readers.base import ArrayReader, wrong_layout
+from src.readers.base import ArrayReader, under_a_name, wrong_layout
 from src.utils.util import InputError
 
 RECORD_BYTES = 1 + 32 * 32 * 3
@@ -29,8 +29,8 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
         if files:
             return files
     # data_dir may be one of the two folders itself; the other split then lies beside it
-    beside = sorted((data_dir.parent / FOLDERS[split][0]).glob(FILES[split]))
-    return beside if beside and data_dir.name in (FOLDERS["train"][0], FOLDERS["test"][0]) else None
+    own = under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0]))
+    return own and sorted((own.parent / FOLDERS[split][0]).glob(FILES[split])) or None
 
 
 def _read(path: Path) -> np.ndarray:

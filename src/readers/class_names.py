@@ -33,6 +33,11 @@ def write_class_names(folder: Path, names: Sequence[str], *, first_label: int = 
     (folder / FILE).write_text("".join(lines), encoding="utf-8")
 
 
+def are_names(classes: Sequence[str]) -> bool:
+    """Whether classes have names of their own, and not their numbers for want of any."""
+    return list(classes) != [str(number) for number in range(len(classes))]
+
+
 def complete_names(found: Mapping[int, str], num_classes: int) -> tuple[str, ...]:
     """One name per class: what was found with the pictures if that tells classes apart, else the number."""
     names = found if len(set(found.values())) == len(found) else {}

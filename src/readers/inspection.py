@@ -2,13 +2,12 @@
 """Looks at every picture of a data set: can it be decoded, how large is it, is it there twice?"""
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from src.pictures import PictureError, size_of
 from src.readers.base import Reader
 from src.readers.parallel import Source, cut, open_source, run
 from src.readers.traffic import picture_problem
@@ -39,8 +38,8 @@ def look(reader: Reader, index: int) -> Fact:
     if problem:
         return Fact(index, f"{reader.name(index)}: {problem}", 0, 0, digest)
     try:
-        return Fact(index, None, *Image.open(io.BytesIO(content.tobytes())).size, digest)
-    except (OSError, Image.DecompressionBombError) as error:
+        return Fact(index, None, *size_of(content.tobytes()), digest)
+    except PictureError as error:
         return Fact(index, f"{reader.name(index)}: {error}", 0, 0, digest)
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the pictures of a reader in another format, piece by piece; a piece appears when it is complete."""
 
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +9,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from src.pictures import size_of
 from src.readers.base import Reader
 from src.readers.list_file import FILES
 from src.readers.shards import shard_name
 from src.readers.tf_example import encode_example, frame
-from src.utils.util import InputError
+from src.utils.util import InputError, printable
 
 SPLIT_STEMS = {"tfrecord": {"train": "train", "test": "validation"},  # as slim calls them
                "mindrecord": {"train": "train", "test": "val"},
@@ -77,7 +76,7 @@ def write_tfrecord(path: Path, pictures: Iterable[Item]) -> None:
     """A shard with the features that slim's scripts write, labels from 1."""
     with path.open("wb") as file:
         for item in pictures:
-            width, height = Image.open(io.BytesIO(item.content)).size
+            width, height = size_of(item.content)
             kind = {"jpg": "jpeg"}.get(item.ending, item.ending)
             file.write(frame(encode_example({
                 "image/encoded": item.content, "image/format": kind.encode(), "image/height": height,
@@ -93,7 +92,7 @@ def write_mindrecord(path: Path, pictures: Iterable[Item]) -> None:
     writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}, "pictures")
     rows = []
     for item in pictures:
-        rows.append({"image": item.content, "label": item.label, "name": item.name})
+        rows.append({"image": item.content, "label": item.label, "name": printable(item.name)})
         if len(rows) == ROWS_AT_ONCE:
             writer.write_raw_data(rows)
             rows = []

@@ -20,12 +20,13 @@ def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
 def find_shards(data_dir: Path, split: str, endings: str) -> list[Path]:
     """The files of a split in their order, by the split's word in their name; in the split's own folder any name does.
 
-    `endings` is a regular expression for what comes behind the word. InputError if some of a numbered set are missing.
+    `endings` is a regular expression for what comes behind the word. InputError if some of a numbered set are missing,
+    or there are several sets.
     """
     for word in SPLIT_WORDS[split]:
         files = _matching(data_dir, rf"(?:.*[-_.])?{word}(?:{endings})")
         if files:
-            return _all_there(files)
+            return _in_a_row(_all_there(files))
     for folder in split_folders(data_dir, split):
         files = _matching(folder, rf".*(?:{endings})")
         if files:
@@ -43,6 +44,22 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 def _natural_order(path: Path) -> list[tuple[int, int | str]]:
     """x.mindrecord10 after x.mindrecord9."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _in_a_row(files: list[Path]) -> list[Path]:
+    """InputError unless the names are the same but for one number, which counts up without a gap."""
+    kinds = {re.sub(r"\d+", "#", path.name): path.name for path in files}
+    if len(kinds) > 1:
+        raise InputError(f"{files[0].parent}: holds several sets of shards of one split: {', '.join(kinds.values())}; "
+                         "keep one")
+    columns = zip(*([int(number) for number in re.findall(r"\d+", path.name)] for path in files), strict=True)
+    for numbers in columns:
+        missing = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+        if missing and len(set(numbers)) == len(files):
+            named = ", ".join(map(str, missing[:5]))
+            raise InputError(f"{files[0].parent}: shards are missing: number {named} between {files[0].name} and "
+                             f"{files[-1].name}")
+    return files
 
 
 def _all_there(files: Sequence[Path]) -> list[Path]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML recipes: one to three documents, a `base:` file below, and the line that each value stands on."""
 
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,17 @@ import yaml
 
 from model_utils.errors import ConfigError
 
+PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.(\d|\d*[1-9]))?([eE][-+]?\d+)?")
 MAX_DOCUMENTS = 3  # the model zoo's files: values, help texts, choices
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Text stays as it is written: YAML 1.1 makes 8 of 010, 750 of 12:30, 1.1 of 1.10 and a day of 2024-01-05, where
-    people mean a name; and it reads 5e-4 as text. The schema makes numbers of texts where it wants them."""
+    """What may be meant as a name stays as it is written: YAML 1.1 makes 8 of 010, 750 of 12:30, 1.1 of 1.10 and a day
+    of 2024-01-05; and it reads 5e-4 as text. The schema makes numbers of texts where it wants them."""
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
         value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
-        return value if str(value) == node.value else node.value
+        return value if PLAIN_NUMBER.fullmatch(node.value) or not math.isfinite(value) else node.value
 
 
 for _kind in ("int", "float"):

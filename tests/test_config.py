@@ -152,10 +152,11 @@ def test_names_are_what_is_written_and_numbers_are_numbers(tmp_path):
     written = {"ckpt_path": "2024_01_05", "file_name": "1.10", "data_dir": "2024-01-05", "log_name": "010",
                "result_dir": "12:30", "save": "2024-13-01"}
     text = "".join(f"{name}: {value}\n" for name, value in written.items())
-    (tmp_path / "a.yaml").write_text(f"base: {ROOT / 'cifar10_config.yaml'}\n{text}batch_size: 016\nlr_max: 0.10\n")
+    (tmp_path / "a.yaml").write_text(f"base: {ROOT / 'cifar10_config.yaml'}\n{text}batch_size: 016\nlr_max: 0.10\n"
+                                     "eta_min: 1.0e-10\n")
     config = get_config([f"--config_path={tmp_path / 'a.yaml'}"])
     assert {name: str(getattr(config, name)) for name in written} == written
-    assert (config.batch_size, config.lr_max) == (16, 0.1)
+    assert (config.batch_size, config.lr_max, config.eta_min) == (16, 0.1, 1e-10)
 
 
 def test_an_unknown_yaml_key_is_refused_with_file_line_and_nearest_name(tmp_path):

@@ -38,10 +38,16 @@ def _resize(preset: Preset, size: Any) -> Any:
     return vision.Resize(size, INTERPOLATIONS[preset.interpolation])
 
 
+def _flip(random: Augmentation) -> Any:
+    """Independent of the crop. `RandomHorizontalFlip` is not: MindData seeds all operations of a worker alike, it draws
+    twice for each picture as `RandomCrop` does, and so every crop that lies high is flipped and none that lies low."""
+    return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), random.hflip)]])
+
+
 def _train_photo(preset: Preset, random: Augmentation) -> list[Any]:
     crop = vision.RandomCropDecodeResize(preset.image_size, random.scale, random.ratio,
                                          INTERPOLATIONS[preset.interpolation])
-    return [crop, vision.RandomHorizontalFlip(random.hflip)]
+    return [crop, _flip(random)]
 
 
 def _eval_photo(preset: Preset) -> list[Any]:
@@ -49,7 +55,7 @@ def _eval_photo(preset: Preset) -> list[Any]:
 
 
 def _train_small(preset: Preset, random: Augmentation) -> list[Any]:
-    return [vision.RandomCrop(SMALL, (4, 4, 4, 4)), vision.RandomHorizontalFlip(random.hflip), *_eval_small(preset)]
+    return [vision.RandomCrop(SMALL, (4, 4, 4, 4)), _flip(random), *_eval_small(preset)]
 
 
 def _eval_small(preset: Preset) -> list[Any]:

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 from packed import batches, eval_batches
-from toy_data import refusal, write_cifar10, write_picture
+from toy_data import Split, cifar_records, refusal, write_cifar10, write_picture
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -73,6 +73,24 @@ def test_hflip_is_how_often(data_dir):
     assert not flipped(train_pictures(data_dir, "--hflip=0")).any()
     assert flipped(train_pictures(data_dir, "--hflip=1")).all()
     assert 0 < flipped(train_pictures(data_dir)).sum() < COUNT
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+    ramp = np.zeros((2000, 32, 32, 3), np.uint8)  # red grows from left to right, green from top to bottom
+    ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes())
+    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=2000", *PIXELS])
+    images = batches(build_train_data(config, Rank(0, 1, 0, "CPU", workers)).dataset(0))[0][0]
+    is_flipped = images[:, 0, 16, 12] > images[:, 0, 16, 20]
+    top = (255 * images[:, 1, 16, 16]).round() // 7
+    left = (255 * np.where(is_flipped, images[:, 0, 16, 15], images[:, 0, 16, 16])).round() // 7
+    for side in (top, left):
+        assert len(np.unique(side)) == 9
+        for place in np.unique(side):
+            assert 0.3 < is_flipped[side == place].mean() < 0.7
 
 
 @pytest.mark.parametrize("hflip", [0, 1])

@@ -49,6 +49,14 @@ def test_records_are_found_from_a_dot_or_a_link(tmp_path, monkeypatch):
         assert [len(reader) for reader in readers] == [len(written.train.labels), len(written.test.labels)]
 
 
+def test_the_names_beside_the_training_records_are_those_of_the_test_records_too(tmp_path):
+    written = write_cifar10(tmp_path / "data")
+    names = [f"shape{number}" for number in range(10)]
+    (written.folder / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(names))
+    for split in ("train", "test"):
+        assert list(build_reader(get_config([f"--data_dir={written.folder}"]), split).class_names) == names
+
+
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_class_folders_without_splits_are_both_sets_and_that_is_said(data, tmp_path, is_flat):
     if is_flat:

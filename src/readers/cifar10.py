@@ -57,10 +57,14 @@ def read_records(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, as the official archive has them; the official ones where there are none."""
-    path = folder / "batches.meta.txt"
-    names = tuple(path.read_text(encoding="utf-8").split()) if path.is_file() else ()
-    return names if len(names) == len(CLASS_NAMES) else CLASS_NAMES
+    """The names beside the records, as the official archive has them, or beside the training records; the official ones
+    where there are none."""
+    for place in (folder, folder.parent / FOLDERS["train"][0]):
+        path = place / "batches.meta.txt"
+        names = tuple(path.read_text(encoding="utf-8").split()) if path.is_file() else ()
+        if len(names) == len(CLASS_NAMES):
+            return names
+    return CLASS_NAMES
 
 
 class Cifar10Reader(ArrayReader):

@@ -219,7 +219,18 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     if "buffer_size" in flags:
         notes.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
     notes += [*_apply_lr_flag(values), *_leave_out_distribution(values, program)]
-    return build_config(values, notes)
+    config = build_config(values, notes)
+    return build_config(values, [*notes, *_lone_smoothing(config)])
+
+
+def _lone_smoothing(config: Config) -> list[str]:
+    """What to say of one half of label smoothing on the command line without the other."""
+    if config.is_flag("label_smooth_factor") and config.label_smooth_factor and not (
+            config.label_smooth or config.is_flag("label_smooth")):
+        return ["warning: --label_smooth_factor has no effect without --label_smooth=1"]
+    if config.is_flag("label_smooth") and config.label_smooth and not config.label_smooth_factor:
+        return ["warning: --label_smooth has no effect without --label_smooth_factor, such as 0.1"]
+    return []
 
 
 def _meaning(alias: Alias) -> str:

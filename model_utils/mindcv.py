@@ -70,7 +70,7 @@ CONVERTED: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 CHOICES = {"opt": ("momentum", "sgd"), "loss": ("CE",)}  # another value would be another training: refused
 
-# What has one meaning here, and why another one is not to be had. The first value is MindCV's own default.
+# What has one meaning here: the values that have it, and why another one is not to be had.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "pretrained": ((False,), "nothing is downloaded; name the weights with pre_trained"),
     "resume_opt": ((False,), "--resume goes on with an earlier run"),
@@ -102,7 +102,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "filter_bias_and_bn": ((True,), "biases and batch normalisation never decay"),
     "eps": ((1e-10,), "momentum has no epsilon"),
     "warmup_factor": ((0.0,), "the warm-up begins at 0"),
-    "lr_epoch_stair": ((True,), "after the warm-up the rate changes once per epoch"),
+    "lr_epoch_stair": ((), "the rate changes with every step in the warm-up, and once per epoch behind it"),
     "num_cycles": ((1,), "the cosine falls once"),
     "cycle_decay": ((1.0,), "the cosine falls once"),
     "aux_factor": ((0.0,), "VGG has one output"),
@@ -114,7 +114,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": True, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
             "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6}
-DECAY_EPOCHS, MILESTONES = 100, (30, 60, 90)
+DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 SCHEDULE_KEYS = ("scheduler", "decay_epochs", "multi_step_decay_milestones")
 
 
@@ -183,11 +183,15 @@ def _steps(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
     first = _number(values["warmup_epochs"][0]) + decay
     last = _number(values["max_epoch"][0])
     epochs = [first + number * decay for number in range(max(0, int((last - first) // decay) + 1))]
-    return {"lr_scheduler": "exponential", "lr_epochs": [round(epoch) for epoch in epochs]}
+    return _decay(values, [round(epoch) for epoch in epochs])
 
 
 def _milestones(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
-    return {"lr_scheduler": "exponential", "lr_epochs": milestones}
+    return _decay(values, milestones)
+
+
+def _decay(values: Values, epochs: Any) -> dict[str, Any]:
+    return {"lr_scheduler": "exponential", "lr_epochs": epochs, "lr_gamma": values.get("lr_gamma", (DECAY_RATE, ""))[0]}
 
 
 def _constant(values: Values, decay: float, milestones: Any) -> dict[str, Any]:

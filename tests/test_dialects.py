@@ -194,7 +194,7 @@ def test_what_the_file_leaves_out_has_mindcvs_values(tmp_path):
     ("scheduler: step_decay\nwarmup_epochs: 0\ndecay_epochs: 30\ndecay_rate: 0.5",
      {"lr_scheduler": "exponential", "lr_epochs": (30, 60, 90), "lr_gamma": 0.5}),
     ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]", {"lr_epochs": (10, 20)}),
-    ("scheduler: multi_step_decay", {"lr_epochs": (30, 60, 90)}),
+    ("scheduler: multi_step_decay", {"lr_epochs": (30, 60, 90), "lr_gamma": 0.9}),
     ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
     ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
     ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),

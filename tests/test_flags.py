@@ -175,3 +175,12 @@ finally:
     print("loaded:", sorted({{"mindspore", "numpy", "matplotlib"}} & set(sys.modules)))
 """
     assert run_python("-c", code).out.endswith("loaded: []\n")
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (("--label_smooth_factor=0.1",), ["without --label_smooth=1"]),
+    (("--label_smooth=1",), ["without --label_smooth_factor"]),
+    (("--label_smooth=1", "--label_smooth_factor=0.1"), []), (("--label_smooth=0", "--label_smooth_factor=0.1"), [])])
+def test_half_of_label_smoothing_is_said_to_be_none(flags, said):
+    notes = [note for note in get_config(list(flags)).notes if "label_smooth" in note]
+    assert len(notes) == len(said) and all(text in note for text, note in zip(said, notes, strict=True))

@@ -186,7 +186,7 @@ def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise ConfigError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
-    config._notes = tuple(notes)
+    config._notes = (*notes, *_lone_smoothing(config))
     return config
 
 
@@ -219,8 +219,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     if "buffer_size" in flags:
         notes.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
     notes += [*_apply_lr_flag(values), *_leave_out_distribution(values, program)]
-    config = build_config(values, notes)
-    return build_config(values, [*notes, *_lone_smoothing(config)])
+    return build_config(values, notes)
 
 
 def _lone_smoothing(config: Config) -> list[str]:

@@ -104,8 +104,9 @@ def make_plan(source: Source, config: Config, options: argparse.Namespace, proce
     reader, folder = open_source(source), options.output
     record, wanted = read_record(folder), fingerprint(reader, source.data_dir, options.to)
     begun = record.get(source.split)
-    for other in (entry["wanted"] for entry in record.values()):
-        if other["to"] != options.to or (begun and begun["wanted"] != wanted):
+    for split, entry in record.items():
+        other = entry["wanted"]
+        if (other != wanted) if split == source.split else (other["to"] != options.to):
             raise InputError(f"{folder}: holds another conversion, of {other['pictures']} pictures to {other['to']}; "
                              "name another folder")
     if not record and folder.exists() and any(folder.iterdir()):

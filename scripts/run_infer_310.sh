@@ -92,14 +92,14 @@ case "$need_preprocess" in
         inputs=preprocess_Result/00_data label_file=preprocess_Result/$labels
         ;;
     *)
-        inputs=$data earlier=preprocess_Result
-        if [ "$dataset" = cifar10 ]; then
+        if [ "$dataset" = cifar10 ]; then  # the labels of these very inputs, and no others
             inputs=$(prepared_inputs)
             [ -n "$inputs" ] || refuse "NEED_PREPROCESS=n: there are no prepared inputs in $data or preprocess_Result; give y once"
-            earlier=$inputs  # the labels of these very inputs, and no others
+            label_file=$(first_existing "$inputs/$labels" "$(dirname -- "$inputs")/$labels")
+        else
+            label_file=$(first_existing "$data/$labels" "$(dirname -- "$data")/$labels" "preprocess_Result/$labels")
         fi
-        label_file=$(first_existing "$inputs/$labels" "$(dirname -- "$inputs")/$labels" "$earlier/$labels")
-        [ -n "$label_file" ] || refuse "NEED_PREPROCESS=n: there is no $labels for $inputs; give y once"
+        [ -n "$label_file" ] || refuse "NEED_PREPROCESS=n: there is no $labels for ${inputs:-$data}; give y once"
         ;;
 esac
 if [ "$dataset" = cifar10 ]; then

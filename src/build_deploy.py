@@ -15,8 +15,6 @@ from src.model_card import ModelCard, card_path, entry_of, find_card
 from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
 from src.readers.base import Reader
 from src.readers.cifar10 import CLASS_NAMES
-from src.readers.folder import FolderReader
-from src.readers.list_file import ListReader
 from src.utils.util import InputError, printable
 
 
@@ -102,9 +100,8 @@ def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> 
 def dataset_items(config: Config, reader: Reader) -> list[Item]:
     """A test set as an evaluation sees it: pictures as they are stored, whatever their EXIF says."""
     preset = build_preset(config)
-    files = _files(reader)
     return [picture_item(name, printable(reader.name(index)), partial(_pixels, reader, index), preset,
-                         photos=reader.photos, file=files[index] if files else None)
+                         photos=reader.photos, file=_file(reader, index))
             for index, name in enumerate(result_names(reader))]
 
 
@@ -131,6 +128,10 @@ def file_names(reader: Reader) -> list[str]:
     return [name + file.suffix for name, file in zip(unique_names(files), files, strict=True)]
 
 
+def _file(reader: Reader, index: int) -> Path | None:
+    name = reader.file(index)
+    return Path(name) if name else None
+
+
 def _files(reader: Reader) -> list[Path]:
-    named = isinstance(reader, (FolderReader, ListReader))
-    return [Path(reader.file(index)) for index in range(len(reader))] if named else []
+    return [file for index in range(len(reader)) if (file := _file(reader, index))]

@@ -64,10 +64,11 @@ def find_pictures(folder: Path) -> list[Path]:
     """All pictures in a folder and below, in the order of their names, without hidden files."""
     seen, found = set(), []
     for inner, folders, files in os.walk(folder, followlinks=True):  # data sets are often links to other disks
-        if os.path.realpath(inner) in seen:
+        real = os.path.realpath(inner)
+        if real in seen:
             folders.clear()
             continue
-        seen.add(os.path.realpath(inner))
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(inner, name) for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())

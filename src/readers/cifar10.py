@@ -30,7 +30,8 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
             return files
     # data_dir may be one of the two folders itself; the other split then lies beside it
     own = under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0]))
-    return own and sorted((own.parent / FOLDERS[split][0]).glob(FILES[split])) or None
+    beside = sorted((own.parent / FOLDERS[split][0]).glob(FILES[split])) if own else []
+    return beside or None
 
 
 def _read(path: Path) -> np.ndarray:

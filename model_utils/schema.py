@@ -87,6 +87,7 @@ class DataKeys(BaseModel):
     scale: Floats = key((0.08, 1.0), "smallest,largest share of a photo's area that a random crop takes")
     ratio: Floats = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop of a photo")
     hflip: float = key(0.5, "how often a training picture is flipped, 0 to 1", ge=0, le=1)
+    cutout: int = key(0, "side of the black square put on each training picture, in pixels; 0 for none", ge=0)
     interpolation: choice(*INTERPOLATIONS) = key("bilinear", "how pictures are resized")
     crop_pct: float = key(0.875, "share of a photo's short side that the evaluation crop keeps", gt=0, le=1)
     buffer_size: int = key(10, "model-zoo key; the shuffle here is always a full one", ge=1)
@@ -258,6 +259,8 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
             if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest or limits[1] == float("inf"):
                 raise ValueError(f"{name}: must be two positive values, the smaller first"
                                  + (", at most 1" if largest == 1 else ""))
+        if self.cutout > min(self.image_size):
+            raise ValueError(f"cutout: must be at most the {min(self.image_size)} pixels of image_size")
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if self.log_name in FILES_OF_A_RUN:

@@ -48,7 +48,7 @@ class TrainData(NamedTuple):
         config = self.config
         dataset = create_dataset(self.reader, build_preset(config), self.shard, batch_size=config.batch_size,
                                  seed=config.seed, epoch=epoch, augment=config.augment,
-                                 augmentation=Augmentation(config.scale, config.ratio, config.hflip),
+                                 augmentation=Augmentation(config.scale, config.ratio, config.hflip, config.cutout),
                                  on_bad_image=config.on_bad_image, steps=self.steps_per_epoch)
         return dataset.skip(done_steps) if done_steps else dataset
 

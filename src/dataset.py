@@ -19,11 +19,13 @@ BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.con
 
 
 class Augmentation(NamedTuple):
-    """The random part: the crop's share of a photo's area and its width over height, and how often it is flipped."""
+    """The random part: the crop's share of a photo's area and its width over height, how often it is flipped, and the
+    side of the square that is blackened, in pixels of the network's input."""
 
     scale: tuple[float, ...] = (0.08, 1.0)
     ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     hflip: float = 0.5
+    cutout: int = 0
 
 
 class Shard(NamedTuple):
@@ -42,6 +44,14 @@ def _flip(random: Augmentation) -> Any:
     """Independent of the crop. `RandomHorizontalFlip` is not: MindData seeds all operations of a worker alike, it draws
     twice for each picture as `RandomCrop` does, and so every crop that lies high is flipped and none that lies low."""
     return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), random.hflip)]])
+
+
+def _cutout(random: Augmentation) -> list[Any]:
+    """Independent of the crop: a single `CutOut` would draw in step with it, as said of flips. Of two, of which chance
+    takes one for each picture, neither does."""
+    if not random.cutout:
+        return []
+    return [vision.RandomSelectSubpolicy([[(vision.CutOut(random.cutout), 1.0)] for _ in range(2)])]
 
 
 def _train_photo(preset: Preset, random: Augmentation) -> list[Any]:
@@ -70,7 +80,8 @@ def image_transforms(preset: Preset, augmentation: Augmentation | None, *, photo
     """The operations on one picture: the train preset when augmenting, else the eval preset."""
     special = TRAIN_TRANSFORMS[photos](preset, augmentation) if augmentation else EVAL_TRANSFORMS[photos](preset)
     decode = [vision.Decode(), vision.Resize(SMALL)] if encoded and not photos else []  # photos: with the crop
-    return [*decode, *special, vision.Normalize(*preset.scaled), vision.HWC2CHW()]
+    squares = _cutout(augmentation) if augmentation else []
+    return [*decode, *special, *squares, vision.Normalize(*preset.scaled), vision.HWC2CHW()]
 
 
 def _open(reader: Reader, sampler: Any, operations: list[Any], *, workers: int, on_bad_image: str) -> Any:

@@ -33,7 +33,8 @@ FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "
                   "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
                   "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
                   "loss_scale", "amp_level", "label_smooth", "label_smooth_factor", "pre_trained",
-                  "head_lr_multiplier", "scale", "ratio", "hflip", "crop_pct", "interpolation", "on_bad_image")
+                  "head_lr_multiplier", "scale", "ratio", "hflip", "cutout", "crop_pct", "interpolation",
+                  "on_bad_image")
 
 
 class Identity(NamedTuple):

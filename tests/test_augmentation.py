@@ -75,22 +75,54 @@ def test_hflip_is_how_often(data_dir):
     assert 0 < flipped(train_pictures(data_dir)).sum() < COUNT
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+def small_pictures(data_dir, workers, *flags):
+    """Training pictures; whether each is flipped; and by how many rows and columns its crop was moved, from -4 to 4."""
     ramp = np.zeros((2000, 32, 32, 3), np.uint8)  # red grows from left to right, green from top to bottom
     ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
-    folder = tmp_path / "cifar-10-batches-bin"
+    folder = data_dir / "cifar-10-batches-bin"
     folder.mkdir()
     (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes())
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=2000", *PIXELS])
+    config = get_config([f"--data_dir={data_dir}", "--image_size=32", "--batch_size=2000", *PIXELS, *flags])
     images = batches(build_train_data(config, Rank(0, 1, 0, "CPU", workers)).dataset(0))[0][0]
-    is_flipped = images[:, 0, 16, 12] > images[:, 0, 16, 20]
-    top = (255 * images[:, 1, 16, 16]).round() // 7
-    left = (255 * np.where(is_flipped, images[:, 0, 16, 15], images[:, 0, 16, 16])).round() // 7
-    for side in (top, left):
+    red, green = ((255 * images[:, channel]).round() - 20 for channel in (0, 1))
+    is_flipped = np.median(np.diff(red, axis=2), axis=(1, 2)) < 0
+    red[is_flipped] = red[is_flipped][:, :, ::-1]
+    columns = np.arange(32)
+    moved = [np.median(shade, axis=(1, 2)) for shade in (red / 7 - columns, green / 7 - columns[:, None])]
+    return images, is_flipped, moved
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+    _, is_flipped, moved = small_pictures(tmp_path, workers)
+    for side in moved:
         assert len(np.unique(side)) == 9
         for place in np.unique(side):
             assert 0.3 < is_flipped[side == place].mean() < 0.7
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_black_square_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+    images, is_flipped, moved = small_pictures(tmp_path, workers, "--cutout=8")
+    black = (images == 0).all(axis=1)[:, 4:28, 4:28]  # not of the border
+    whole = black.sum(axis=(1, 2)) == 64
+    assert whole.sum() > 300
+    rows, columns = (np.argmax(black[whole].any(axis=axis), axis=1) for axis in (2, 1))
+    for place in (rows, columns):
+        assert len(np.unique(place)) == 17
+        for chance in (*moved, is_flipped):
+            assert abs(np.corrcoef(place, chance[whole])[0, 1]) < 0.2
+
+
+def test_cutout_is_the_side_of_a_black_square(data_dir):
+    still = "--scale=1,1", "--ratio=1,1", "--hflip=0"
+    pictures = train_pictures(data_dir, *still, "--cutout=16")
+    changed = (pictures != train_pictures(data_dir, *still)).any(axis=1)
+    assert not pictures.transpose(0, 2, 3, 1)[changed].any()
+    heights, widths = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
+    assert heights.max() == widths.max() == 16  # less at the border
+    assert len({mask.tobytes() for mask in changed}) > COUNT / 4
+    assert np.array_equal(eval_picture(data_dir), eval_picture(data_dir, "--cutout=16"))
 
 
 @pytest.mark.parametrize("hflip", [0, 1])
@@ -128,6 +160,6 @@ def test_crop_pct_is_the_part_that_an_evaluation_sees(data_dir, crop_pct):
 
 @pytest.mark.parametrize("flag", ["--scale=0.5", "--scale=0,1", "--scale=0.5,1.1", "--scale=0.9,0.1", "--ratio=0,1",
                                   "--ratio=2,1", "--hflip=1.5", "--hflip=-0.1", "--interpolation=cubic", "--crop_pct=0",
-                                  "--crop_pct=1.01"])
+                                  "--crop_pct=1.01", "--cutout=-1", "--cutout=225"])
 def test_values_that_make_no_sense(flag):
     assert flag[2:].split("=")[0] in refusal(flag)

@@ -49,7 +49,7 @@ def run_train(config: Config) -> TrainResult:
         parts = build_parts(config, rank)
         config, data, state = parts.config, parts.data, parts.state
         point, resumed = build_run.resume(config, rank, data, parts.model, state)
-        about = [*parts.about, *build_run.describe(config, data, parts.network), *resumed]
+        about = [*parts.about, *build_run.describe(config, rank, data, parts.network), *resumed]
         with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
             if state.is_over:
                 get_logger().info("the run is finished: all %d steps are done", state.total_steps)

@@ -68,6 +68,20 @@ NOT_HONOURED: dict[str, str] = {
     "log_path": "logs lie in the run folder under ckpt_path",
 }
 
+# Flags that count for nothing without another one: these, what they need, and whether a Config has it.
+DEPENDENT: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
+    (("lr_init", "lr_max"), "lr_scheduler=step", lambda config: config.schedule == "step"),
+    (("lr_epochs", "lr_gamma"), "lr_scheduler=exponential", lambda config: config.schedule == "exponential"),
+    (("eta_min", "T_max"), "lr_scheduler=cosine_annealing", lambda config: config.schedule == "cosine_annealing"),
+    (("lr_base_batch",), "lr_scale=linear", lambda config: config.lr_scale == "linear"),
+    (("dropout_rate",), "has_dropout=True", lambda config: config.has_dropout),
+    (("hflip", "cutout", "scale", "ratio"), "augment=True", lambda config: config.augment),
+    (("scale", "ratio"), "dataset=imagenet2012", lambda config: config.dataset == "imagenet2012"),
+    (("label_smooth_factor",), "label_smooth=1", lambda config: config.label_smooth or config.is_flag("label_smooth")
+     or not config.label_smooth_factor),
+    (("label_smooth",), "label_smooth_factor, such as 0.1", lambda config: config.label_smooth_factor > 0
+     or not config.label_smooth))
+
 Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
 
 
@@ -186,7 +200,7 @@ def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise ConfigError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
-    config._notes = (*notes, *_lone_smoothing(config))
+    config._notes = (*notes, *_without_effect(config))
     return config
 
 
@@ -222,14 +236,11 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     return build_config(values, notes)
 
 
-def _lone_smoothing(config: Config) -> list[str]:
-    """What to say of one half of label smoothing on the command line without the other."""
-    if config.is_flag("label_smooth_factor") and config.label_smooth_factor and not (
-            config.label_smooth or config.is_flag("label_smooth")):
-        return ["warning: --label_smooth_factor has no effect without --label_smooth=1"]
-    if config.is_flag("label_smooth") and config.label_smooth and not config.label_smooth_factor:
-        return ["warning: --label_smooth has no effect without --label_smooth_factor, such as 0.1"]
-    return []
+def _without_effect(config: Config) -> list[str]:
+    """What to say of flags that have no part in the run. Of keys in a file nothing: recipes carry them from one to
+    another."""
+    return [f"warning: {config.origin(name)} has no effect without --{needed}"
+            for names, needed, is_met in DEPENDENT for name in names if config.is_flag(name) and not is_met(config)]
 
 
 def _meaning(alias: Alias) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model_utils.errors import ConfigError
-from model_utils.values import NOTHING_WORDS, parse_flag
+from model_utils.values import NOTHING_WORDS, parse_flag, parse_list
 
 Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
 
@@ -84,11 +84,11 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "vflip": ((0.0,), "pictures are not turned upside down"),
     "color_jitter": ((None, 0.0), "colours are left as they are"),
     "auto_augment": ((None,), "there is no AutoAugment here"),
-    "re_prob": ((0.0,), "nothing is erased from pictures"),
-    "re_scale": (((0.02, 0.33),), "nothing is erased from pictures"),
-    "re_ratio": (((0.3, 3.3),), "nothing is erased from pictures"),
-    "re_value": ((0,), "nothing is erased from pictures"),
-    "re_max_attempts": ((10,), "nothing is erased from pictures"),
+    "re_prob": ((0.0,), "cutout is the black square that there is here"),
+    "re_scale": (((0.02, 0.33),), "cutout is the black square that there is here"),
+    "re_ratio": (((0.3, 3.3),), "cutout is the black square that there is here"),
+    "re_value": ((0,), "cutout is the black square that there is here"),
+    "re_max_attempts": ((10,), "cutout is the black square that there is here"),
     "cutmix": ((0.0,), "pictures are not mixed"),
     "cutmix_prob": ((1.0,), "pictures are not mixed"),
     "mixup": ((0.0,), "pictures are not mixed"),
@@ -173,28 +173,30 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...], origin: str) 
         raise ConfigError(f"{name}: must be {' or '.join(allowed)} in a MindCV file, not {value!r} (from {origin})")
 
 
-def _cosine(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
+def _cosine(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
     """Here the cosine counts epochs from the start of the run, so that its end stands at warm-up plus decay."""
     end = round(_number(values["warmup_epochs"][0]) + decay)
     return {"lr_scheduler": "cosine_annealing"} | ({} if end == _number(values["max_epoch"][0]) else {"T_max": end})
 
 
-def _steps(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
+def _steps(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
     first = _number(values["warmup_epochs"][0]) + decay
     last = _number(values["max_epoch"][0])
     epochs = [first + number * decay for number in range(max(0, int((last - first) // decay) + 1))]
     return _decay(values, [round(epoch) for epoch in epochs])
 
 
-def _milestones(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
-    return _decay(values, milestones)
+def _milestones(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
+    """MindCV counts them from the end of the warm-up."""
+    warmup = round(_number(values["warmup_epochs"][0]))
+    return _decay(values, [warmup + epoch for epoch in milestones])
 
 
 def _decay(values: Values, epochs: Any) -> dict[str, Any]:
     return {"lr_scheduler": "exponential", "lr_epochs": epochs, "lr_gamma": values.get("lr_gamma", (DECAY_RATE, ""))[0]}
 
 
-def _constant(values: Values, decay: float, milestones: Any) -> dict[str, Any]:
+def _constant(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
     return {"lr_scheduler": "exponential", "lr_epochs": []}
 
 
@@ -209,9 +211,16 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
     decay, decay_origin = layer.get("decay_epochs", (DECAY_EPOCHS, origin))
     if not _number(decay) > 0:
         raise ConfigError(f"decay_epochs: must be a positive number, not {decay!r} (from {decay_origin})")
-    milestones = layer.get("multi_step_decay_milestones", (MILESTONES, ""))[0]
+    milestones = _epochs(*layer.get("multi_step_decay_milestones", (MILESTONES, "")))
     meant = SCHEDULES[str(name).lower()](values, _number(decay), milestones)
     return {key: (value, decay_origin if key == "T_max" else origin) for key, value in meant.items()}
+
+
+def _epochs(value: Any, origin: str) -> tuple[int, ...]:
+    try:
+        return parse_list(value, int)
+    except ValueError as error:
+        raise ConfigError(f"multi_step_decay_milestones: {error}, not {value!r} (from {origin})") from None
 
 
 def _number(value: Any) -> float:

@@ -25,7 +25,8 @@ def parse_optional(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in NOTHING_WORDS else value
 
 
-def _parse_list(value: Any, kind: type) -> Any:
+def parse_list(value: Any, kind: type) -> Any:
+    """A list, its text, or a single value."""
     if isinstance(value, str):
         value = value.strip().strip("[]()").split(",") if value.strip("[]() ") else []
     elif not isinstance(value, (list, tuple)):
@@ -38,7 +39,7 @@ def _parse_list(value: Any, kind: type) -> Any:
 
 def parse_image_size(value: Any) -> Any:
     """One number means a square; two are height and width, each a multiple of 32."""
-    sides = _parse_list(value, int)
+    sides = parse_list(value, int)
     if len(sides) == 1:
         sides = sides * 2
     if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
@@ -93,7 +94,7 @@ def choices(*allowed: str) -> Any:
     known = Choices(allowed)
 
     def parse(value: Any) -> tuple[str, ...]:
-        named = tuple(dict.fromkeys(known.match(item) for item in _parse_list(value, str)))
+        named = tuple(dict.fromkeys(known.match(item) for item in parse_list(value, str)))
         if not named:
             raise ValueError(f"must be one or several of {', '.join(known)}")
         return named
@@ -108,6 +109,6 @@ OptionalText = Annotated[str | None, BeforeValidator(lambda value: parse_text(pa
 OptionalInt = Annotated[int | None, BeforeValidator(parse_optional)]
 OptionalFloat = Annotated[float | None, BeforeValidator(parse_optional)]
 ImageSize = Annotated[tuple[int, int], BeforeValidator(parse_image_size)]
-Ints = Annotated[tuple[int, ...], BeforeValidator(lambda value: _parse_list(value, int))]
-Floats = Annotated[tuple[float, ...], BeforeValidator(lambda value: _parse_list(value, float))]
+Ints = Annotated[tuple[int, ...], BeforeValidator(lambda value: parse_list(value, int))]
+Floats = Annotated[tuple[float, ...], BeforeValidator(lambda value: parse_list(value, float))]
 LossScale = Annotated[float | str, BeforeValidator(parse_loss_scale)]

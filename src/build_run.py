@@ -24,6 +24,7 @@ from src.build import (
     learning_rate_factor,
     model_info,
     set_step,
+    sink_size,
 )
 from src.checkpoint import network_weights, save_checkpoint
 from src.collective import check_agreed
@@ -199,7 +200,7 @@ def _describe_rates(config: Config, world_size: int) -> list[str]:
     return lines
 
 
-def _describe_limits(config: Config, data: TrainData) -> list[str]:
+def _describe_limits(config: Config, rank: Rank, data: TrainData) -> list[str]:
     lines = []
     if config.training_step_per_epoch > data.steps_per_epoch:
         lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data makes only "
@@ -207,12 +208,16 @@ def _describe_limits(config: Config, data: TrainData) -> list[str]:
     if config.max_train_steps and config.max_train_steps > config.max_epoch * data.steps_per_epoch:
         lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "
                      "before")
+    sunk = sink_size(config, rank, data.steps_per_epoch)
+    if sunk and config.sink_size > 0 and config.sink_size != sunk:
+        lines.append(f"sink_size is {config.sink_size}, but an epoch has {data.steps_per_epoch} steps: {sunk} are sunk "
+                     "at a time")
     return lines
 
 
-def describe(config: Config, data: TrainData, network: nn.Cell) -> list[str]:
+def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
     return [describe_model(config, network),
             f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
             f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
-            *_describe_limits(config, data), *_describe_rates(config, data.shard.world_size)]
+            *_describe_limits(config, rank, data), *_describe_rates(config, data.shard.world_size)]

@@ -193,8 +193,8 @@ def test_what_the_file_leaves_out_has_mindcvs_values(tmp_path):
     ("warmup_epochs: 5\ndecay_epochs: 20\nmin_lr: 0.1", {"T_max": 25, "eta_min": 0.1}),
     ("scheduler: step_decay\nwarmup_epochs: 0\ndecay_epochs: 30\ndecay_rate: 0.5",
      {"lr_scheduler": "exponential", "lr_epochs": (30, 60, 90), "lr_gamma": 0.5}),
-    ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]", {"lr_epochs": (10, 20)}),
-    ("scheduler: multi_step_decay", {"lr_epochs": (30, 60, 90), "lr_gamma": 0.9}),
+    ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]\nwarmup_epochs: 5", {"lr_epochs": (15, 25)}),
+    ("scheduler: multi_step_decay", {"lr_epochs": (33, 63, 93), "lr_gamma": 0.9}),
     ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
     ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
     ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),
@@ -222,7 +222,8 @@ def test_a_file_without_an_optimizer_is_told_what_it_gets(tmp_path):
 @pytest.mark.parametrize(("text", "said"), [
     ("opt: adam", ("opt", "momentum", "'adam'", ":2")), ("loss: BCE", ("loss", "CE", "'BCE'")),
     ("scheduler: polynomial_decay", ("scheduler", "cosine_decay")), ("mode: train", ("mode", "graph", "'train'")),
-    ("decay_epochs: many", ("decay_epochs", "'many'")), ("epoch_size: many", ("max_epoch", "integer", "'many'")),
+    ("decay_epochs: many", ("decay_epochs", "'many'")), ("multi_step_decay_milestones: [1, b]", ("milestones", "'b'")),
+    ("epoch_size: many", ("max_epoch", "integer", "'many'")),
     ("mean: 0.5", ("mean",)), ("dataset: mnist", ("dataset", "imagenet2012", "'mnist'")),
     ("epoch_sise: 3", ("epoch_sise", "unknown"))])
 def test_a_value_that_would_be_another_training_is_refused(tmp_path, text, said):

@@ -180,7 +180,14 @@ finally:
 @pytest.mark.parametrize(("flags", "said"), [
     (("--label_smooth_factor=0.1",), ["without --label_smooth=1"]),
     (("--label_smooth=1",), ["without --label_smooth_factor"]),
-    (("--label_smooth=1", "--label_smooth_factor=0.1"), []), (("--label_smooth=0", "--label_smooth_factor=0.1"), [])])
-def test_half_of_label_smoothing_is_said_to_be_none(flags, said):
-    notes = [note for note in get_config(list(flags)).notes if "label_smooth" in note]
+    (("--label_smooth=1", "--label_smooth_factor=0.1"), []), (("--label_smooth=0", "--label_smooth_factor=0.1"), []),
+    (("--lr_scheduler=cosine_annealing", "--lr_max=0.3"), ["--lr_max has no effect without --lr_scheduler=step"]),
+    (("--lr_scheduler=multi_step", "--lr_gamma=1"), []), (("--lr_gamma=1",), ["without --lr_scheduler=exponential"]),
+    (("--T_max=9", "--eta_min=0"), ["--eta_min has", "--T_max has"]), (("--lr=0.2",), []), (("--lr_max=0.2",), []),
+    (("--lr_base_batch=32",), ["without --lr_scale=linear"]), (("--lr_base_batch=32", "--lr_scale=linear"), []),
+    (("--has_dropout=False", "--dropout_rate=0.3"), ["without --has_dropout=True"]), (("--dropout_rate=0.3",), []),
+    (("--augment=False", "--hflip=1"), ["without --augment=True"]), (("--cutout=8",), []),
+    (("--scale=0.5,1",), ["without --dataset=imagenet2012"]), (("--dataset=imagenet2012", "--ratio=1,1"), [])])
+def test_a_flag_that_counts_for_nothing_is_said_to(flags, said):
+    notes = [note for note in get_config(list(flags)).notes if "no effect" in note]
     assert len(notes) == len(said) and all(text in note for text, note in zip(said, notes, strict=True))

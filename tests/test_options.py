@@ -99,13 +99,14 @@ def test_minus_one_is_all(cifar):
     assert settings.eval_step_per_epoch == -1
 
 
-def test_more_steps_than_the_data_has_are_its_steps_and_that_is_said(cifar):
+def test_numbers_of_steps_that_the_data_does_not_have_are_changed_and_that_is_said(cifar):
     settings = get_config([*TINY, f"--data_dir={cifar.folder}", f"--batch_size={BATCH}", "--max_epoch=1",
-                           "--training_step_per_epoch=300", "--max_train_steps=500"])
-    data = build.build_train_data(settings, CPU)
-    lines = "\n".join(build_run.describe(settings, data, build.build_network(settings, CPU)))
-    assert data.steps_per_epoch == STEPS and "training_step_per_epoch is 300" in lines
-    assert "max_train_steps is 500" in lines
+                           "--training_step_per_epoch=300", "--max_train_steps=500", "--sink_size=3"])
+    data, network = build.build_train_data(settings, CPU), build.build_network(settings, CPU)
+    on_cpu, sunk = ("\n".join(build_run.describe(settings, rank, data, network)) for rank in (CPU, ASCEND))
+    assert data.steps_per_epoch == STEPS and "training_step_per_epoch is 300" in on_cpu
+    assert "max_train_steps is 500" in on_cpu and "sink_size" not in on_cpu
+    assert f"sink_size is 3, but an epoch has {STEPS} steps: 1 are sunk" in sunk
 
 
 @pytest.mark.parametrize("name", ["training_step_per_epoch", "eval_step_per_epoch"])

@@ -136,7 +136,7 @@ def test_a_warm_up_longer_than_the_run_is_said():
                       "--max_epoch=2")
     data, network = build.build_train_data(settings, CPU), build.build_network(settings, CPU)
     assert any("warm-up of 9 epochs is longer than the run of 2" in line
-               for line in build_run.describe(settings, data, network))
+               for line in build_run.describe(settings, CPU, data, network))
 
 
 # Between the steps

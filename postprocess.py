@@ -15,13 +15,14 @@ RESULTS = "./result_Files"
 
 def run_postprocess(config: Config) -> Any:
     """Compare the files in `result_dir` with the labels in `label_dir`; prints the accuracy, returns the Counts."""
+    from src.build_data import holds_photos
     from src.build_deploy import evaluated_dataset, settle
     from src.prepared import count_results, label_file, read_labels
 
     config = settle(evaluated_dataset(config), Path(config.model_path) if config.model_path else None).config
     labels = Path(config.label_dir) if config.label_dir else label_file(Path(config.result_path), config.dataset)
     counts = count_results(Path(config.result_dir or RESULTS), read_labels(labels), config.num_classes)
-    for line in accuracy_lines(counts, short_form=config.dataset != "imagenet2012"):
+    for line in accuracy_lines(counts, short_form=not holds_photos(config.dataset)):
         print(line)
     return counts
 

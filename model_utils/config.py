@@ -222,12 +222,14 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 
     Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
     """
-    names = [Flag(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
-    flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=names)
+    aliases = [Flag(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
+    flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=aliases)
     if unknown:
         name = unknown[0].split("=")[0]
         raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
-    recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(flags.get("dataset", DEFAULT_DATASET))
+    names = ("dataset", "dataset_name") if program in ("preprocess.py", "postprocess.py") else ("dataset",)
+    dataset = next((flags[name] for name in names if name in flags), DEFAULT_DATASET)
+    recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(dataset)
     values, notes = _yaml_values(recipe)
     values.update(_flag_values(flags, program))
     if "buffer_size" in flags:

@@ -3,7 +3,7 @@
 
 import os
 import platform
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,6 +114,18 @@ def _join_job() -> tuple[int, int]:
     return rank, world_size
 
 
+def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
+    """The number of the card, and what to say of `device_id` where a launcher gave each rank a card of its own: one
+    number for all would put them on the same."""
+    own = local_adapter.local_device_id(env)
+    if config.device_id is None:
+        return own or 0, None
+    if own in (None, config.device_id) or local_adapter.launched_size(env) == 1:
+        return config.device_id, None
+    return own, (f"device_id: {config.device_id} (from {config.origin('device_id')}) is left aside: this rank has card "
+                 f"{own} from its launcher")
+
+
 def check_size(config: Config, world_size: int) -> None:
     """DeviceError if the job has not as many ranks as `rank_size` says."""
     if config.rank_size not in (None, world_size):
@@ -131,9 +143,9 @@ def set_up_device(config: Config) -> Rank:
     import mindspore
 
     target, choice = choose_target(config.device_target)
-    device_id = local_adapter.local_device_id() if config.device_id is None else config.device_id
+    device_id, other_card = choose_card(config, os.environ)
     if target == "CPU":
-        device_id = 0
+        device_id, other_card = 0, None
         mindspore.set_device("CPU")
     else:
         mindspore.set_device(target, device_id)
@@ -143,7 +155,7 @@ def set_up_device(config: Config) -> Rank:
     sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=sharers)
-    notes = (choice, guard, _unsunk(config, target))
+    notes = (choice, guard, other_card, _unsunk(config, target))
     return Rank(rank, world_size, device_id, target, workers, tuple(line for line in notes if line))
 
 

@@ -18,7 +18,7 @@ LAUNCHERS = (
 )
 
 
-def _number(env: Mapping[str, str], name: str | None, default: int) -> int:
+def _number(env: Mapping[str, str], name: str | None, default: int | None) -> int | None:
     text = env.get(name or "", "")
     return int(text) if text.isdigit() else default
 
@@ -38,9 +38,9 @@ def launched_size(env: Mapping[str, str] = os.environ) -> int:
     return next((_number(env, size, 1) for known, _, size, _ in LAUNCHERS if known == name), 1)
 
 
-def local_device_id(env: Mapping[str, str] = os.environ) -> int:
-    """The card that the launcher chose for this process; 0 when it chose none."""
-    return _number(env, "OMPI_COMM_WORLD_LOCAL_RANK", _number(env, "DEVICE_ID", 0))
+def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
+    """The card that the launcher chose for this process; None when it chose none."""
+    return _number(env, "OMPI_COMM_WORLD_LOCAL_RANK", _number(env, "DEVICE_ID", None))
 
 
 def local_ranks(env: Mapping[str, str] = os.environ) -> int:

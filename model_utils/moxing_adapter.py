@@ -144,9 +144,14 @@ def _copy_in(file: Any, key: str, url: str, target: Path) -> None:
         raise PlatformError(f"{key}: {url} could not be copied to {target}: {error}") from error
 
 
+def _zip_stem(config: Config) -> str:
+    """The zip file's name without its ending, and the folder's in it; empty where every zip is meant."""
+    return (config.modelarts_dataset_unzip_name or "").removesuffix(".zip")
+
+
 def _unzip(config: Config) -> None:
-    folder, name = Path(config.data_path), config.modelarts_dataset_unzip_name
-    found = [folder / f"{name.removesuffix('.zip')}.zip"] if name else sorted(folder.glob("*.zip"))
+    folder, name = Path(config.data_path), _zip_stem(config)
+    found = [folder / f"{name}.zip"] if name else sorted(folder.glob("*.zip"))
     archives = [path for path in found if path.is_file()]
     if not archives:
         _say(f"no zip file to unpack in {folder}" + (f" ({found[0].name})" if found else "") + "; the data is used as "
@@ -189,7 +194,7 @@ def _on_this_host(config: Config) -> Config:
     """The run with its paths where things lie here."""
     values = {name: _in_output(config, name) for name in ("ckpt_path", "file_name")}
     if config.data_url and not config.data_dir:
-        inner = Path(config.data_path) / (config.modelarts_dataset_unzip_name or "")
+        inner = Path(config.data_path) / _zip_stem(config)
         values["data_dir"] = str(inner if inner.is_dir() else config.data_path)
     return config.taking(values, "enable_modelarts")
 

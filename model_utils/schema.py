@@ -64,8 +64,8 @@ class DeviceKeys(BaseModel):
     graph_mode: Flag = key(True, "compile the network; False runs it op by op (PyNative)")
     amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
     num_parallel_workers: OptionalInt = key(None, "data workers of a rank; never more than its cores", ge=1)
-    dataset_sink_mode: choice("auto", "True", "False") = key("auto", "auto sinks on Ascend and GPU")
-    sink_size: int = key(-1, "steps per sink; -1 is a whole epoch", ge=-1)
+    dataset_sink_mode: choice("auto", "True", "False") = key("auto", "auto sinks on Ascend and GPU", bare="True")
+    sink_size: int = key(-1, "steps per sink; -1 is about log_interval, in whole sinks per epoch", ge=-1)
 
 
 class DataKeys(BaseModel):

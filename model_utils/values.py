@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of value a key can have: how YAML and the command line spell them, and what is refused."""
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -80,6 +81,9 @@ class Choices(tuple):
         for choice in self:
             if str(value).strip().lower() == choice.lower():
                 return choice
+        if "True" in self:
+            with suppress(ValueError):
+                return str(parse_flag(value))
         raise ValueError(f"must be one of {', '.join(self)}")
 
 

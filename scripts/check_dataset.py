@@ -237,7 +237,7 @@ def run(options: argparse.Namespace, config: Config) -> int:
         report = {findings.split: as_json(findings) for findings in results} | {"in_both": leaks, "errors": errors}
         write_atomically(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     wrong = any(findings.broken or findings.mislabelled for findings in results)
-    return 2 if not results else int(bool(wrong or errors))
+    return 2 if not results else int(bool(wrong or errors or leaks))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,12 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.target.exists() and not args.overwrite:
         print(f"convert_weights.py: error: {args.target} is there already; --overwrite replaces it", file=sys.stderr)
         return 2
-    from src.convert import convert
+    from model_utils.device_adapter import mindspore_version
+    from model_utils.errors import DeviceError
     from src.utils.util import InputError
 
     try:
+        mindspore_version()
+        from src.convert import convert
+
         print("\n".join(convert(args.source, args.target, args.names)))
-    except InputError as error:
+    except (InputError, DeviceError) as error:
         message = str(error)
     except OSError as error:
         message = f"{args.target} cannot be written: {error.strerror or error}"

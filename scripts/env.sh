@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Sourced by the launchers: `prepare_environment` makes or reuses the virtual environment of the repository and
+# Sourced by quickstart.sh and run_tests.sh: `prepare_environment` makes or reuses the virtual environment of the repository and
 # activates it. It is `.venv`, or `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
 #
 #   PYTHON=/path/to/python3.11    the Python to make it with, instead of the first that fits

@@ -82,6 +82,12 @@ case "$need_preprocess" in
 esac
 [[ "$device" =~ ^[0-9]+$ ]] || refuse "DEVICE_ID: must be a number, not $device"
 
+for flag in "$@"; do
+    case "${flag//-/_}" in
+        __dataset* | __model_path* | __data_dir* | __data_path* | __input* | __label_dir* | __result_dir* | __result_path* | __time_dir*)
+            refuse "${flag%%=*}: this script sets it itself, from its arguments" ;;
+    esac
+done
 rm -f -- acc.log  # an old accuracy must not be taken for that of a run that failed
 flags=("--dataset=$dataset" "--dataset_name=$dataset" "--model_path=$model" "$@")
 python=$(project_python)
@@ -107,8 +113,9 @@ if [ "$dataset" = cifar10 ]; then
 else
     source=("--data_dir=$data")
 fi
-stage inference infer.log "$python" "$ROOT/infer.py" "${flags[@]}" "${source[@]}" "--device_id=$device" \
-    "--engine=${ENGINE:-auto}" --result_dir=result_Files --time_dir=time_Result
+stage inference infer.log "$python" "$ROOT/infer.py" "--engine=${ENGINE:-auto}" "--device_id=$device" "${flags[@]}" \
+    "${source[@]}" \
+    --result_dir=result_Files --time_dir=time_Result
 grep -h -e ' runs ' infer.log || true  # which engine it was
 stage postprocess acc.log "$python" "$ROOT/postprocess.py" "${flags[@]}" --result_dir=result_Files \
     "--label_dir=$label_file"

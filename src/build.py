@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config -> network, loss, learning rates, optimizer, data. With build_run.py the place where `src` reads Config."""
+"""Config -> network, loss, learning rates, optimizer, data. The five build*.py are where `src` reads Config."""
 
+from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
         raise InputError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device, because with "
                          f"{rank.world_size} one would run out of pictures before the others and all would wait for "
                          "ever; use --on_bad_image=replace")
-    if config.on_bad_image != "error" and config.dataset_sink_mode == "True":
+    if config.on_bad_image != "error" and config.dataset_sink_mode == "True" and rank.device_target != "CPU":
         raise InputError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
                          "--dataset_sink_mode=False")
     reader = build_reader(config, "train")
@@ -74,7 +75,7 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> nn
     On CPU some operations take another form, with the same values; `for_export` keeps the usual ones, and so does half
     precision, which rewrites the network.
     """
-    masks = repeatable_dropout(config.seed * rank.world_size + rank.rank)  # each rank drops other units
+    masks = repeatable_dropout(config.seed * rank.world_size + rank.rank)  # on CPU each rank drops other units
     is_tuned = rank.device_target == "CPU" and not for_export
     return VGG(config.network, config.num_classes, image_size=config.image_size, batch_norm=config.batch_norm,
                has_bias=config.has_bias, dropout_rate=config.effective_dropout, pad_mode=config.pad_mode,
@@ -177,13 +178,18 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
 
 
 def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
-    """Steps per sink, a whole number of sinks per epoch; 0 for none: on CPU MindSpore silently does not sink, and what
-    MindData does with broken pictures is one setting for all pipelines, which an evaluation would change for a training
-    pipeline that lives on."""
+    """Steps per sink, a whole number of sinks per epoch, and near `log_interval` unless asked for: losses, states that
+    are due and signals are seen where a sink ends.
+
+    0 for none: on CPU MindSpore silently does not sink, and what MindData does with broken pictures is one setting for
+    all pipelines, which an evaluation would change for a training pipeline that lives on.
+    """
     if rank.device_target == "CPU" or config.dataset_sink_mode == "False" or config.on_bad_image != "error":
         return 0
-    wanted = steps_per_epoch if config.sink_size < 1 else min(config.sink_size, steps_per_epoch)
-    return max(size for size in range(1, wanted + 1) if steps_per_epoch % size == 0)
+    sizes = [size for size in range(1, steps_per_epoch + 1) if steps_per_epoch % size == 0]
+    if config.sink_size < 1:
+        return min(sizes, key=lambda size: abs(log(size / config.log_interval)))
+    return max(size for size in sizes if size <= config.sink_size)
 
 
 def set_step(model: mindspore.Model, step: int) -> None:

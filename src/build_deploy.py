@@ -56,7 +56,7 @@ def evaluated_dataset(config: Config) -> Config:
     """`dataset` is the model zoo's key in one of its scripts and `dataset_name` in the other; a flag wins."""
     if config.is_flag("dataset") and config.is_flag("dataset_name") and config.dataset != config.dataset_name:
         raise InputError(f"dataset_name: is {config.dataset_name}, but --dataset is {config.dataset}")
-    if config.is_flag("dataset"):
+    if config.is_flag("dataset") or config.origin("dataset_name") == "default":
         return config.taking({"dataset_name": config.dataset}, config.origin("dataset"))
     return config.taking({"dataset": config.dataset_name}, config.origin("dataset_name"))
 

@@ -26,6 +26,7 @@ from src.build import (
     set_step,
     sink_size,
 )
+from src.build_data import holds_photos
 from src.checkpoint import network_weights, save_checkpoint
 from src.collective import check_agreed
 from src.evaluate import Evaluation, evaluate, result_lines, write_report
@@ -79,7 +80,8 @@ def build_state_saver(config: Config, rank: Rank, data: TrainData, model: mindsp
 
     return SaveStates(write, saver, signals, folder=folder, rank=rank.rank, world_size=rank.world_size,
                       interval_epochs=config.ckpt_interval, interval_steps=config.ckpt_interval_steps,
-                      interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank))
+                      interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank),
+                      first_step=state.step)
 
 
 def size_of(log: Path) -> int:
@@ -101,7 +103,7 @@ def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reade
                                   on_batch=lambda images: bar.update(images * rank.world_size))
         if config.on_bad_image != "error":
             report_lost(reader, "in the evaluation", "not counted", rank.world_size)
-        for line in result_lines(evaluation.counts, short_form=config.dataset == "cifar10"):
+        for line in result_lines(evaluation.counts, short_form=not holds_photos(config.dataset)):
             if rank.rank == 0:
                 get_logger().info(line)
         return evaluation
@@ -124,7 +126,8 @@ def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str,
     folder = point.folder if point else make_run_folder(Path(config.ckpt_path), rank=rank.rank,
                                                         world_size=rank.world_size, suffix=suffix)
     return open_run_folder(folder, rank=rank.rank, world_size=rank.world_size, log_name=log_name,
-                           settings=config.model_dump(exclude={"resume", "resume_force"}),
+                           settings=config.model_dump(exclude={"resume", "resume_force"}) | {
+                               "is_distributed": config.is_distributed and rank.world_size > 1},
                            log_bytes=log_bytes(point, rank.rank, config.log_name) if point else None,
                            lines=(*config.notes, *rank.notes, *about))
 
@@ -209,9 +212,9 @@ def _describe_limits(config: Config, rank: Rank, data: TrainData) -> list[str]:
         lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "
                      "before")
     sunk = sink_size(config, rank, data.steps_per_epoch)
-    if sunk and config.sink_size > 0 and config.sink_size != sunk:
-        lines.append(f"sink_size is {config.sink_size}, but an epoch has {data.steps_per_epoch} steps: {sunk} are sunk "
-                     "at a time")
+    if sunk:
+        asked = f"; sink_size={config.sink_size} does not divide the {data.steps_per_epoch} steps of an epoch"
+        lines.append(f"data sinking: {sunk} step(s) at a time" + asked * (config.sink_size not in (-1, 0, sunk)))
     return lines
 
 

@@ -90,18 +90,17 @@ class SaveStates(Handler):
 
     def __init__(self, write: Callable[[], None], saver: Saver, signals: StopSignals, *, folder: Path, rank: int,
                  world_size: int, interval_epochs: int, interval_steps: int | None, interval_minutes: float | None,
-                 agree_every: int) -> None:
+                 agree_every: int, first_step: int) -> None:
         self._write, self._saver, self._signals, self._folder = write, saver, signals, folder
         self._rank, self._world_size = rank, world_size
         self._interval_epochs, self._interval_steps = interval_epochs, interval_steps
         self._interval_s = None if interval_minutes is None else 60 * interval_minutes
         self._agree_every = agree_every
         self._last_save_s = time.monotonic()
-        self._last_step: int | None = None
+        self._last_step = first_step
 
     def after_step(self, state: TrainState) -> None:
-        first = state.step if self._last_step is None else self._last_step + 1
-        self._last_step = state.step
+        first, self._last_step = self._last_step + 1, state.step
         due = state.epoch_ends and (state.epoch % self._interval_epochs == 0 or state.is_over)
         due |= _crosses(self._interval_steps, first, state.step)
         if state.epoch_ends or _crosses(self._agree_every, first, state.step):

@@ -64,6 +64,12 @@ def test_what_is_wrong_with_class_folders(data):
     assert "in training and evaluation alike: 1 picture" in outcome.out and report["in_both"] == 1
 
 
+def test_a_picture_that_is_trained_on_and_evaluated_is_wrong(data):
+    (data / "val/ant/leak.png").write_bytes((data / "train/ant/picture 05.png").read_bytes())
+    outcome = check()
+    assert outcome.status == 1 and "in training and evaluation alike: 1 picture" in outcome.out
+
+
 def test_names_that_are_not_utf_8(data):
     cafe, picture = os.fsdecode(b"caf\xe9"), data / "train/ant/picture 01.png"
     for split in ("train", "val"):

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,12 @@ def test_the_safetensors_library_agrees(tmp_path):
     assert convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors").status == 0
     found = numpy_files.load_file(tmp_path / "b.safetensors")
     assert all(np.array_equal(values, arrays[name]) for name, values in found.items()) and len(found) == 54
+
+
+def test_without_mindspore_it_is_one_clear_error(tmp_path, monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("model_utils.device_adapter.version", absent)
+    refused = convert(tmp_path / "a.pth", tmp_path / "b.ckpt")
+    assert refused.status == 2 and refused.err.startswith("convert_weights.py: error: MindSpore is not installed")

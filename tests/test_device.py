@@ -13,6 +13,7 @@ from model_utils import local_adapter
 from model_utils.config import get_config
 from model_utils.device_adapter import (
     GUARD_VARIABLE,
+    choose_card,
     choose_target,
     guard_cpu_convolution,
     mindspore_version,
@@ -104,9 +105,9 @@ def test_an_absent_device_is_an_error_with_the_flag_to_use(asked, there, instead
 
 
 @pytest.mark.parametrize(("env", "launcher", "size", "local_ranks", "device"), [
-    ({}, None, 1, 1, 0), ({"DEVICE_ID": "2"}, None, 1, 1, 2),
-    ({"RANK_SIZE": "8", "RANK_ID": "1"}, None, 1, 1, 0),  # left over in a shell: no launcher
-    (MSRUN, "msrun", 4, 4, 0), ({**MSRUN, "MS_ROLE": "MS_SCHED"}, "msrun", 4, 4, 0),
+    ({}, None, 1, 1, None), ({"DEVICE_ID": "2"}, None, 1, 1, 2),
+    ({"RANK_SIZE": "8", "RANK_ID": "1"}, None, 1, 1, None),  # left over in a shell: no launcher
+    (MSRUN, "msrun", 4, 4, None), ({**MSRUN, "MS_ROLE": "MS_SCHED"}, "msrun", 4, 4, None),
     ({**MSRUN, "DEVICE_ID": "3"}, "msrun", 4, 4, 3),
     (MPIRUN, "mpirun", 8, 2, 1), (RANK_TABLE, "rank table", 16, 8, 3),
     ({**RANK_TABLE, **MSRUN}, "msrun", 4, 4, 3)])
@@ -115,6 +116,18 @@ def test_what_the_environment_of_a_launcher_says(env, launcher, size, local_rank
     assert local_adapter.launched_size(env) == size
     assert local_adapter.local_ranks(env) == local_ranks
     assert local_adapter.local_device_id(env) == device
+
+
+@pytest.mark.parametrize(("flags", "env", "device", "is_said"), [
+    ([], {}, 0, False), ([], {"DEVICE_ID": "2"}, 2, False), (["--device_id=6"], {}, 6, False),
+    (["--device_id=6"], {"DEVICE_ID": "2"}, 6, False), (["--device_id=6"], MSRUN, 6, False),
+    (["--device_id=6"], {**MSRUN, "DEVICE_ID": "3"}, 3, True),
+    (["--device_id=3"], {**MSRUN, "DEVICE_ID": "3"}, 3, False),
+    (["--device_id=6"], RANK_TABLE, 3, True), (["--device_id=6"], MPIRUN, 1, True)])
+def test_no_two_ranks_are_put_on_one_card(flags, env, device, is_said):
+    card, said = choose_card(get_config(flags), env)
+    assert card == device
+    assert (said is not None) == is_said and (not said or "device_id: 6 (from --device_id)" in said)
 
 
 @pytest.mark.parametrize(("requested", "cores", "ranks", "workers"), [

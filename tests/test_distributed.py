@@ -215,6 +215,8 @@ def test_every_rank_has_its_own_log_in_the_folder_of_rank_0(job, size):
 
 
 def test_msrun_of_one_rank_is_one_run(tmp_path):
-    done = msrun(ROOT / "train.py", *FLAGS, *PLAIN, "--batch_size=32", "--ckpt_path=runs", ranks=1, cwd=tmp_path)
+    flags = (*FLAGS, *PLAIN, "--batch_size=32", "--ckpt_path=runs", "--is_distributed=1")
+    done = msrun(ROOT / "train.py", *flags, ranks=1, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+    assert "is_distributed: false" in (only_folder(tmp_path / "runs") / "config.yaml").read_text()  # needs no launcher
     assert len(LOSS.findall((only_folder(tmp_path / "runs") / "train.log").read_text())) == STEPS

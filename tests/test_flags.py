@@ -77,7 +77,10 @@ def test_a_bare_flag_means_true():
 @pytest.mark.parametrize(("flag", "name", "value"), [
     ("--device_target=cpu", "device_target", "CPU"), ("--network=VGG19", "network", "vgg19"),
     ("--initialize_mode=kaimingnormal", "initialize_mode", "KaimingNormal"), ("--amp_level=o2", "amp_level", "O2"),
-    ("--lr_scheduler=STEP", "lr_scheduler", "step"), ("--file_format=mindir", "file_format", ("MINDIR",))])
+    ("--lr_scheduler=STEP", "lr_scheduler", "step"),
+    ("--dataset_sink_mode=1", "dataset_sink_mode", "True"), ("--dataset_sink_mode", "dataset_sink_mode", "True"),
+    ("--dataset_sink_mode=no", "dataset_sink_mode", "False"), ("--dataset_sink_mode=AUTO", "dataset_sink_mode", "auto"),
+    ("--file_format=mindir", "file_format", ("MINDIR",))])
 def test_choices_are_matched_without_regard_to_case(flag, name, value):
     assert getattr(get_config([flag]), name) == value
 

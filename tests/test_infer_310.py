@@ -99,7 +99,8 @@ def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, t
     labels = json.loads((here / "preprocess_Result" / "imagenet_label.json").read_text())
     assert labels["n01_00000001.JPEG"] == 0 and labels["bee__0_jpg.jpg"] == 1 and len(labels) == 22
 
-    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", ENGINE="onnxruntime")
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=onnxruntime",
+                  ENGINE="lite")
     assert done.returncode == 0, done.stderr
     assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
 
@@ -129,6 +130,8 @@ BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file abs
        (None, None, None, "maybe", "", "NEED_PREPROCESS: must be y or n, not maybe"),
        (None, None, None, None, "abc", "DEVICE_ID: must be a number, not abc"),
        (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
+       (None, None, None, None, "--result-dir=x", "--result-dir: this script sets it itself"),
+       (None, None, None, None, "--dataset", "--dataset: this script sets it itself"),
        (None, None, None, "n", "", "NEED_PREPROCESS=n: there are no prepared inputs")]
 
 

@@ -239,6 +239,11 @@ def test_data_that_is_no_zip_is_used_as_it_is(cloud, capsys):
         assert "no zip file" not in capsys.readouterr().out
 
 
+def test_the_name_of_the_zip_may_have_its_ending(cloud):
+    with on_platform(cloud.config("--modelarts_dataset_unzip_name=cifar10.zip")) as config:
+        assert config.data_dir == str(cloud.cache / "data" / "cifar10") and Path(config.data_dir).is_dir()
+
+
 def test_results_that_cannot_be_copied_are_an_error_but_not_in_place_of_the_first(cloud, capsys):
     config = cloud.config("--train_url=s3://bucket/locked")
     with pytest.raises(PlatformError, match="access denied"), on_platform(config):

@@ -105,8 +105,8 @@ def test_numbers_of_steps_that_the_data_does_not_have_are_changed_and_that_is_sa
     data, network = build.build_train_data(settings, CPU), build.build_network(settings, CPU)
     on_cpu, sunk = ("\n".join(build_run.describe(settings, rank, data, network)) for rank in (CPU, ASCEND))
     assert data.steps_per_epoch == STEPS and "training_step_per_epoch is 300" in on_cpu
-    assert "max_train_steps is 500" in on_cpu and "sink_size" not in on_cpu
-    assert f"sink_size is 3, but an epoch has {STEPS} steps: 1 are sunk" in sunk
+    assert "max_train_steps is 500" in on_cpu and "sink" not in on_cpu
+    assert f"data sinking: 1 step(s) at a time; sink_size=3 does not divide the {STEPS} steps of an epoch" in sunk
 
 
 @pytest.mark.parametrize("name", ["training_step_per_epoch", "eval_step_per_epoch"])

@@ -60,6 +60,13 @@ def test_no_data(tmp_path):
     assert done.status == 2 and "dataset_name: is imagenet2012, but --dataset is cifar10" in done.err
 
 
+def test_a_recipe_without_dataset_name_means_its_dataset(photo_model: Deployed, tmp_path):
+    (tmp_path / "own.yaml").write_text("dataset: imagenet2012\nnum_classes: 3\n")
+    done = preprocess(f"--config_path={tmp_path / 'own.yaml'}", f"--data_dir={photo_model.data}",
+                      f"--result_path={tmp_path / 'r'}")
+    assert done.status == 0 and (tmp_path / "r" / "imagenet_label.json").is_file()
+
+
 # --- postprocess.py on its own
 
 
@@ -96,7 +103,7 @@ def test_labels_by_name(results):
     for name in ("n01_1.a", "n02_2"):
         np.eye(1000, dtype=np.float32)[7].tofile(results / "result_Files" / f"{name}_0.bin")
     (results / "labels.json").write_text('{"n01_1.a.JPEG": 7, "n02_2.png": 8}')
-    done = postprocess(results, "--dataset_name=imagenet2012", "--num_classes=1000", labels="labels.json")
+    done = postprocess(results, "--dataset_name=imagenet2012", labels="labels.json")
     assert done.status == 0 and "Top1 acc: 0.5000\n" in done.out and "Top5 acc: 0.5000\n" in done.out
 
 

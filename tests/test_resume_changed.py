@@ -4,6 +4,7 @@
 import errno
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from toy_data import run_main, write_cifar10, write_class_folders
 from src import build_run, resume, run_folder, saving
 from src.checkpoint_file import read_file
 from src.saving import SaveStates
+from src.stopping import StopSignals
 
 HEAD = "classifier.6.weight"
 
@@ -149,3 +151,15 @@ def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(build_run, "save_state", without_log)
     outcome = run_main("train", *reference.flags, "--on_save_error=stop", f"--ckpt_path={tmp_path}")
     assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize(("first", "steps", "saved"), [(0, [125, 250, 375], [125, 250, 375]), (125, [250], [250]),
+                                                       (200, [240, 280, 320], [320])])
+def test_a_state_that_falls_due_within_a_sink_is_written_at_its_end(tmp_path, first, steps, saved):
+    written, state = [], SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0)
+    handler = SaveStates(lambda: written.append(state.step), lambda name, write: not write(), StopSignals(),
+                         folder=tmp_path, rank=0, world_size=1, interval_epochs=1, interval_steps=100,
+                         interval_minutes=None, agree_every=1000, first_step=first)
+    for state.step in steps:
+        handler.after_step(state)
+    assert written == saved

@@ -57,6 +57,20 @@ def test_the_names_beside_the_training_records_are_those_of_the_test_records_too
         assert list(build_reader(get_config([f"--data_dir={written.folder}"]), split).class_names) == names
 
 
+@pytest.mark.parametrize(("names", "message"), [
+    (b"fire truck\n" * 10, None), (b"truck\n" * 11, "names 11 classes, and there are 10"),
+    (b"caf\xe9\n" * 10, "UTF-8")])
+def test_a_class_name_is_a_line(tmp_path, names, message):
+    written = write_cifar10(tmp_path / "data")
+    (written.folder / "cifar-10-batches-bin" / "batches.meta.txt").write_bytes(names)
+    config = get_config([f"--data_dir={written.folder}"])
+    if message is None:
+        assert list(build_reader(config, "train").class_names) == ["fire truck"] * 10
+    else:
+        with pytest.raises(InputError, match=message):
+            build_reader(config, "train")
+
+
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_class_folders_without_splits_are_both_sets_and_that_is_said(data, tmp_path, is_flat):
     if is_flat:

@@ -96,9 +96,10 @@ def test_half_precision_is_taken_where_it_is_faster(flag, rank, level):
     (("--dataset_sink_mode=auto",), CPU, 0), (("--dataset_sink_mode=True",), CPU, 0),
     (("--dataset_sink_mode=False",), GPU, 0), (("--dataset_sink_mode=auto",), ASCEND, 12),
     (("--dataset_sink_mode=True", "--sink_size=4"), GPU, 4), (("--sink_size=5",), GPU, 4),
-    (("--sink_size=99",), GPU, 12)])
+    (("--sink_size=99",), GPU, 12), (("--log_interval=3",), GPU, 3), (("--log_interval=5",), ASCEND, 6)])
 def test_data_is_sunk_where_the_device_can(flags, rank, size):
     assert build.sink_size(config(*flags), rank, 12) == size
+    assert [build.sink_size(config(), ASCEND, steps) for steps in (390, 5003)] == [78, 5003]  # the latter is a prime
 
 
 def formula(logits: np.ndarray, labels: np.ndarray, smoothing: float) -> float:

@@ -58,14 +58,24 @@ def read_records(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, as the official archive has them, or beside the training records; the official ones
-    where there are none."""
+    """The names beside the records, one per line as the official archive has them, or beside the training records; the
+    official ones where there are none."""
     for place in (folder, folder.parent / FOLDERS["train"][0]):
         path = place / "batches.meta.txt"
-        names = tuple(path.read_text(encoding="utf-8").split()) if path.is_file() else ()
-        if len(names) == len(CLASS_NAMES):
-            return names
+        if path.is_file():
+            return _read_class_names(path)
     return CLASS_NAMES
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != len(CLASS_NAMES):
+        raise InputError(f"{path}: names {len(names)} classes, and there are {len(CLASS_NAMES)}, one per line")
+    return names
 
 
 class Cifar10Reader(ArrayReader):

@@ -222,7 +222,8 @@ def handle_each(config: Config, model: Model, answers: Iterable[Any]) -> Iterato
             write_result(folder, answer)
         for prediction in () if folder else predictions_of(answer, model.class_names, config.top):
             print(prediction, flush=True)
-        yield answer
+        is_done = folder and not config.save and not config.annotate
+        yield answer.without_logits() if is_done else answer
 
 
 def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) -> None:
@@ -239,7 +240,7 @@ def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) ->
     if config.time_dir and engine.pictures:
         write_atomically(Path(config.time_dir) / TIMES_FILE, "\n".join(time_lines(engine)) + "\n")
     if config.result_dir:
-        log.info("%d result files in %s", sum(answer.error is None for answer in answers), config.result_dir)
+        log.info("%d result files in %s", sum(answer.logits is not None for answer in answers), config.result_dir)
     if config.save:
         predictions = [item for answer in answers for item in predictions_of(answer, model.class_names, config.top)]
         write_atomically(Path(config.save), as_text(predictions, Path(config.save)))

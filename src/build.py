@@ -202,7 +202,8 @@ def model_info(config: Config, class_names: tuple[str, ...]) -> ModelInfo:
     preset = build_preset(config)
     return ModelInfo(config.network, config.num_classes, class_names, config.image_size, preset.mean, preset.std,
                      config.batch_norm, config.has_bias, config.pad_mode, config.effective_padding,
-                     config.include_top, config.width, config.dataset, config.average_pool)
+                     config.include_top, config.width, config.dataset, config.average_pool, preset.crop_pct,
+                     preset.interpolation)
 
 
 class ModelLoader:

@@ -13,8 +13,9 @@ from src.build_data import build_preset, build_reader, check_numbering, holds_ph
 from src.inference import Item, picture_item, picture_items, prepared_items
 from src.model_card import ModelCard, card_path, entry_of, find_card
 from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
-from src.readers.base import Reader
+from src.readers.base import SPLIT_FOLDERS, Reader
 from src.readers.cifar10 import CLASS_NAMES
+from src.readers.list_file import FILES as LISTS
 from src.utils.util import InputError, printable
 
 
@@ -91,10 +92,17 @@ def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> 
         return prepared or picture_items(pictures, preset, photos=photos)
     if not path.is_file():
         raise InputError(f"input: there is no {path}")
-    paths = read_list(path) if path.suffix.lower() == ".txt" else [path]
+    paths = read_list(path, _split_folders(config, path)) if path.suffix.lower() == ".txt" else [path]
     if not paths:
         raise InputError(f"input: {path} names no picture")
     return picture_items(paths, preset, photos=photos)
+
+
+def _split_folders(config: Config, list_file: Path) -> list[Path]:
+    """Where the pictures of a data set's list may lie, apart from beside it."""
+    names = SPLIT_FOLDERS["train" if list_file.name == LISTS["train"] else "test"]
+    roots = [list_file.parent, *([Path(config.data_dir)] if config.data_dir else [])]
+    return [*roots[1:], *(root / name for root in roots for name in names)]
 
 
 def dataset_items(config: Config, reader: Reader) -> list[Item]:

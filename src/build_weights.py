@@ -20,6 +20,7 @@ def agree_with_weights(config: Config, weights: Weights, *, own: Collection[str]
                         and (weights.info is None or config.is_flag("average_pool")))
     if _pixels(facts.get("pad_mode"), facts.get("padding")) == _pixels(config.pad_mode, config.effective_padding):
         own = {*own, "pad_mode", "padding"}  # two ways to say the same
+    own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
     facts = {name: value for name, value in facts.items() if name not in own}
     fitting, taken = config.giving_way(facts, f"the checkpoint {weights.path}")
     if weights.info is None and weights.zoo.uses_imagenet_statistics and not config.image_mean and fitting.image_mean:
@@ -54,7 +55,7 @@ def open_pre_trained(config: Config) -> Start:
         raise InputError(f"pre_trained: {config.pre_trained} names {len(paths)} files; training starts from one, "
                          f"such as the newest, {paths[0]}")
     weights = read_weights(paths[0])
-    own = {"num_classes", "image_size", "include_top"}
+    own = {"num_classes", "image_size", "include_top", "crop_pct", "interpolation"}
     own |= {name for name in ("image_mean", "image_std") if getattr(config, name)}
     if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):
         own.add("average_pool")

@@ -37,6 +37,8 @@ class ModelInfo(NamedTuple):
     width: float
     dataset: str
     average_pool: bool = False
+    crop_pct: float | None = None  # in files from before there was this, None: not known
+    interpolation: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(self._asdict())

@@ -45,6 +45,10 @@ class Answer(NamedTuple):
             return self.error
         return NO_NUMBER
 
+    def without_logits(self) -> "Answer":
+        """What remains to be told of it once they are written down: those of a whole data set can fill the memory."""
+        return self if self.logits is None else self._replace(logits=np.empty(0, np.float32), error=self.problem)
+
 
 def picture_items(paths: Sequence[Path], preset: Preset, *, photos: bool) -> list[Item]:
     """Somebody's own pictures, turned upright as their EXIF says."""

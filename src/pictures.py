@@ -74,18 +74,21 @@ def find_pictures(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
-def read_list(path: Path) -> list[Path]:
-    """The files that a list names: a path per line, relative to the list, with or without a label behind it."""
+def read_list(path: Path, folders: Sequence[Path] = ()) -> list[Path]:
+    """The files that a list names: a path per line, with or without a label behind it, relative to the list or to one
+    of the folders."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if "\0" in text:
         raise InputError(f"{path}: is no list in UTF-8; a list in UTF-16 must be saved as UTF-8")
-    return [_listed(path.parent, line.strip()) for line in text.splitlines() if line.strip()]
+    return [_listed([path.parent, *folders], line.strip()) for line in text.splitlines() if line.strip()]
 
 
-def _listed(folder: Path, line: str) -> Path:
+def _listed(folders: Sequence[Path], line: str) -> Path:
+    """The file in the first folder that has it; where it would be in the first one, if none has."""
     name, _, label = line.replace("\t", " ").rpartition(" ")
-    whole = folder / line
-    return folder / name.strip().rstrip(",") if name and label.isdigit() and not whole.is_file() else whole
+    names = [line, name.strip().rstrip(",")] if name and label.isdigit() else [line]
+    places = [folder / name for name in names for folder in folders]
+    return next((place for place in places if place.is_file()), folders[0] / names[-1])
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -100,7 +100,7 @@ def model_facts(weights: Weights, *, width: float, image_size: tuple[int, int], 
     """What the file says of its model, by the keys of a recipe. The arguments are what the recipe says: what fits the
     file is not repeated where several values would."""
     if weights.info:
-        facts = weights.info._asdict()
+        facts = {name: value for name, value in weights.info._asdict().items() if value is not None}
         del facts["class_names"], facts["dataset"]
     else:
         facts = _recognised_facts(weights, width=width, image_size=image_size)

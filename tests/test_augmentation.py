@@ -7,9 +7,12 @@ from packed import batches, eval_batches
 from toy_data import Split, cifar_records, refusal, write_cifar10, write_picture
 
 from model_utils.config import get_config
-from model_utils.device_adapter import Rank
-from src.build import build_train_data
+from model_utils.device_adapter import Rank, set_up_device
+from src.build import build_network, build_train_data, model_info
 from src.build_data import build_preset, build_reader
+from src.build_weights import agree_with_weights, open_pre_trained
+from src.checkpoint import save_checkpoint
+from src.weights import read_weights
 
 COUNT = 12
 PIXELS = "--image_mean=0,0,0", "--image_std=1,1,1"  # the input is the pixels, from 0 to 1
@@ -156,6 +159,19 @@ def test_crop_pct_is_the_part_that_an_evaluation_sees(data_dir, crop_pct):
     picture = eval_picture(data_dir, f"--crop_pct={crop_pct}")
     assert np.allclose(spans(picture[None]), crop_pct, atol=0.03)
     assert np.allclose(picture[:2].mean(axis=(1, 2)), 0.5, atol=0.01)  # the middle
+
+
+def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, tmp_path):
+    tiny = "--network=vgg11", "--width=0.125", "--device_target=CPU"
+    config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic")
+    path = tmp_path / "own.ckpt"
+    save_checkpoint(path, build_network(config, set_up_device(config)), model_info(config, ("a", "b")))
+    found, _ = agree_with_weights(config_of(data_dir, *tiny), read_weights(path))
+    assert (found.crop_pct, found.interpolation) == (1.0, "bicubic")
+    tried, _ = agree_with_weights(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
+    assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
+    trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config
+    assert (trained_on.crop_pct, trained_on.interpolation) == (0.875, "bilinear")
 
 
 @pytest.mark.parametrize("flag", ["--scale=0.5", "--scale=0,1", "--scale=0.5,1.1", "--scale=0.9,0.1", "--ratio=0,1",

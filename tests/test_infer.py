@@ -16,6 +16,8 @@ from deployed import Deployed, infer
 from PIL import Image
 from toy_data import ROOT, Outcome, run_main
 
+from infer import run_infer
+from model_utils.config import get_config
 from src.engines import open_engine, predict
 from src.inference import Answer, Item
 from src.pictures import Preset, prepare, read_picture
@@ -224,3 +226,11 @@ def test_probabilities():
     assert [guess.name for guess in guesses] == ["b", "d", "a"]
     assert guesses[0].probability == pytest.approx(np.e / (2 * np.e + 1))
     assert softmax(np.array([[0.0, 0.0], [5.0, -1e4]])).sum(axis=1) == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_logits_that_are_written_down_are_kept_only_for_another_use(cifar_model, pictures, tmp_path, is_saved):
+    """Those of a whole data set can fill the memory."""
+    flags = [f"--model_path={cifar_model.onnx}", f"--input={pictures}", f"--result_dir={tmp_path / 'r'}"]
+    answers = run_infer(get_config([*flags, *[f"--save={tmp_path / 'a.json'}"] * is_saved], "infer.py"))
+    assert [answer.logits.size for answer in answers] == [10 * is_saved] * len(list((tmp_path / "r").iterdir()))

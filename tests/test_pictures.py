@@ -188,6 +188,15 @@ def test_lists_have_paths_with_or_without_a_label(tmp_path):
                                                 Path("/abs/d.png"), tmp_path / "two words 7"]
 
 
+def test_a_list_may_be_relative_to_another_folder(tmp_path):
+    (tmp_path / "val").mkdir()
+    for name in ("here.jpg", "val/here.jpg", "val/a b 3"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("here.jpg 1\nval/here.jpg 2\na b 3\nabsent.jpg 4\n")
+    assert read_list(tmp_path / "list.txt", [tmp_path / "val"]) == [
+        tmp_path / "here.jpg", tmp_path / "val/here.jpg", tmp_path / "val/a b 3", tmp_path / "absent.jpg"]
+
+
 def test_names_are_short_where_they_can_be():
     paths = [Path("/d/ant/0.jpg"), Path("/d/bee/0.jpg"), Path("/d/bee/0.png"), Path("/d/bee/n01_1.JPEG")]
     assert unique_names(paths) == ["ant__0_jpg", "bee__0_jpg", "bee__0_png", "n01_1"]

@@ -137,11 +137,8 @@ def write_pictures(folder: Path, to: str, split: str, piece: Piece, reader: Read
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(item.content)
-        lines.append(f"{name} {item.label}\n")
-    mark = piece_path(folder, to, split, piece)
-    partial = mark.with_name(f"{mark.name}{PARTIAL}")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(mark)
+        lines.append(f"{name} {item.label}")
+    write_lines(piece_path(folder, to, split, piece), lines)
 
 
 def write_piece(reader: Reader, on_picture: OnPicture, folder: Path, to: str, split: str, piece: Piece) -> None:
@@ -171,6 +168,8 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(f".{path.name}{PARTIAL}")
     with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())  # an empty list must not pass for a whole one when the power fails
     partial.replace(path)
 
 

@@ -46,9 +46,10 @@ def run_train(config: Config) -> TrainResult:
         from src.readers.traffic import naming_bad_pictures
         from src.utils.logging import get_logger
 
-        parts = build_parts(config, rank)
+        point = build_run.find_point(config, rank)
+        parts = build_parts(config, rank, point)
         config, data, state = parts.config, parts.data, parts.state
-        point, resumed = build_run.resume(config, rank, data, parts.model, state)
+        resumed = build_run.resume(config, rank, data, parts.model, state, point)
         about = [*parts.about, *build_run.describe(config, rank, data, parts.network), *resumed]
         with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
             if state.is_over:
@@ -81,17 +82,17 @@ def starter(rank: Rank) -> str:
     return f"{program}{options} {here.name if here.parent == Path.cwd() else shlex.quote(str(here))}"
 
 
-def build_parts(config: Config, rank: Rank) -> Parts:
-    """Seed, then build data, network, schedule and optimizer, in this order."""
+def build_parts(config: Config, rank: Rank, point: Any = None) -> Parts:
+    """Seed, then build data, network, schedule and optimizer, in this order; all as it was at the point to resume."""
     import mindspore
 
     from src import build
     from src.build_data import note_on_test_set
-    from src.build_weights import open_pre_trained
+    from src.build_weights import open_pre_trained, without_file
     from src.training import Throughput, TrainState
 
     mindspore.set_seed(config.seed)
-    start = open_pre_trained(config)
+    start = without_file(config, point.record["settings"]) if point else open_pre_trained(config)
     config = start.config
     if not config.include_top:
         raise ConfigError(f"include_top: is False (from {config.origin('include_top')}), but training needs the "

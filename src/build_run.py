@@ -141,14 +141,11 @@ def build_identity(config: Config, rank: Rank, data: TrainData) -> Identity:
                     list(data.reader.class_names), environment)
 
 
-def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
-           state: TrainState) -> tuple[ResumePoint | None, list[str]]:
-    """Put model and state back to where `config.resume` says, and tell what to log about it; nothing without it."""
-    if config.resume is None:
-        return None, []
-    point = _agreed_point(config, rank)
+def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model, state: TrainState,
+           point: ResumePoint | None) -> list[str]:
+    """Put model and state back to the point, and tell what to log about it; nothing without one."""
     if point is None:
-        return None, [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"]
+        return [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"] if config.resume else []
     lines = check_differences(point, build_identity(config, rank, data), force=config.resume_force)
     restore(point, state_parameters(model.train_network), state, rank=rank.rank)
     if point.record["steps_per_epoch"] != data.steps_per_epoch:
@@ -156,11 +153,14 @@ def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
         lines.append(f"an epoch had {point.record['steps_per_epoch']} steps and has {data.steps_per_epoch}: the run "
                      f"goes on from the end of epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
     lines += _describe_longer_run(config, rank, data, point, state)
-    return point, [*point.notes, *lines]
+    return [*point.notes, *lines]
 
 
-def _agreed_point(config: Config, rank: Rank) -> ResumePoint | None:
-    """Where to go on from; InputError on every rank if one finds nothing or another state."""
+def find_point(config: Config, rank: Rank) -> ResumePoint | None:
+    """Where `config.resume` says to go on from, if it does and there is a state; InputError on every rank if one finds
+    nothing or another state."""
+    if config.resume is None:
+        return None
     point, problem = None, None
     try:
         point = find_resume_point(config.resume, Path(config.ckpt_path))

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config and a file of weights: where they must agree, and who decides."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from model_utils.schema import Config
 from src.checkpoint import find_checkpoints
 from src.utils.util import InputError
 from src.weights import Weights, model_facts, read_weights
+
+MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "pad_mode", "padding", "average_pool")
 
 
 def agree_with_weights(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tuple[Config, list[str]]:
@@ -39,6 +41,16 @@ class Start(NamedTuple):
     config: Config
     weights: Weights | None
     taken: list[str]
+
+
+def without_file(config: Config, settings: Mapping[str, Any]) -> Start:
+    """The start of a run that goes on from a state with these settings, which holds all weights: the file that they
+    began with may be gone. What the file decided about the model is decided."""
+    if not config.pre_trained:
+        return Start(config, None, [])
+    decided = {name: settings[name] for name in MODEL_KEYS if not config.is_flag(name)}
+    decided |= {name: tuple(settings[name]) for name in ("image_mean", "image_std") if not getattr(config, name)}
+    return Start(config.taking(decided, "the resume state"), None, [])
 
 
 def open_pre_trained(config: Config) -> Start:

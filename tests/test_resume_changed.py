@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from test_resume import FLAGS, Reference, loss_lines, rows
-from toy_data import run_main, write_cifar10, write_class_folders
+from toy_data import only_folder, run_main, write_cifar10, write_class_folders
 
 from src import build_run, resume, run_folder, saving
 from src.checkpoint_file import read_file
@@ -163,3 +163,17 @@ def test_a_state_that_falls_due_within_a_sink_is_written_at_its_end(tmp_path, fi
     for state.step in steps:
         handler.after_step(state)
     assert written == saved
+
+
+def test_the_weights_that_it_began_with_are_not_needed_any_more(reference, tmp_path):
+    begin = tmp_path / "begin.ckpt"
+    shutil.copy(reference.folder / "ckpt_0" / "0-2_5.ckpt", begin)
+    flags = [*reference.flags, f"--pre_trained={tmp_path}/*.ckpt"]
+    assert run_main("train", *flags, "--max_train_steps=6", f"--ckpt_path={tmp_path / 'cut'}").status == 0
+    shutil.copy(begin, tmp_path / "another.ckpt")  # two files have such a name now
+    again = run_main("train", *flags, f"--ckpt_path={tmp_path / 'cut'}", "--resume")
+    begin.unlink()
+    whole = run_main("train", *flags, f"--ckpt_path={tmp_path / 'whole'}")
+    assert (again.status, whole.status) == (0, 0), (again, whole)
+    ended = [only_folder(tmp_path / name) for name in ("cut", "whole")]
+    assert (ended[0] / "ckpt_0" / "0-2_5.ckpt").read_bytes() == (ended[1] / "ckpt_0" / "0-2_5.ckpt").read_bytes()

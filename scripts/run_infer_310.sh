@@ -114,8 +114,7 @@ else
     source=("--data_dir=$data")
 fi
 stage inference infer.log "$python" "$ROOT/infer.py" "--engine=${ENGINE:-auto}" "--device_id=$device" "${flags[@]}" \
-    "${source[@]}" \
-    --result_dir=result_Files --time_dir=time_Result
+    "${source[@]}" --result_dir=result_Files --time_dir=time_Result
 grep -h -e ' runs ' infer.log || true  # which engine it was
 stage postprocess acc.log "$python" "$ROOT/postprocess.py" "${flags[@]}" --result_dir=result_Files \
     "--label_dir=$label_file"

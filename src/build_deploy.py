@@ -101,8 +101,8 @@ def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> 
 def _split_folders(config: Config, list_file: Path) -> list[Path]:
     """Where the pictures of a data set's list may lie, apart from beside it."""
     names = SPLIT_FOLDERS["train" if list_file.name == LISTS["train"] else "test"]
-    roots = [list_file.parent, *([Path(config.data_dir)] if config.data_dir else [])]
-    return [*roots[1:], *(root / name for root in roots for name in names)]
+    data_dir = [Path(config.data_dir)] if config.data_dir else []
+    return [*data_dir, *(root / name for root in (list_file.parent, *data_dir) for name in names)]
 
 
 def dataset_items(config: Config, reader: Reader) -> list[Item]:

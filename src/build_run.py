@@ -55,6 +55,11 @@ def read_every(config: Config, rank: Rank) -> int:
     return 1 if rank.device_target == "CPU" else config.log_interval
 
 
+def agree_every(config: Config, rank: Rank) -> int:
+    """Steps between two agreements of the ranks on signals: one rank has nobody to wait for."""
+    return 1 if rank.world_size == 1 else read_every(config, rank)
+
+
 def build_checkpoint_writer(config: Config, network: nn.Cell, reader: Reader) -> Callable[[Path], None]:
     info = model_info(config, reader.class_names)
     return lambda path: save_checkpoint(path, network, info)
@@ -80,7 +85,7 @@ def build_state_saver(config: Config, rank: Rank, data: TrainData, model: mindsp
 
     return SaveStates(write, saver, signals, folder=folder, rank=rank.rank, world_size=rank.world_size,
                       interval_epochs=config.ckpt_interval, interval_steps=config.ckpt_interval_steps,
-                      interval_minutes=config.ckpt_interval_minutes, agree_every=read_every(config, rank),
+                      interval_minutes=config.ckpt_interval_minutes, agree_every=agree_every(config, rank),
                       first_step=state.step)
 
 

@@ -135,7 +135,7 @@ def test_states_hold_every_loss_where_losses_are_seldom_read(reference, tmp_path
 
 
 def test_a_signal_that_comes_when_all_is_done_does_not_spoil_it(reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_run, "read_every", lambda config, rank: 100)  # ranks agree at the end of the epoch alone
+    monkeypatch.setattr(build_run, "agree_every", lambda config, rank: 100)  # at the end of the epoch alone
     monkeypatch.setattr(SaveStates, "_agree", lambda self: (15, False))
     outcome = run_main("train", *reference.flags, "--max_epoch=1", f"--ckpt_path={tmp_path}")
     assert outcome.status == 0 and not outcome.err

@@ -3,7 +3,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,12 +138,23 @@ def _flag_values(flags: dict[str, str], program: str) -> Values:
     values: Values = {}
     if program == "eval.py" and "pre_trained" not in flags and _is_checkpoint(flags.get("ckpt_path", "")):
         flags = {"pre_trained" if name == "ckpt_path" else name: text for name, text in flags.items()}
+    if program == "infer.py" and "pre_trained" in flags:
+        if "model_path" in flags:
+            raise ConfigError("--pre_trained: is the model, and so is --model_path; give one of them")
+        flags = {"model_path" if name == "pre_trained" else name: text for name, text in flags.items()}
     for name, text in flags.items():
-        _merge(values, _translate(name, text, f"--{name}", in_yaml=False))
-        only_mode = ALIASES[name].only_mode if name in ALIASES else None
-        if only_mode and flags.get("mode", "").lower() != only_mode:
-            raise ConfigError(f"--{name}: is known with --mode={only_mode} alone")
+        if name not in NOT_HONOURED:
+            _merge(values, _translate(name, text, f"--{name}", in_yaml=False))
     return values
+
+
+def _check_modes(flags: Collection[str], values: Values, program: str) -> None:
+    """ConfigError for a flag that is known in one mode, in another one."""
+    mode = "evaluate" if program == "eval.py" else str(values.get("mode", ("", ""))[0]).lower()
+    for name in flags:
+        only_mode = ALIASES[name].only_mode if name in ALIASES else None
+        if only_mode and mode != only_mode:
+            raise ConfigError(f"--{name}: is known with --mode={only_mode} alone")
 
 
 def _is_checkpoint(text: str) -> bool:
@@ -223,6 +234,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
     """
     aliases = [Flag(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
+    aliases += [Flag(name, f"has no effect: {reason}") for name, reason in NOT_HONOURED.items()]
     flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=aliases)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -232,10 +244,21 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(dataset)
     values, notes = _yaml_values(recipe)
     values.update(_flag_values(flags, program))
-    if "buffer_size" in flags:
-        notes.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
+    _check_modes(flags, values, program)
+    notes += _idle_flags(flags, values, program)
     notes += [*_apply_lr_flag(values), *_leave_out_distribution(values, program)]
     return build_config(values, notes)
+
+
+def _idle_flags(flags: Collection[str], values: Values, program: str) -> list[str]:
+    """What to say of flags that do nothing here, whatever the others are."""
+    lines = [f"--{name} has no effect here: {reason}" for name, reason in NOT_HONOURED.items() if name in flags]
+    if "buffer_size" in flags:
+        lines.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
+    if program == "train.py" and str(values.get("mode", ("train", ""))[0]).lower() == "train":
+        lines += [f"warning: --{name} has no effect without --mode=train_and_evaluate"
+                  for name in ("eval_step_per_epoch", "epochs_between_evals") if name in flags]
+    return lines
 
 
 def _without_effect(config: Config) -> list[str]:

@@ -160,6 +160,6 @@ def set_up_device(config: Config) -> Rank:
 
 
 def _unsunk(config: Config, target: str) -> str | None:
-    if config.dataset_sink_mode == "True" and target == "CPU":
-        return f"dataset_sink_mode: True (from {config.origin('dataset_sink_mode')}) has no effect on CPU"
-    return None
+    asked = [("dataset_sink_mode", config.dataset_sink_mode == "True"), ("sink_size", config.is_flag("sink_size"))]
+    said = [f"{name}: {getattr(config, name)} (from {config.origin(name)})" for name, is_asked in asked if is_asked]
+    return f"{', '.join(said)} has no effect on CPU" if said and target == "CPU" else None

@@ -51,6 +51,12 @@ def _dynamic_loss_scale(value: Any) -> dict[str, Any]:
     return {"loss_scale": "dynamic"} if parse_flag(value) else {}
 
 
+def _loss_scale_type(value: Any) -> dict[str, Any]:
+    if str(value).lower() not in ("fixed", "dynamic"):
+        raise ValueError("must be fixed or dynamic")
+    return _dynamic_loss_scale(str(value).lower() == "dynamic")
+
+
 def _on_scale_1(name: str) -> Callable[[Any], dict[str, Any]]:
     def convert(value: Any) -> dict[str, Any]:
         return {name: [float(item) / 255 for item in value]}
@@ -64,6 +70,7 @@ CONVERTED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "dataset": _dataset,
     "label_smoothing": label_smoothing,
     "dynamic_loss_scale": _dynamic_loss_scale,
+    "loss_scale_type": _loss_scale_type,
     "mean": _on_scale_1("image_mean"),
     "std": _on_scale_1("image_std"),
 }
@@ -101,6 +108,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "clip_value": ((15.0,), "gradients are not clipped"),
     "filter_bias_and_bn": ((True,), "biases and batch normalisation never decay"),
     "eps": ((1e-10,), "momentum has no epsilon"),
+    "drop_overflow_update": ((False,), "loss_scale=dynamic alone leaves steps out that overflow"),
     "warmup_factor": ((0.0,), "the warm-up begins at 0"),
     "lr_epoch_stair": ((), "the rate changes with every step in the warm-up, and once per epoch behind it"),
     "num_cycles": ((1,), "the cosine falls once"),
@@ -111,9 +119,10 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 # What MindCV takes for keys that a file leaves out, as far as it differs from what this project takes.
-DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": True, "pad_mode": "pad", "padding": 1,
+DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
-            "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6}
+            "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
+            "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 SCHEDULE_KEYS = ("scheduler", "decay_epochs", "multi_step_decay_milestones")
 

@@ -21,3 +21,12 @@ project_python() {
 show_help() {
     sed -n '3,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
 }
+
+# become COMMAND...: what this script was for; with DRY_RUN=1 it is printed, and nothing starts.
+become() {
+    case "${DRY_RUN:-0}" in
+        0) exec "$@" ;;
+    esac
+    printf '%q ' "$@"
+    printf '\n'
+}

@@ -3,6 +3,7 @@
 # usage: bash run_1p.sh [any train.py flag ...]
 # Trains and evaluates VGG19 on ImageNet on one device, by configs/vgg/vgg19_batch256.yaml; results in ./results/1p.
 #   --datadir=FOLDER                        the data (or DATA_DIR=FOLDER)
+#   --device_target=Ascend|GPU|CPU          the device (or DEVICE_TARGET=...)
 #   --mode=evaluate --eval_dir=CHECKPOINTS  evaluates a checkpoint, or all in a folder
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
@@ -11,5 +12,5 @@ case "${1:-}" in
     -h | --help) show_help "$0"; exit 0 ;;
 esac
 python=$(project_python)
-exec "$python" -u "$ROOT/train.py" "--config_path=$ROOT/configs/vgg/vgg19_batch256.yaml" \
-    ${DATA_DIR:+"--data_dir=$DATA_DIR"} "$@"
+become "$python" -u "$ROOT/train.py" "--config_path=$ROOT/configs/vgg/vgg19_batch256.yaml" \
+    ${DATA_DIR:+"--data_dir=$DATA_DIR"} ${DEVICE_TARGET:+"--device_target=$DEVICE_TARGET"} "$@"

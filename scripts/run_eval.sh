@@ -15,4 +15,4 @@ if [ $# -lt 4 ]; then
     exit 2
 fi
 python=$(project_python)
-exec "$python" -u "$ROOT/eval.py" "--data_dir=$1" "--dataset=$2" "--device_target=$3" "--pre_trained=$4" "${@:5}"
+become "$python" -u "$ROOT/eval.py" "--data_dir=$1" "--dataset=$2" "--device_target=$3" "--pre_trained=$4" "${@:5}"

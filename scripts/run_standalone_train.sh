@@ -18,4 +18,4 @@ case "${1:-}" in
 esac
 [ -z "${DEVICE_TARGET:-}" ] || flags+=("--device_target=$DEVICE_TARGET")
 python=$(project_python)
-exec "$python" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"
+become "$python" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"

@@ -58,6 +58,11 @@ def make_plan(weights: Weights, target: Path, names: str | None) -> Plan:
     biases = _zero_biases(weights) if zoo.always_has_bias else {}
     if biases:
         notes.append(f"{len(biases)} convolutions get a bias of zeros: {zoo.label}'s have one")
+    given = [name.replace(".weight", ".bias") for name in _kernels(weights)] if zoo.never_has_bias else []
+    lost = [name for name in given if name in weights.arrays and weights.arrays[name].any()]
+    if lost:
+        notes.append(f"warning: {len(lost)} convolutions have a bias: {zoo.label}'s network is built without, and "
+                     "answers otherwise unless its convolutions are made with has_bias=True")
     if names in TORCH_ZOOS and weights.layout.map_area not in (None, POOLED_SIDE**2):
         notes.append(f"the classifier takes maps of {weights.layout.map_area} pixels; {zoo.label}'s own takes "
                      f"{POOLED_SIDE}x{POOLED_SIDE}, so its network must be built for that")
@@ -68,8 +73,13 @@ def make_plan(weights: Weights, target: Path, names: str | None) -> Plan:
 
 def _zero_biases(weights: Weights) -> dict[str, Shape]:
     """Biases for the convolutions that have none."""
-    biases = {name.replace(".weight", ".bias"): shape[:1] for name, shape in weights.shapes.items() if len(shape) == 4}
+    biases = {name.replace(".weight", ".bias"): weights.shapes[name][:1] for name in _kernels(weights)}
     return {name: shape for name, shape in biases.items() if name not in weights.arrays}
+
+
+def _kernels(weights: Weights) -> list[str]:
+    """The names of the convolutions' weights."""
+    return [name for name, shape in weights.shapes.items() if len(shape) == 4]
 
 
 def _their_shape(name: str, shape: Shape, weights: Weights, zoo: Zoo) -> Shape:

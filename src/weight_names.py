@@ -29,12 +29,13 @@ class Zoo(NamedTuple):
     classifier: dict[str, str]
     always_has_bias: bool = False  # its convolutions cannot be built without
     uses_imagenet_statistics: bool = False  # its published weights were trained with ImageNet's mean and deviation
+    never_has_bias: bool = False  # its convolutions are built without
 
 
 ZOOS: dict[str, Zoo] = {
     "ours": Zoo("this project", "layers", OUR_NORM, OUR_CLASSIFIER),
     "model_zoo": Zoo("the model zoo", "layers", OUR_NORM, OUR_CLASSIFIER),
-    "mindcv": Zoo("MindCV", "features", OUR_NORM, OUR_CLASSIFIER, uses_imagenet_statistics=True),
+    "mindcv": Zoo("MindCV", "features", OUR_NORM, OUR_CLASSIFIER, uses_imagenet_statistics=True, never_has_bias=True),
     "torchvision": Zoo("torchvision", "features", TORCH_NORM, OUR_CLASSIFIER, True, True),
     "timm": Zoo("timm", "features", TORCH_NORM, TIMM_CLASSIFIER, True, True),
 }

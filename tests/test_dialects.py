@@ -59,20 +59,16 @@ train_url: ""
 checkpoint_url: ""
 data_path: "/cache/data"
 output_path: "/cache/train"
-load_path: "/cache/checkpoint_path"
 device_target: "auto"
 need_modelarts_dataset_unzip: True
 modelarts_dataset_unzip_name: ""
 
 dataset: "imagenet2012"
 data_dir: "path/to/imagenet"
-network: "vgg16"
 mode: "train_and_evaluate"
 num_parallel_workers: 8
 num_classes: 1000
 lr: 0.01
-lr_init: 0.01
-lr_max: 0.1
 lr_epochs: '30,60,90,120'
 lr_scheduler: "cosine_annealing"
 eta_min: 1e-4
@@ -84,15 +80,15 @@ weight_decay: 4e-5
 loss_scale: 1024
 label_smooth: 1
 label_smooth_factor: 0.1
-buffer_size: 10
 image_size: '224,224'
 ratio: '0.75,1.333'
 pad_mode: 'pad'
 padding: 1
-has_bias: True
+has_bias: False
 batch_norm: False
 keep_checkpoint_max: 10
-ckpt_interval: 5
+ckpt_interval: 1
+seed: 42
 initialize_mode: "KaimingNormal"
 has_dropout: True
 amp_level: "O2"
@@ -125,6 +121,10 @@ amp_level: O2
 dataset_sink_mode: True
 ckpt_path: ./ckpt
 dataset_name: cifar10
+has_bias: False
+seed: 42
+ckpt_interval: 1
+lr_base_batch: 64
 modelarts_dataset_unzip_name: ""
 """
 
@@ -187,6 +187,7 @@ def test_what_the_file_leaves_out_has_mindcvs_values(tmp_path):
     ("ckpt_save_dir: there", {"ckpt_path": "there"}), ("ckpt_save_interval: 2", {"ckpt_interval": 2}),
     ("drop_rate: 0.2", {"dropout_rate": 0.2}), ("drop_rate: null", {"dropout_rate": 0.5}),
     ("label_smoothing: 0", {"label_smooth": False}), ("dynamic_loss_scale: True", {"loss_scale": "dynamic"}),
+    ("loss_scale_type: dynamic", {"loss_scale": "dynamic"}), ("loss_scale_type: fixed", {"loss_scale": 1.0}),
     ("dataset: ''", {"dataset": "imagenet2012"}), ("image_resize: 96", {"image_size": (96, 96)}),
     ("mean: [127.5, 255, 0]", {"image_mean": (0.5, 1.0, 0.0)}), ("std: [51, 51, 51]", {"image_std": (0.2,) * 3}),
     ("scheduler: cosine_decay\nwarmup_epochs: 0\ndecay_epochs: 90", {"T_max": None}),
@@ -305,7 +306,7 @@ def test_the_ascend_recipes_are_mindcvs(tmp_path, depth):
     ours = get_config(["-c", str(ROOT / "configs" / "vgg" / f"vgg{depth}_ascend.yaml")]).model_dump()
     theirs = read_recipe(tmp_path, MINDCV.replace("vgg16", f"vgg{depth}")).model_dump()
     where = {"data_dir", "ckpt_path", "is_distributed", "dataset_sink_mode", "amp_level", "dataset_name",
-             "modelarts_dataset_unzip_name", "file_name"}
+             "modelarts_dataset_unzip_name", "file_name", "lr_base_batch", "seed", "ckpt_interval"}
     assert {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name] and name not in where} == {}
 
 

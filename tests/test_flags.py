@@ -6,7 +6,8 @@ import time
 import pytest
 from toy_data import read_recipe, refusal, run_python, write_recipe
 
-from model_utils.config import ALIASES, get_config
+from model_utils.config import ALIASES, NOT_HONOURED, get_config
+from model_utils.errors import ConfigError
 from model_utils.schema import Config
 from model_utils.values import Choices
 
@@ -116,8 +117,22 @@ def test_an_alias_is_known_in_yaml_too_unless_it_means_something_else_there(tmp_
     assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
 
 
-def test_eval_dir_belongs_to_mode_evaluate():
+def test_eval_dir_belongs_to_mode_evaluate(tmp_path):
     assert "--mode=evaluate" in refusal("--eval_dir=/e")
+    (tmp_path / "own.yaml").write_text("mode: evaluate\n")
+    assert get_config(["-c", str(tmp_path / "own.yaml"), "--eval_dir=/e"]).pre_trained == "/e"
+    assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
+
+
+def test_weights_are_the_model_of_infer():
+    assert get_config(["--pre_trained=/a"], "infer.py").model_path == "/a"
+    with pytest.raises(ConfigError, match="give one of them"):
+        get_config(["--pre_trained=/a", "--model_path=/b"], "infer.py")
+
+
+@pytest.mark.parametrize("name", NOT_HONOURED)
+def test_a_flag_that_is_not_honoured_is_named(name):
+    assert [note for note in get_config([f"--{name}=1"]).notes if f"--{name} has no effect" in note]
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_name():
@@ -187,6 +202,8 @@ finally:
     (("--lr_scheduler=cosine_annealing", "--lr_max=0.3"), ["--lr_max has no effect without --lr_scheduler=step"]),
     (("--lr_scheduler=multi_step", "--lr_gamma=1"), []), (("--lr_gamma=1",), ["without --lr_scheduler=exponential"]),
     (("--T_max=9", "--eta_min=0"), ["--eta_min has", "--T_max has"]), (("--lr=0.2",), []), (("--lr_max=0.2",), []),
+    (("--eval_step_per_epoch=3",), ["without --mode=train_and_evaluate"]),
+    (("--eval_step_per_epoch=3", "--mode=train_and_evaluate"), []),
     (("--lr_base_batch=32",), ["without --lr_scale=linear"]), (("--lr_base_batch=32", "--lr_scale=linear"), []),
     (("--has_dropout=False", "--dropout_rate=0.3"), ["without --has_dropout=True"]), (("--dropout_rate=0.3",), []),
     (("--augment=False", "--hflip=1"), ["without --augment=True"]), (("--cutout=8",), []),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shlex import quote
+from shlex import quote, split
 
 import pytest
 from launches import BIN, children, environment, is_running, started, wait_until
@@ -191,12 +191,17 @@ def test_cores_are_shared_out():
      "train.py --data_dir=a b --dataset=imagenet2012 --device_target=GPU --lr=1"),
     ("run_standalone_train.sh", ("data", "--lr=1"), {}, "train.py --data_dir=data --lr=1"),
     ("run_eval.sh", ("data", "cifar10", "CPU", "a b/*.ckpt", "--seed=1"), {},
-     "eval.py --data_dir=data --dataset=cifar10 --device_target=CPU --pre_trained=a b/*.ckpt --seed=1")])
+     "eval.py --data_dir=data --dataset=cifar10 --device_target=CPU --pre_trained=a b/*.ckpt --seed=1"),
+    ("run_1p.sh", ("--lr=1",), {"DEVICE_TARGET": "CPU", "DATA_DIR": "a b"},
+     f"train.py --config_path={ROOT}/configs/vgg/vgg19_batch256.yaml --data_dir=a b --device_target=CPU --lr=1")])
 def test_one_process(tmp_path, script, args, settings, flags):
     python = program(tmp_path, "python", 'echo "$*"; exit 7')
     done = launch(script, *args, **settings, PYTHON=str(python), cwd=tmp_path)
     assert done.returncode == 7
     assert done.stdout == f"-u {ROOT}/{flags}\n"
+    rehearsed = launch(script, *args, **settings, PYTHON=str(python), DRY_RUN="1", cwd=tmp_path)
+    assert rehearsed.returncode == 0
+    assert " ".join(split(rehearsed.stdout)) == f"{python} -u {ROOT}/{flags}"
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)

@@ -70,6 +70,7 @@ class FolderReader(EncodedReader):
         if folder is None:
             raise wrong_layout(data_dir, looked_for(split), EXPECTED)
         names = _class_folders(folder)
+        self.folder = folder
         self.folders = [folder / name for name in names]
         pictures = [_pictures(inner) for inner in self.folders]
         self._names = [name for names in pictures for name in names]

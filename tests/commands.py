@@ -69,7 +69,7 @@ COMMANDS = (
             'python train.py  --device_target="CPU" --dataset="imagenet2012" --is_distributed=0 --data_path=imagenet  '
             "> output.train.log 2>&1 &", LOSS),
     Command(MODEL_ZOO, 'bash scripts/run_distribute_train_gpu.sh /path/ImageNet2012/train"',
-            "DEVICE_TARGET=CPU DEVICE_NUM=2 bash scripts/run_distribute_train_gpu.sh imagenet/train imagenet2012",
+            "DEVICE_TARGET=CPU DEVICE_NUM=2 bash scripts/run_distribute_train_gpu.sh imagenet/train",
             LOSS),
     Command(MODEL_ZOO, 'python eval.py --data_path=your_data_path --dataset="cifar10" --device_target="Ascend" '
                        "--pre_trained=./*-70-781.ckpt > output.eval.log 2>&1 &",
@@ -125,7 +125,7 @@ COMMANDS = (
             'python train.py --config_path=imagenet2012_config.yaml --device_target="CPU" --dataset="imagenet2012" '
             "--is_distributed=0 --data_dir=imagenet  > output.train.log 2>&1 &", LOSS),
     Command(MODEL_ZOO_CN, 'bash scripts/run_distribute_train_gpu.sh /path/ImageNet2012/train"',
-            "DEVICE_TARGET=CPU DEVICE_NUM=2 bash scripts/run_distribute_train_gpu.sh imagenet/train imagenet2012",
+            "DEVICE_TARGET=CPU DEVICE_NUM=2 bash scripts/run_distribute_train_gpu.sh imagenet/train",
             LOSS),
     Command(MODEL_ZOO_CN, "python eval.py --config_path=/dir_to_code/cifar10_config.yaml --data_dir=your_data_path "
                           '--dataset="cifar10" --device_target="Ascend" --pre_trained=./*-70-781.ckpt '

@@ -92,16 +92,22 @@ def test_a_run_ends_with_the_same_weights_wherever_it_was_killed(reference, tmp_
     assert loss_lines(folder) == loss_lines(reference.folder)
 
 
-def test_photos_with_augmentation_go_on_exactly_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stored_as", ["folder", "list", "tfrecord", "mindrecord"])
+def test_photos_with_augmentation_go_on_exactly_too(tmp_path, monkeypatch, stored_as):
     monkeypatch.setattr(resume, "KEPT_STATES", 100)
     classes = ("ant", "bee", "cow", "dog", "eel")
     data = write_class_folders(tmp_path / "data", classes=classes, each=8, splits=("train",))
+    if stored_as != "folder":
+        own, data = data, tmp_path / "packed"
+        run_main("scripts.convert_dataset", f"--to={stored_as}", f"--output={data}", f"--data_dir={own}",
+                 "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1")
     flags = (*TINY, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8",
              "--max_epoch=2", "--batch_norm=True", "--lr=0.01", "--ckpt_interval_steps=3", "--ckpt_interval=1",
              "--loss_scale=1")
     whole = Reference(tmp_path / "whole", flags)
     folder = whole.stopped_after(6, tmp_path / "again")
-    assert run_main("train", *flags, f"--resume={folder}").status == 0
+    outcome = run_main("train", *flags, f"--resume={folder}")
+    assert outcome.status == 0 and "dataset_format=auto): 40 pictures" in outcome.out
     assert_same_weights(folder, whole.folder)
 
 

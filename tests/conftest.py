@@ -9,6 +9,7 @@ import pytest
 
 # MindSpore reads it when it is imported; 3 = errors only.
 os.environ.setdefault("GLOG_v", "3")
+os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, whatever stands between this and others
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.device_adapter import guard_this_machine  # noqa: E402

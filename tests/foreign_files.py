@@ -144,9 +144,9 @@ class Pickler:
     With `is_legacy` the storages are described as in the files from before 2020.
     """
 
-    def __init__(self, *, is_legacy: bool = False) -> None:
+    def __init__(self, *, is_legacy: bool = False, lead: int = 0, is_big_endian: bool = False) -> None:
         self.storages: dict[str, tuple[int, bytes]] = {}  # key -> count of numbers, bytes
-        self._is_legacy = is_legacy
+        self._is_legacy, self._lead, self._is_big_endian = is_legacy, lead, is_big_endian
 
     def dump(self, value: Any) -> bytes:
         return b"\x80\x02" + self.item(value) + b"."
@@ -178,23 +178,25 @@ class Pickler:
         """Arrays keep their strides, so that a transposed one is stored as its memory lies."""
         array, key = raw(values), str(len(self.storages))
         kind = "BFloat16" if isinstance(values, BFloat16) else STORAGES[array.dtype.name]
-        memory = np.ravel(array, order="K")
+        memory = np.concatenate([np.full(self._lead, 7, array.dtype), np.ravel(array, order="K")])
+        if self._is_big_endian:
+            memory = memory.astype(memory.dtype.newbyteorder(">"))
         self.storages[key] = (memory.size, memory.tobytes())
         view = b"N" if self._is_legacy else b""
         storage = (b"(" + self.item("storage") + f"ctorch\n{kind}Storage\n".encode() + self.item(key)
                    + self.item("cpu") + self.item(memory.size) + view + b"tQ")
         strides = tuple(stride // array.itemsize for stride in array.strides)
-        return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + self.item(0) + self._tuple(array.shape)
+        return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + self.item(self._lead) + self._tuple(array.shape)
                 + self._tuple(strides) + b"\x89" + ORDERED_DICT + b"tR")
 
 
-def write_pth(path: Path, value: Any) -> Path:
-    """The zip archive of today."""
-    pickler = Pickler()
+def write_pth(path: Path, value: Any, *, lead: int = 0, byteorder: str = "little") -> Path:
+    """The zip archive of today; `lead` numbers of something else stand before each tensor in its storage."""
+    pickler = Pickler(lead=lead, is_big_endian=byteorder == "big")
     pickled = pickler.dump(value)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", byteorder)
         for key, (_, content) in pickler.storages.items():
             archive.writestr(f"archive/data/{key}", content)
         archive.writestr("archive/version", "3\n")

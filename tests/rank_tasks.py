@@ -76,8 +76,19 @@ def disagreements(rank: Rank) -> dict[str, np.ndarray]:
     return {"disagreements": np.array(found)}
 
 
+def sums(rank: Rank) -> dict[str, np.ndarray]:
+    """The sum over the ranks of numbers with carries, and the mean of one that each has of its own."""
+    from mindspore import Parameter, Tensor
+
+    from src.collective import average_parameters, sum_integers
+
+    own = Parameter(Tensor(np.float32([rank.rank + 1, -2])))
+    average_parameters([own], rank.world_size)
+    return {"sums": sum_integers([4095, 50_000, 2**40 + rank.rank], rank.world_size), "mean": own.asnumpy()}
+
+
 def main(folder: Path, rank: Rank) -> None:
-    results = evaluate_counts(folder, rank) | samples(rank) | disagreements(rank)
+    results = evaluate_counts(folder, rank) | samples(rank) | disagreements(rank) | sums(rank)
     if GLOBAL_BATCH % rank.world_size == 0:
         train(folder, rank, "plain", *PLAIN, f"--batch_size={GLOBAL_BATCH // rank.world_size}")
     train(folder, rank, "full", *FULL)

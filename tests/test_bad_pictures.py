@@ -36,7 +36,7 @@ def test_a_broken_picture_ends_the_run_with_its_name(copy_of):
     outcome = train_here()
     assert outcome.status == 2 and "Traceback" not in outcome.err
     assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
-    assert "--on_bad_image" not in outcome.out and "check_dataset.py" in outcome.err
+    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
 
 
 def test_a_picture_that_is_gone_when_it_is_read(copy_of, formats):

@@ -126,7 +126,7 @@ def test_a_conversion_that_reads_back_differently_is_not_kept(tmp_path, monkeypa
         path.write_bytes(content)
 
     monkeypatch.setattr(src.convert, "write_weight_file", write_and_damage)
-    with pytest.raises(RuntimeError, match="classifier.6.weight reads back differently|reads back differently"):
+    with pytest.raises(RuntimeError, match="reads back differently"):
         src.convert.convert(good, tmp_path / "out.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["good.pth"]
 

@@ -121,6 +121,13 @@ def test_every_rank_hears_that_one_has_another_number(job, size):
     assert [result["disagreements"].tolist() for result in job(size).results] == [[False, size > 1]] * size
 
 
+@pytest.mark.parametrize("size", STARTS)
+def test_sums_are_exact_and_means_are_means(job, size):
+    for result in job(size).results:
+        assert result["sums"].tolist() == [size * 4095, size * 50_000, size * 2**40 + sum(range(size))]
+        assert result["mean"].tolist() == ([(size + 1) / 2, -2])
+
+
 # --- evaluation
 
 

@@ -2,6 +2,7 @@
 """Options that people of other projects know, each by what it does."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,8 +145,10 @@ def test_max_train_steps_leaves_the_learning_rate_as_it_is():
     assert len(part) == 7 and np.array_equal(part, whole[:7])
 
 
-def test_a_run_that_was_cut_goes_on_where_it_ended(cifar, cut):
-    resumed = run_main("train", "-c", cut.folder / "config.yaml", f"--resume={cut.folder}", "--log_interval=1",
+def test_a_run_that_was_cut_goes_on_where_it_ended(cifar, cut, tmp_path):
+    folder = tmp_path / cut.folder.name
+    shutil.copytree(cut.folder, folder)
+    resumed = run_main("train", "-c", folder / "config.yaml", f"--resume={folder}", "--log_interval=1",
                        f"--max_train_steps={2 * STEPS}")
     assert resumed.status == 0, resumed
     whole = run_main("train", "-c", cut.folder / "config.yaml", f"--max_train_steps={2 * STEPS}", "--mode=train",
@@ -300,11 +303,11 @@ def test_mode_evaluate_with_eval_dir_evaluates_all_checkpoints_there(cifar, shor
     assert only_folder(tmp_path / "logs").name.endswith("_eval")
 
 
-def test_mode_evaluate_in_a_yaml_file_hands_over_too_and_keeps_the_status(tmp_path):
+def test_mode_evaluate_in_a_yaml_file_hands_over_too_and_keeps_the_status(tmp_path, capfd):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("mode: evaluate\n", encoding="utf-8")
     outcome = run_main("train", "-c", recipe)
-    assert outcome.status == 2
+    assert outcome.status == 2 and "eval.py: error: pre_trained: " in capfd.readouterr().err + outcome.err
 
 
 def test_pre_trained_is_where_training_starts(cifar, short, tmp_path):

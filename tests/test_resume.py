@@ -285,6 +285,11 @@ def test_two_ranks_resume_as_one_run(cifar, tmp_path):
     ours, theirs = (read_file(killed / f"ckpt_{rank}" / f"{rank}-2_5.ckpt").arrays for rank in (0, 1))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     assert loss_lines(killed) == loss_lines(whole) and loss_lines(killed, rank=1) == loss_lines(whole, rank=1)
+    kept = sorted(path.name for path in (killed / "resume").iterdir())
+    assert kept == [f"step-{step:08d}.{ending}" for step in (9, 10) for ending in ("rank1.state", "state")]
+    part = killed / "resume" / kept[2]
+    part.write_bytes(part.read_bytes()[:-20])  # a state is whole when every rank's part of it is
+    assert resume.find_resume_point(str(killed), tmp_path).step == 9
 
 
 def test_states_are_written_by_the_clock_when_asked_to(cifar, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from src import build_run, resume, run_folder, saving
 from src.checkpoint_file import read_file
 from src.saving import SaveStates
 from src.stopping import StopSignals
+from src.training import TrainState
 
 HEAD = "classifier.6.weight"
 
@@ -42,6 +43,16 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, 
     assert "5 steps and has 2: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
     assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
+    state = read_file(folder / "resume" / "step-00000004.state", must_be_verified=True)
+    assert state.arrays["global_step"].item() == 4  # where the optimizer looks up its next rate
+
+
+def test_the_best_evaluation_so_far_stays_the_best(reference, tmp_path):
+    point = resume.find_resume_point(str(reference.stopped_after(5, tmp_path)), tmp_path)
+    state = TrainState(5, np.zeros(10, np.float32), 16)
+    resume.restore(point._replace(record=point.record | {"best_top1": 0.75}), [], state, rank=0)
+    assert (state.best_top1, state.epoch_losses, state.step) == (0.75, point.record["epoch_losses"], 5)
+    assert len(state.epoch_losses) == 1
 
 
 def states(folder):

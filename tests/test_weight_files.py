@@ -12,6 +12,8 @@ import pytest
 from foreign_files import mindcv, torchvision, write_ckpt, write_legacy_pth, write_pth, write_safetensors
 from loading import make, refusal
 
+from src.weights import read_weights
+
 
 @pytest.fixture(autouse=True, scope="module")
 def mode() -> Iterator[None]:
@@ -29,6 +31,15 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, write):
         path.write_bytes(whole[:length])
         text = refusal(path)
         assert length < len(whole) // 50 or "cut off" in text or "in the middle of an entry" in text
+
+
+@pytest.mark.parametrize(("lead", "byteorder"), [(5, "little"), (0, "big"), (5, "big")])
+def test_tensors_within_a_storage_and_of_other_machines_are_the_same(tmp_path, lead, byteorder):
+    tensors = torchvision(make("vgg11", batch_norm=True))
+    usual = read_weights(write_pth(tmp_path / "usual.pth", tensors)).arrays
+    other = read_weights(write_pth(tmp_path / "other.pth", tensors, lead=lead, byteorder=byteorder)).arrays
+    assert list(usual) == list(other) and len(usual) > 50
+    assert all(np.array_equal(usual[name], other[name]) for name in usual)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of escapes in texts that were altered

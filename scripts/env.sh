@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Sourced by quickstart.sh and run_tests.sh: `prepare_environment` makes or reuses the virtual environment of the repository and
-# activates it. It is `.venv`, or `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
+# Sourced by quickstart.sh and run_tests.sh: `prepare_environment` makes or reuses the virtual environment of the
+# repository and activates it. It is `.venv`, or `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
 #
 #   PYTHON=/path/to/python3.11    the Python to make it with, instead of the first that fits
 #   MINDSPORE_VERSION=2.10.0      another MindSpore; all other pins stay

@@ -44,7 +44,6 @@ from model_utils.errors import ConfigError, DeviceError  # noqa: E402
 from model_utils.job import Job, Process  # noqa: E402
 from model_utils.local_adapter import core_shares  # noqa: E402
 from model_utils.rank_table import Device, read_rank_table  # noqa: E402
-from src.readers.base import SPLIT_FOLDERS  # noqa: E402
 
 DEFAULT_SECONDS = {"JOIN_SECONDS": 600, "GRACE_SECONDS": 60}
 
@@ -71,13 +70,19 @@ def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tup
     raise ConfigError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
 
 
+def implied_dataset(folder: Path) -> list[str]:
+    from src.readers.base import SPLIT_FOLDERS  # loads NumPy and OpenCV, which a launcher needs for nothing else
+
+    is_half = folder.name in SPLIT_FOLDERS["train"] and any(folder.glob("*/"))
+    return ["--dataset=imagenet2012"] if is_half else []
+
+
 def train_command(data_path: str, rest: Sequence[str], target: str) -> list[str]:
     """The command of every rank; a bare word after the data path is the data set, and so is a folder of class folders
     that is called as the training half of ImageNet."""
     flags = [f"--dataset={rest[0]}", *rest[1:]] if rest and not rest[0].startswith("-") else list(rest)
-    is_named = any(flag.startswith(("--dataset", "--config", "-c")) for flag in flags)
-    if not is_named and Path(data_path).name in SPLIT_FOLDERS["train"] and any(Path(data_path).glob("*/")):
-        flags = ["--dataset=imagenet2012", *flags]
+    if not any(flag.startswith(("--dataset", "--config", "-c")) for flag in flags):
+        flags = [*implied_dataset(Path(data_path)), *flags]
     return [sys.executable, "-u", str(ROOT / "train.py"), f"--data_dir={data_path}", "--is_distributed=1",
             f"--device_target={target}", *flags]
 

@@ -58,8 +58,8 @@ def make_plan(weights: Weights, target: Path, names: str | None) -> Plan:
     biases = _zero_biases(weights) if zoo.always_has_bias else {}
     if biases:
         notes.append(f"{len(biases)} convolutions get a bias of zeros: {zoo.label}'s have one")
-    given = [name.replace(".weight", ".bias") for name in _kernels(weights)] if zoo.never_has_bias else []
-    lost = [name for name in given if name in weights.arrays and weights.arrays[name].any()]
+    given = _biases(weights).keys() & weights.arrays.keys() if zoo.never_has_bias else ()
+    lost = [name for name in given if weights.arrays[name].any()]
     if lost:
         notes.append(f"warning: {len(lost)} convolutions have a bias: {zoo.label}'s network is built without, and "
                      "answers otherwise unless its convolutions are made with has_bias=True")
@@ -73,13 +73,12 @@ def make_plan(weights: Weights, target: Path, names: str | None) -> Plan:
 
 def _zero_biases(weights: Weights) -> dict[str, Shape]:
     """Biases for the convolutions that have none."""
-    biases = {name.replace(".weight", ".bias"): weights.shapes[name][:1] for name in _kernels(weights)}
-    return {name: shape for name, shape in biases.items() if name not in weights.arrays}
+    return {name: shape for name, shape in _biases(weights).items() if name not in weights.arrays}
 
 
-def _kernels(weights: Weights) -> list[str]:
-    """The names of the convolutions' weights."""
-    return [name for name, shape in weights.shapes.items() if len(shape) == 4]
+def _biases(weights: Weights) -> dict[str, Shape]:
+    """The biases that its convolutions have or could have."""
+    return {name.replace(".weight", ".bias"): shape[:1] for name, shape in weights.shapes.items() if len(shape) == 4}
 
 
 def _their_shape(name: str, shape: Shape, weights: Weights, zoo: Zoo) -> Shape:

@@ -17,6 +17,7 @@ from model_utils.values import (
     OptionalText,
     StepLimit,
     Text,
+    auto_or_flag,
     choice,
     choices,
 )
@@ -64,7 +65,7 @@ class DeviceKeys(BaseModel):
     graph_mode: Flag = key(True, "compile the network; False runs it op by op (PyNative)")
     amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
     num_parallel_workers: OptionalInt = key(None, "data workers of a rank; never more than its cores", ge=1)
-    dataset_sink_mode: choice("auto", "True", "False") = key("auto", "auto sinks on Ascend and GPU", bare="True")
+    dataset_sink_mode: auto_or_flag() = key("auto", "auto sinks on Ascend and GPU", bare="True")
     sink_size: int = key(-1, "steps per sink; -1 is about log_interval, in whole sinks per epoch", ge=-1)
 
 

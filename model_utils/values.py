@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of value a key can have: how YAML and the command line spell them, and what is refused."""
 
-from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -81,9 +80,6 @@ class Choices(tuple):
         for choice in self:
             if str(value).strip().lower() == choice.lower():
                 return choice
-        if "True" in self:
-            with suppress(ValueError):
-                return str(parse_flag(value))
         raise ValueError(f"must be one of {', '.join(self)}")
 
 
@@ -91,6 +87,19 @@ def choice(*allowed: str) -> Any:
     """The type of a key that takes one of `allowed`."""
     known = Choices(allowed)
     return Annotated[str, BeforeValidator(known.match), known]
+
+
+def auto_or_flag() -> Any:
+    """The type of a key that takes auto or what a flag takes; its value is a text."""
+    known = Choices(("auto", "True", "False"))
+
+    def parse(value: Any) -> str:
+        try:
+            return str(parse_flag(value))
+        except ValueError:
+            return known.match(value)
+
+    return Annotated[str, BeforeValidator(parse), known]
 
 
 def choices(*allowed: str) -> Any:

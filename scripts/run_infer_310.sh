@@ -83,9 +83,10 @@ esac
 [[ "$device" =~ ^[0-9]+$ ]] || refuse "DEVICE_ID: must be a number, not $device"
 
 for flag in "$@"; do
-    case "${flag//-/_}" in
-        __dataset* | __model_path* | __data_dir* | __data_path* | __input* | __label_dir* | __result_dir* | __result_path* | __time_dir*)
-            refuse "${flag%%=*}: this script sets it itself, from its arguments" ;;
+    name=${flag%%=*}
+    case "${name//-/_}" in
+        __dataset | __dataset_name | __model_path | __data_dir | __data_path | __input | __label_dir | __result_dir | __result_path | __time_dir)
+            refuse "$name: this script sets it itself, from its arguments" ;;
     esac
 done
 rm -f -- acc.log  # an old accuracy must not be taken for that of a run that failed

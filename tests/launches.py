@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from toy_data import ROOT
+
+from scripts import hccl_tools
 from scripts.launch import free_port
 
 STEERING = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "DEVICE_NUM", "DEVICE_TARGET", "SERVER_ID",
             "BIND_CORES", "MASTER_PORT", "DRY_RUN", "JOIN_SECONDS", "GRACE_SECONDS", "CUDA_VISIBLE_DEVICES")
 BIN = Path(sys.executable).parent
+SCRIPTS = ROOT / "scripts"
+SERVERS = ("10.255.0.1", "10.255.0.2")
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -22,6 +27,16 @@ def environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in STEERING and not name.startswith("MS_")}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "PYTHON": sys.executable, "GLOG_v": "3", **settings}
+
+
+def make_table(folder: Path, devices: int, servers: int = 1) -> Path:
+    """The table of some servers with so many devices each."""
+    path = folder / f"{servers}x{devices}.json"
+    flags = [flag for server in range(servers)
+             for flag in (f"--server_ip={SERVERS[server]}",
+                          "--device_ips=" + ",".join(f"192.1.{server}.{device}" for device in range(devices)))]
+    assert hccl_tools.main([*flags, f"--device_num={devices}", f"--output={path}"]) == 0
+    return path
 
 
 def msrun(script: Path, *args: object, ranks: int, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess:

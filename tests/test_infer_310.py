@@ -60,7 +60,7 @@ def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
 def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
     here, expected = tmp_path / "w", cifar_model.counts
     done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
-                  **without_mindspore)
+                  "--dataset_format=cifar10", **without_mindspore)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (here / "preprocess_Result" / "00_data").iterdir()}
     assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 pictures, the last file has two
@@ -132,6 +132,7 @@ BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file abs
        (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
        (None, None, None, None, "--result-dir=x", "--result-dir: this script sets it itself"),
        (None, None, None, None, "--dataset", "--dataset: this script sets it itself"),
+       (None, None, None, None, "--data_path=x", "--data_path: this script sets it itself"),
        (None, None, None, "n", "", "NEED_PREPROCESS=n: there are no prepared inputs")]
 
 

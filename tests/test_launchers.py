@@ -1,28 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launchers: the commands they would start, and jobs of two real ranks that are ended in every way."""
+"""The launchers: what they say, and the commands they would start."""
 
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote, split
 
 import pytest
-from launches import BIN, children, environment, is_running, started, wait_until
-from toy_data import ROOT, TINY, only_folder, run_main
+from launches import SCRIPTS, SERVERS, environment, make_table, started
+from toy_data import ROOT, TINY, run_main
 
 from model_utils.local_adapter import WAITING_MSRUN, core_shares
-from scripts import hccl_tools
-from scripts.launch import free_port
 
-SCRIPTS = ROOT / "scripts"
 LAUNCHERS = ("run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh", "run_eval.sh")
-SERVERS = ("10.255.0.1", "10.255.0.2")
 TRAIN = f"{quote(sys.executable)} -u {quote(str(ROOT / 'train.py'))} --data_dir=data --is_distributed=1"
 FIXED = {"BIND_CORES": "0", "MASTER_PORT": "8118", "DRY_RUN": "1"}
 
@@ -31,16 +24,6 @@ def launch(script: str, *args: object, cwd: Path = ROOT, shell: str = "bash",
            **settings: str) -> subprocess.CompletedProcess:
     return subprocess.run([shell, SCRIPTS / script, *map(str, args)], cwd=cwd, env=environment(**settings),
                           capture_output=True, text=True, timeout=60)
-
-
-def make_table(folder: Path, devices: int, servers: int = 1) -> Path:
-    """The table of some servers with so many devices each."""
-    path = folder / f"{servers}x{devices}.json"
-    flags = [flag for server in range(servers)
-             for flag in (f"--server_ip={SERVERS[server]}",
-                          "--device_ips=" + ",".join(f"192.1.{server}.{device}" for device in range(devices)))]
-    assert hccl_tools.main([*flags, f"--device_num={devices}", f"--output={path}"]) == 0
-    return path
 
 
 def program(folder: Path, name: str, text: str) -> Path:
@@ -237,84 +220,3 @@ def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
     outcome = run_main("train", *TINY, "--is_distributed=1")
     assert outcome.status == 2 and "msrun --worker_num=N" in outcome.err
-
-
-# --- two ranks on this machine
-
-
-STEPS = 40
-JOB = ("synthetic", *TINY, "--num_parallel_workers=1", "--batch_size=4", f"--synthetic_train_images={8 * STEPS}",
-       "--max_epoch=1", "--warmup_epochs=0", "--log_interval=1", "--ckpt_path=runs")
-STEP = re.compile(r"^epoch: 1 step: (\d+), loss is", re.MULTILINE)
-
-
-@contextmanager
-def two_ranks(folder: Path, *flags: str, **settings: str) -> Iterator[subprocess.Popen]:
-    """The rank table launcher, typed as `sh script`, rehearsing a table of two devices in `folder`."""
-    table = make_table(folder, 2)
-    with started(["sh", SCRIPTS / "run_distribute_train.sh", table, "data", *JOB, *flags], cwd=folder,
-                 DEVICE_TARGET="CPU", **settings) as launcher:
-        yield launcher
-
-
-def wait_for_steps(folder: Path) -> None:
-    """Until rank 1 trains."""
-    log = folder / "train_parallel1/log"
-    wait_until(lambda: log.exists() and STEP.search(log.read_text()), timeout_s=120, what="the first step")
-
-
-def test_a_killed_rank_ends_the_job(tmp_path):
-    with two_ranks(tmp_path) as launcher:
-        wait_for_steps(tmp_path)
-        processes = children(launcher.pid)
-        victim = next(pid for pid in processes if b"MS_NODE_ID=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-        os.kill(victim, signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=30)
-        assert len(processes) == 3 and not any(map(is_running, processes))
-    assert launcher.returncode == 128 + signal.SIGKILL
-    end = output.partition("rank 1 failed with status 137; the end of train_parallel1/log:\n")[2].splitlines()
-    assert end and all(line.startswith("  ") for line in end)
-    assert STEP.match(end[-1].strip())
-
-
-def test_a_job_is_stopped_resumed_and_ends(tmp_path):
-    with two_ranks(tmp_path, BIND_CORES="0") as launcher:
-        wait_for_steps(tmp_path)
-        processes = children(launcher.pid)
-        launcher.terminate()
-        output, _ = launcher.communicate(timeout=60)
-        assert len(processes) == 3 and not any(map(is_running, processes))
-    assert launcher.returncode == 128 + signal.SIGTERM
-    run = only_folder(tmp_path / "runs")
-    assert re.search(rf"\n  .*msrun'? --worker_num=2 .*train\.py'? --config_path=.*{run.name}", output)
-    stopped_after = int(max((run / "resume").glob("step-*.state")).name.removeprefix("step-").split(".")[0])
-    assert 0 < stopped_after < STEPS
-
-    with two_ranks(tmp_path, "--resume=newest", BIND_CORES="0") as launcher:
-        output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, output
-    assert only_folder(tmp_path / "runs") == run and (run / f"ckpt_0/0-1_{STEPS}.ckpt").is_file()
-    logs = [(tmp_path / f"train_parallel{rank}/log").read_text() for rank in (0, 1)]
-    assert [STEP.findall(log) for log in logs] == [[str(step) for step in range(stopped_after + 1, STEPS + 1)]] * 2
-    losses = [[line for line in log.splitlines() if "loss is" in line] for log in logs]
-    assert losses[0] != losses[1]  # each of its own pictures
-    assert [line for line in output.splitlines() if "loss is" in line] == losses[0]  # rank 0 alone
-    assert "[WARNING]" not in output and "[INFO]" not in output
-
-
-@pytest.mark.slow
-def test_the_ranks_save_and_end_with_their_msrun(tmp_path):
-    flags = [f"--dataset={JOB[0]}", *JOB[1:], "--max_epoch=20", "--is_distributed=1"]
-    command = [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--log_dir=log",
-               f"--master_port={free_port()}", ROOT / "train.py", *flags]
-    with started(command, cwd=tmp_path) as msrun:
-        log = tmp_path / "log/worker_1.log"
-        wait_until(lambda: log.exists() and STEP.search(log.read_text()), timeout_s=120, what="the first step")
-        ranks = [pid for pid in children(msrun.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        msrun.terminate()
-        wait_until(lambda: not any(map(is_running, ranks)), timeout_s=60, what="the end of the ranks")
-        for pid in children(1):  # its two `tail -f`, which it leaves behind
-            with suppress(OSError):  # not ours to look at, or just ended
-                if str(tmp_path) in os.readlink(f"/proc/{pid}/cwd"):
-                    os.kill(pid, signal.SIGKILL)
-    assert len(ranks) == 3 and list((only_folder(tmp_path / "runs") / "resume").glob("step-*.rank1.state"))

@@ -19,8 +19,7 @@ class Loaded(NamedTuple):
     """A checkpoint, ready to be evaluated."""
 
     path: Path
-    config: Config  # the one that fits it
-    network: Any
+    model: Any  # a LoadedModel
     reader: Any
 
 
@@ -48,14 +47,15 @@ def run_eval(config: Config) -> dict[Path, Any]:
     loaded = load_each(config, loader, paths, misfits, rank)
     first = next(loaded)
     results = {}
-    with build_run.open_run(first.config, rank, suffix="_eval", log_name="eval.log", about=describe(first)) as folder:
-        for path, fitting, network, reader in chain([first], loaded):
+    with build_run.open_run(first.model.config, rank, suffix="_eval", log_name="eval.log",
+                            about=describe(first)) as folder:
+        for path, model, reader in chain([first], loaded):
             get_logger().info("checkpoint: %s", path)
-            for line in [*loader.report, *notes_on_names(loader.class_names, reader)]:
+            for line in [*model.report, *notes_on_names(model.class_names, reader)]:
                 get_logger().info(line)
-            results[path] = build_run.build_evaluation(fitting, rank, network, reader)()
+            results[path] = build_run.build_evaluation(model.config, rank, model.network, reader)()
             if rank.rank == 0:
-                build_run.write_evaluation(folder, path, fitting, results[path], reader.class_names)
+                build_run.write_evaluation(folder, path, model.config, results[path], reader.class_names)
         summarize(results, rank)
         if misfits:
             raise MisfitError("left out:\n  " + "\n  ".join(misfits))
@@ -78,16 +78,17 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
     for path in paths:
         loaded = None
         try:
-            fitting, network = loader.load(path)
-            if fitting.num_classes not in readers:
-                readers[fitting.num_classes] = build_reader(fitting, "test")
-            check_classes(fitting, loader.class_names, readers[fitting.num_classes])
-            loaded = Loaded(path, fitting, network, readers[fitting.num_classes])
+            model = loader.load(path)
+            classes = model.config.num_classes
+            if classes not in readers:
+                readers[classes] = build_reader(model.config, "test")
+            check_classes(model, readers[classes])
+            loaded = Loaded(path, model, readers[classes])
         except (InputError, ConfigError) as found:
             error = error or found
             misfits.append(str(found) if str(found).startswith(str(path)) else f"{path}: {found}")
         if rank.world_size > 1:
-            check_same([1 + fingerprint(loaded.network) if loaded else 0], rank)
+            check_same([1 + fingerprint(loaded.model.network) if loaded else 0], rank)
         if loaded:
             yield loaded
     if len(misfits) == len(paths):
@@ -102,14 +103,14 @@ def check_same(values: Sequence[int], rank: Rank) -> None:
                  disagreement="pre_trained: the ranks do not read the same checkpoints; does a run still write there?")
 
 
-def check_classes(config: Config, class_names: Sequence[str], reader: Any) -> None:
+def check_classes(model: Any, reader: Any) -> None:
     """InputError if the network cannot have been trained on the classes of these pictures."""
     from src.build_data import check_numbering
     from src.utils.util import InputError
 
-    if not config.include_top:
+    if not model.config.include_top:
         raise InputError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
-    check_numbering(reader, class_names, "the checkpoint")
+    check_numbering(reader, model.class_names, "the checkpoint")
 
 
 def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:
@@ -126,7 +127,8 @@ def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:
 def describe(first: Loaded) -> list[str]:
     from src.build_run import describe_model
 
-    return [describe_model(first.config, first.network), f"{first.reader.source}: {len(first.reader)} pictures"]
+    return [describe_model(first.model.config, first.model.network),
+            f"{first.reader.source}: {len(first.reader)} pictures"]
 
 
 def summarize(results: dict[Path, Any], rank: Rank) -> None:

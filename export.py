@@ -25,15 +25,15 @@ def run_export(config: Config) -> Any:
     from src import build, build_run
     from src.build_deploy import model_card
     from src.export import export_files
-    from src.model_card import card_path, sha256
+    from src.model_card import sha256
     from src.utils.logging import set_up_logging
 
     log, source, target = set_up_logging(), Path(config.ckpt_file), target_path(config)
-    loader = build.ModelLoader(config, rank, for_export=True)
-    config, network = loader.load(source)
-    for line in (*config.notes, *rank.notes, build_run.describe_model(config, network), *loader.report):
+    model = build.ModelLoader(config, rank, for_export=True).load(source)
+    config, network = model.config, model.network
+    for line in (*config.notes, *rank.notes, build_run.describe_model(config, network), *model.report):
         log.info(line)
-    card = model_card(config, loader.class_names, loader.trained_on or config.dataset, checkpoint=source.name,
+    card = model_card(config, model.class_names, model.trained_on or config.dataset, checkpoint=source.name,
                       checkpoint_sha256=sha256(source))
     sizes = {name: None if name == "ONNX" and config.dynamic_batch else config.export_batch_size
              for name in config.file_format}
@@ -45,7 +45,7 @@ def run_export(config: Config) -> Any:
         log.info("the %s file there is of another checkpoint: %s.json describes it no longer", name, target.name)
     for entry in entries.values():
         log.info("%s: %.1f MB, %s", target.parent / entry.file, entry.size_bytes / 1e6, describe_parity(entry.parity))
-    log.info("described in %s", card_path(target.with_name(next(iter(entries.values())).file)))
+    log.info("described in %s", target.with_name(f"{target.name}.json"))
     return card._replace(files={**card.files, **entries})
 
 

@@ -146,10 +146,9 @@ def open_checkpoint(config: Config, path: Path) -> Model:
     if config.engine not in ("auto", "mindspore"):
         raise ConfigError(f"engine: {config.engine} does not run checkpoints; export it first: "
                           f"python export.py --ckpt_file={path}")
-    loader = build.ModelLoader(config, rank)
-    fitting, network = loader.load(path)
-    return Model(fitting, loader.class_names, holds_photos(loader.trained_on or config.dataset),
-                 CellEngine(network, FREE_BATCH), (*config.notes, *rank.notes, *loader.report))
+    model = build.ModelLoader(config, rank).load(path)
+    return Model(model.config, model.class_names, holds_photos(model.trained_on or config.dataset),
+                 CellEngine(model.network, FREE_BATCH), (*config.notes, *rank.notes, *model.report))
 
 
 def open_exported(config: Config, path: Path) -> Model:
@@ -217,13 +216,14 @@ def handle_each(config: Config, model: Model, answers: Iterable[Any]) -> Iterato
     folder = Path(config.result_dir) if config.result_dir else None
     if folder:
         empty_folder(folder, of=f"*{RESULT_ENDING}")
+    is_done_with = folder and not config.save and not config.annotate
     for answer in answers:
-        if folder and answer.logits is not None:
+        if folder is None:
+            for prediction in predictions_of(answer, model.class_names, config.top):
+                print(prediction, flush=True)
+        elif answer.logits is not None:
             write_result(folder, answer)
-        for prediction in () if folder else predictions_of(answer, model.class_names, config.top):
-            print(prediction, flush=True)
-        is_done = folder and not config.save and not config.annotate
-        yield answer.without_logits() if is_done else answer
+        yield answer.without_logits() if is_done_with else answer
 
 
 def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) -> None:

@@ -4,8 +4,8 @@
 from typing import Any
 
 
-def create_network(name: str, *args: Any, **overrides: Any) -> Any:
-    """The network of this name ("vgg11", "vgg13", "vgg16", "vgg19"), for 1,000 classes unless `num_classes` is given.
+def create_network(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
+    """The network of this name: "vgg11", "vgg13", "vgg16" or "vgg19".
 
     `overrides` are the arguments of `VGG`. ValueError for a name that no network has.
     """
@@ -14,4 +14,4 @@ def create_network(name: str, *args: Any, **overrides: Any) -> Any:
 
     if str(name).lower() not in CONFIGURATIONS:
         raise ValueError(unknown_name("network", name, CONFIGURATIONS))
-    return VGG(name.lower(), *(args or (overrides.pop("num_classes", 1000),)), **overrides)
+    return VGG(name.lower(), num_classes, **overrides)

@@ -14,7 +14,7 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
 from model_utils.errors import ConfigError
 from model_utils.schema import Config
-from src.stopping import StopSignals
+from src.stopping import Stopped, StopSignals
 
 
 class TrainResult(NamedTuple):
@@ -52,16 +52,16 @@ def run_train(config: Config) -> TrainResult:
         resumed = build_run.resume(config, rank, data, parts.model, state, point)
         about = [*parts.about, *build_run.describe(config, rank, data, parts.network), *resumed]
         with build_run.open_run(config, rank, about=about, log_name=config.log_name, point=point) as folder:
-            if state.is_over:
-                get_logger().info("the run is finished: all %d steps are done", state.total_steps)
             conductor = build_conductor(config, rank, parts, folder, signals)
             signals.is_training = True
-            if not state.is_over:
+            if state.is_over:
+                get_logger().info("the run is finished: all %d steps are done", state.total_steps)
+            else:
                 with naming_bad_pictures(data.reader):
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
-            signals.raise_if_stopped(0 if state.is_over else state.stop_signal,
-                                     f"after step {state.step}; {how_to_go_on(folder, rank)}")
+            if state.stop_signal and not state.is_over:
+                raise Stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank)}")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
 
 
@@ -87,7 +87,7 @@ def build_parts(config: Config, rank: Rank, point: Any = None) -> Parts:
     import mindspore
 
     from src import build
-    from src.build_data import note_on_test_set
+    from src.build_data import build_reader, note_on_test_set
     from src.build_weights import open_pre_trained, without_file
     from src.training import Throughput, TrainState
 
@@ -100,7 +100,7 @@ def build_parts(config: Config, rank: Rank, point: Any = None) -> Parts:
     data = build.build_train_data(config, rank)
     test = None
     if config.mode == "train_and_evaluate":
-        test = build.build_reader(config, "test", classes=data.reader.class_names)
+        test = build_reader(config, "test", classes=data.reader.class_names)
     network, about = build.build_start(start, rank)
     about += note_on_test_set(data.reader, test) if test else []
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
@@ -130,9 +130,9 @@ def train(parts: Parts, conductor: Any, *, sink_size: int) -> None:
                 set_step(parts.model, end)
                 conductor.end_short_epoch()
         else:
-            whole_epochs = state.total_steps - state.total_steps % state.steps_per_epoch
-            end = (epoch + 1) * state.steps_per_epoch if done_steps else whole_epochs
-            steps = (end if state.step < end <= state.total_steps else state.total_steps) - state.step
+            whole_epochs = state.total_steps // state.steps_per_epoch * state.steps_per_epoch
+            end = state.next_epoch_step if done_steps or state.step == whole_epochs else whole_epochs
+            steps = end - state.step
             size = gcd(steps, sink_size)  # an epoch that the end of the run or a resumed one cuts has its own
             parts.model.train(steps // size, dataset, callbacks=[conductor], dataset_sink_mode=True, sink_size=size)
 

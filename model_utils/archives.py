@@ -75,9 +75,9 @@ def check_archive(archive: Path) -> int:
         return sum(member.size for member in members if _safe_path(archive, member.name))
 
 
-def extract(archive: Path, folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> list[Path]:
+def extract(archive: Path, folder: Path) -> list[Path]:
     """Unpack a zip or tar archive into a folder and return the files. ArchiveError before anything is written if the
-    archive is unsafe or larger than the disk has room for; `on_bytes` hears of every piece that is written."""
+    archive is unsafe or larger than the disk has room for."""
     needed = check_archive(archive)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -91,17 +91,16 @@ def extract(archive: Path, folder: Path, on_bytes: Callable[[int], None] = lambd
             # A link that lay in the folder before must not lead out of it either.
             if os.path.commonpath([root, os.path.realpath(path)]) != root:
                 raise ArchiveError(f"{archive}: {path} leads out of {folder} through a link")
-            _write(member, path, on_bytes)
+            _write(member, path)
             written.append(path)
     return written
 
 
-def _write(member: Member, path: Path, on_bytes: Callable[[int], None]) -> None:
+def _write(member: Member, path: Path) -> None:
     with member.open() as source, path.open("wb") as target:
         left = member.size
         while chunk := source.read(min(CHUNK_BYTES, left)) if left else b"":
             target.write(chunk)
-            on_bytes(len(chunk))
             left -= len(chunk)
     if left:
         raise EOFError(f"{member.name} is cut short")

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from model_utils import local_adapter
 from model_utils.errors import ConfigError
-from model_utils.flags import Flag, parse_flags
+from model_utils.flags import OtherName, parse_flags
 from model_utils.mindcv import is_mindcv, label_smoothing, translate
 from model_utils.schema import DATASETS, Config
-from model_utils.values import FALSE_WORDS, NOTHING_WORDS, parse_flag
+from model_utils.values import FALSE_WORDS, NOTHING_WORDS, Values, parse_flag
 from model_utils.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,8 +81,6 @@ DEPENDENT: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
      or not config.label_smooth_factor),
     (("label_smooth",), "label_smooth_factor, such as 0.1", lambda config: config.label_smooth_factor > 0
      or not config.label_smooth))
-
-Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
 
 
 def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
@@ -233,8 +231,8 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 
     Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
     """
-    aliases = [Flag(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
-    aliases += [Flag(name, f"has no effect: {reason}") for name, reason in NOT_HONOURED.items()]
+    aliases = [OtherName(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
+    aliases += [OtherName(name, f"has no effect: {reason}") for name, reason in NOT_HONOURED.items()]
     flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=aliases)
     if unknown:
         name = unknown[0].split("=")[0]

@@ -18,7 +18,7 @@ PROGRAMS = {  # what each does with the keys, which are the same for all: one re
 }
 
 
-class Flag(NamedTuple):
+class OtherName(NamedTuple):
     """A further name that the command line takes."""
 
     name: str
@@ -48,7 +48,7 @@ def _add(section: Any, name: str, help_text: str, *, bare: str | None) -> None:
     section.add_argument(f"--{name}", metavar="V", default=argparse.SUPPRESS, help=help_text, **switch)
 
 
-def build_parser(program: str, aliases: Sequence[Flag] = ()) -> argparse.ArgumentParser:
+def build_parser(program: str, aliases: Sequence[OtherName] = ()) -> argparse.ArgumentParser:
     """The parser of an entry script; an alias stands in for a key of the same name."""
     parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
                                      description=PROGRAMS.get(program), allow_abbrev=False)
@@ -75,7 +75,8 @@ def _same_dashes(argument: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
-def parse_flags(argv: Sequence[str], program: str, aliases: Sequence[Flag] = ()) -> tuple[dict[str, str], list[str]]:
+def parse_flags(argv: Sequence[str], program: str,
+                aliases: Sequence[OtherName] = ()) -> tuple[dict[str, str], list[str]]:
     """What was given, as text, and the arguments that nobody knows."""
     parser = build_parser(program, aliases)
     given, unknown = parser.parse_known_args([_same_dashes(argument) for argument in argv])

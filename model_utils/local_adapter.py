@@ -10,21 +10,18 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-# (name of the launcher, its variable for rank, for size, for the ranks on this host: the whole job where unknown)
-LAUNCHERS = (
-    ("msrun", None, "MS_WORKER_NUM", "MS_WORKER_NUM"),
-    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("rank table", "RANK_ID", "RANK_SIZE", "LOCAL_RANK_SIZE"),
-)
+# Each launcher's variable for the number of ranks: of the job, and of those on this host (msrun tells only the former).
+JOB_SIZE = {"msrun": "MS_WORKER_NUM", "mpirun": "OMPI_COMM_WORLD_SIZE", "rank table": "RANK_SIZE"}
+HOST_SIZE = {"msrun": "MS_WORKER_NUM", "mpirun": "OMPI_COMM_WORLD_LOCAL_SIZE", "rank table": "LOCAL_RANK_SIZE"}
 
 
-def _number(env: Mapping[str, str], name: str | None, default: int | None) -> int | None:
-    text = env.get(name or "", "")
+def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:
+    text = env.get(name, "")
     return int(text) if text.isdigit() else default
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> str | None:
-    """Which launcher started this process; None when nobody did."""
+    """Which launcher started this process, of the keys of JOB_SIZE; None when nobody did."""
     if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
         return "msrun"
     if "OMPI_COMM_WORLD_SIZE" in env:
@@ -34,8 +31,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> str | None:
 
 def launched_size(env: Mapping[str, str] = os.environ) -> int:
     """Number of ranks in the job; 1 outside a launcher."""
-    name = launcher(env)
-    return next((_number(env, size, 1) for known, _, size, _ in LAUNCHERS if known == name), 1)
+    return _number(env, JOB_SIZE.get(launcher(env), ""), 1)
 
 
 def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
@@ -45,8 +41,7 @@ def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
 
 def local_ranks(env: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this host's cores, as far as the launcher says."""
-    name = launcher(env)
-    return max(1, next((_number(env, local, 1) for known, _, _, local in LAUNCHERS if known == name), 1))
+    return max(1, _number(env, HOST_SIZE.get(launcher(env), ""), 1))
 
 
 _LIBC = ctypes.CDLL(None)
@@ -60,13 +55,13 @@ def signal_when_parent_ends(number: int) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
-def end_with_msrun(env: Mapping[str, str] = os.environ) -> None:
+def end_with_msrun() -> None:
     """End with the msrun that waits for this rank: it does not pass a SIGTERM on, and would leave the ranks behind.
 
     One that does not wait, without --join, ends long before its ranks.
     """
     command = Path(f"/proc/{os.getppid()}/cmdline")
-    if env.get("MS_ROLE") == "MS_WORKER" and command.is_file() and WAITING_MSRUN.search(command.read_bytes()):
+    if os.environ.get("MS_ROLE") == "MS_WORKER" and command.is_file() and WAITING_MSRUN.search(command.read_bytes()):
         signal_when_parent_ends(signal.SIGTERM)
 
 

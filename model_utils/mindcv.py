@@ -5,9 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model_utils.errors import ConfigError
-from model_utils.values import NOTHING_WORDS, parse_flag, parse_list
-
-Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
+from model_utils.values import NOTHING_WORDS, Values, parse_flag, parse_list
 
 RENAMED = {
     "model": "network",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,10 @@ def _is_alive(process: Process) -> bool:
     return _start_time(process[0]) == process[1]
 
 
-def _job(env: Mapping[str, str] = os.environ) -> str:
+def _job() -> str:
     """What the processes of one job on one host have in common, and no later job has."""
-    parent = os.getppid() if local_adapter.launcher(env) else os.getpid()
-    return f"{env.get('JOB_ID', '')}:{_identify(parent)}"
+    parent = os.getppid() if local_adapter.launcher() else os.getpid()
+    return f"{os.environ.get('JOB_ID', '')}:{_identify(parent)}"
 
 
 class Desk:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+Values = dict[str, tuple[Any, str]]  # key -> (value as written, where it was written)
+
 TRUE_WORDS = ("true", "1", "yes", "on")
 FALSE_WORDS = ("false", "0", "no", "off")
 NOTHING_WORDS = ("", "none", "null")

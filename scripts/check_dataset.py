@@ -28,16 +28,18 @@ from model_utils.entry import explain, print_any_name  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
+from src.build_data import build_source  # noqa: E402
 from src.readers import packing  # noqa: E402
 from src.readers.base import Reader  # noqa: E402
 from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
 from src.readers.class_names import write_class_names  # noqa: E402
 from src.readers.folder import FolderReader, is_picture  # noqa: E402
-from src.readers.formats import DATA_SETS, Wanted  # noqa: E402
+from src.readers.formats import DATA_SETS  # noqa: E402
 from src.readers.inspection import Fact, inspect, sizes  # noqa: E402
 from src.readers.layouts import nearest_layout  # noqa: E402
-from src.readers.parallel import Source, open_source  # noqa: E402
-from src.utils.util import InputError, write_atomically  # noqa: E402
+from src.readers.list_file import LIST_FILES  # noqa: E402
+from src.readers.parallel import open_source  # noqa: E402
+from src.utils.util import InputError, listed, write_atomically  # noqa: E402
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
@@ -56,13 +58,6 @@ class Findings(NamedTuple):
     doubtful: set[int]  # numbers of the mislabelled pictures
     twice: int  # pictures that stand there before under the same label
     left_aside: list[str]  # files beside the pictures that no reader looks at
-
-
-def lenient_source(config: Config, split: str) -> Source:
-    """The split without the records or lines that are wrong; its reader says what these are."""
-    kind = DATA_SETS[config.dataset]
-    wanted = Wanted(config.num_classes, kind.photos, config.tfrecord_first_label, lenient=True)
-    return Source(Path(config.data_dir or ""), split, wanted, config.dataset_format, kind.formats)
 
 
 def find_folder_strays(reader: Reader) -> list[int]:
@@ -109,7 +104,7 @@ def is_about_label(problem: str) -> bool:
 
 def check_split(config: Config, split: str) -> Findings:
     """Read all pictures of a split. InputError if it cannot be opened at all."""
-    source = lenient_source(config, split)
+    source = build_source(config, split, lenient=True)
     reader = open_source(source)
     facts = inspect(source, processes=config.num_parallel_workers or usable_cores(),
                     what=f"reading {NAMES[split]} pictures")
@@ -136,11 +131,7 @@ def describe_classes(findings: Findings) -> list[str]:
     if len(counts) <= SHOWN_CLASSES:
         lines += [f"  {label:4} {name}: {count}" for label, (name, count) in enumerate(zip(names, counts, strict=True))]
     empty = [names[label] for label in np.flatnonzero(counts == 0)]
-    return lines + ([f"classes without a picture: {shorten(empty)}"] if empty else [])
-
-
-def shorten(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return lines + ([f"classes without a picture: {listed(empty, limit=10)}"] if empty else [])
 
 
 def describe_sizes(findings: Findings) -> str:
@@ -175,7 +166,7 @@ def write_list(findings: Findings, data_dir: Path) -> str:
     if reader.file(0) is None:
         raise InputError(f"--fix=list: the pictures of {reader.source} are no files of their own; "
                          "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
-    path = data_dir / packing.FILES[findings.split]
+    path = data_dir / LIST_FILES[findings.split]
     good = [fact.index for fact in findings.facts if not fact.problem and fact.index not in findings.doubtful]
     lines = list(packing.list_lines(reader, good, data_dir))
     if path.exists():

@@ -27,13 +27,15 @@ from model_utils.entry import explain, print_any_name  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
+from src.build_data import build_source  # noqa: E402
 from src.readers import packing  # noqa: E402
-from src.readers.base import Reader  # noqa: E402
+from src.readers.base import NoDataError, Reader  # noqa: E402
 from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
 from src.readers.class_names import are_names, write_class_names  # noqa: E402
 from src.readers.folder import FolderReader  # noqa: E402
-from src.readers.formats import DATA_SETS, Wanted, open_reader  # noqa: E402
+from src.readers.formats import DATA_SETS, open_reader  # noqa: E402
 from src.readers.inspection import broken, inspect  # noqa: E402
+from src.readers.list_file import LIST_FILES  # noqa: E402
 from src.readers.packing import Piece  # noqa: E402
 from src.readers.parallel import Source, cut, open_source, run  # noqa: E402
 from src.utils.util import InputError  # noqa: E402
@@ -106,7 +108,8 @@ def make_plan(source: Source, config: Config, options: argparse.Namespace, proce
     begun = record.get(source.split)
     for split, entry in record.items():
         other = entry["wanted"]
-        if (other != wanted) if split == source.split else (other["to"] != options.to):
+        fits = other == wanted if split == source.split else other["to"] == options.to
+        if not fits:
             raise InputError(f"{folder}: holds another conversion, of {other['pictures']} pictures to {other['to']}; "
                              "name another folder")
     if not record and folder.exists() and any(folder.iterdir()):
@@ -173,7 +176,7 @@ def verify(source: Source, kept: Sequence[int], folder: Path, to: str) -> str:
 def list_in_place(source: Source, config: Config) -> None:
     """A list beside pictures that are files already."""
     reader = open_source(source)
-    path = source.data_dir / packing.FILES[source.split]
+    path = source.data_dir / LIST_FILES[source.split]
     if path.exists():
         raise InputError(f"{path}: is there already")
     kept = find_kept(source, config, config.num_parallel_workers or usable_cores())
@@ -187,18 +190,15 @@ def find_sources(config: Config, splits: Sequence[str]) -> list[Source]:
     """The splits that are there; InputError if there is none, or one that was asked for is not."""
     if config.dataset not in DATA_SETS or config.data_dir is None:
         raise InputError("--data_dir=FOLDER names the data to convert, --dataset=cifar10 or imagenet2012 its kind")
-    kind = DATA_SETS[config.dataset]
     sources, errors = [], []
     for split in splits:
-        source = Source(Path(config.data_dir), split, Wanted(config.num_classes, kind.photos,
-                                                             config.tfrecord_first_label),
-                        config.dataset_format, kind.formats)
+        source = build_source(config, split)
         try:
             open_source(source)
             sources.append(source)
         except InputError as error:
             errors.append(error)
-    if errors and (not sources or not str(errors[0]).startswith("data_dir: no data found")):
+    if errors and (not sources or not isinstance(errors[0], NoDataError)):
         raise errors[0]
     return sources
 

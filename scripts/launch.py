@@ -73,7 +73,7 @@ def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tup
 def implied_dataset(folder: Path) -> list[str]:
     from src.readers.base import SPLIT_FOLDERS  # loads NumPy and OpenCV, which a launcher needs for nothing else
 
-    is_half = folder.name in SPLIT_FOLDERS["train"] and any(folder.glob("*/"))
+    is_half = folder.name in SPLIT_FOLDERS["train"] and any(item.is_dir() for item in folder.glob("*"))
     return ["--dataset=imagenet2012"] if is_half else []
 
 

@@ -17,7 +17,8 @@ def report_lost(reader: Reader, when: str, fate: str, world_size: int) -> None:
     total = int(sum_integers(np.array([len(lost)]), world_size)[0])
     if total:
         names = f":\n{reader.traffic.describe(lost)}" if lost else ""
-        get_logger().warning("warning: %d picture%s could not be read %s and %s %s%s", total, "s"[:total > 1], when,
+        get_logger().warning("warning: %d picture%s could not be read %s and %s %s%s", total,
+                             "s" if total > 1 else "", when,
                              "were" if total > 1 else "was", fate, names)
 
 

@@ -21,16 +21,20 @@ from src.finetune import freeze, speed_up_head
 from src.nesterov import NesterovStep
 from src.readers.base import Reader
 from src.small_maps import cpu_conv
-from src.utils.util import InputError, get_param_groups
+from src.utils.util import InputError, get_param_groups, listed
 from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights import fill, listed, match_weights, read_weights, report
+from src.weights import fill, match_weights, read_weights, report
 
 
 def build_shard(rank: Rank) -> Shard:
     return Shard(rank.rank, rank.world_size, rank.workers)
+
+
+def build_augmentation(config: Config) -> Augmentation | None:
+    return Augmentation(config.scale, config.ratio, config.hflip, config.cutout) if config.augment else None
 
 
 class TrainData(NamedTuple):
@@ -48,8 +52,7 @@ class TrainData(NamedTuple):
         """
         config = self.config
         dataset = create_dataset(self.reader, build_preset(config), self.shard, batch_size=config.batch_size,
-                                 seed=config.seed, epoch=epoch, augment=config.augment,
-                                 augmentation=Augmentation(config.scale, config.ratio, config.hflip, config.cutout),
+                                 seed=config.seed, epoch=epoch, augmentation=build_augmentation(config),
                                  on_bad_image=config.on_bad_image, steps=self.steps_per_epoch)
         return dataset.skip(done_steps) if done_steps else dataset
 
@@ -200,37 +203,44 @@ def set_step(model: mindspore.Model, step: int) -> None:
 
 def model_info(config: Config, class_names: tuple[str, ...]) -> ModelInfo:
     preset = build_preset(config)
-    return ModelInfo(config.network, config.num_classes, class_names, config.image_size, preset.mean, preset.std,
-                     config.batch_norm, config.has_bias, config.pad_mode, config.effective_padding,
-                     config.include_top, config.width, config.dataset, config.average_pool, preset.crop_pct,
-                     preset.interpolation)
+    return ModelInfo(network=config.network, num_classes=config.num_classes, class_names=class_names,
+                     image_size=preset.image_size, image_mean=preset.mean, image_std=preset.std,
+                     batch_norm=config.batch_norm, has_bias=config.has_bias, pad_mode=config.pad_mode,
+                     padding=config.effective_padding, include_top=config.include_top, width=config.width,
+                     dataset=config.dataset, average_pool=config.average_pool, crop_pct=preset.crop_pct,
+                     interpolation=preset.interpolation)
+
+
+class LoadedModel(NamedTuple):
+    """A network with the weights of a checkpoint, and what that says of it."""
+
+    config: Config  # the one that fits the checkpoint
+    network: nn.Cell
+    class_names: tuple[str, ...]  # numbers, where the file knows no names
+    trained_on: str | None  # the kind of data set, where the file says it
+    report: list[str]
 
 
 class ModelLoader:
     """Networks of checkpoints, anyone's; those of one model share a network, so that it is compiled once.
 
-    `report`, `class_names` (numbers, where the file knows no names) and `trained_on` (the kind of data set, where the
-    file says it) are those of the last one loaded.
+    So a LoadedModel holds its weights until the next one is loaded.
     """
 
     def __init__(self, config: Config, rank: Rank, *, for_export: bool = False) -> None:
         self._asked, self._rank, self._for_export = config, rank, for_export
         self._config: Config | None = None
         self._network: nn.Cell | None = None
-        self.report: list[str] = []
-        self.class_names: tuple[str, ...] = ()
-        self.trained_on: str | None = None
 
-    def load(self, path: Path) -> tuple[Config, nn.Cell]:
-        """The Config that fits the checkpoint, and the network with its weights, all of them."""
+    def load(self, path: Path) -> LoadedModel:
+        """The network of the checkpoint, with all of its weights. InputError if some are missing or do not fit."""
         weights = read_weights(path)
         config, taken = agree_with_weights(self._asked, weights)
         if self._network is None or config.model_dump() != self._config.model_dump():
             with drawn_later():
                 self._network = build_network(config, self._rank, for_export=self._for_export)
-        self._config, self.class_names = config, weights.class_names
-        self.trained_on = weights.trained_on
+        self._config = config
         match = match_weights(weights, self._network, swaps_head=False)
         fill(self._network, weights, match)
-        self.report = report(weights, match, self._network, taken)
-        return config, self._network
+        return LoadedModel(config, self._network, weights.class_names, weights.trained_on,
+                           report(weights, match, self._network, taken))

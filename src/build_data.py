@@ -9,6 +9,7 @@ from src.pictures import STATISTICS, Preset
 from src.readers.base import Reader
 from src.readers.class_names import are_names
 from src.readers.formats import DATA_SETS, Wanted, open_reader
+from src.readers.parallel import Source
 from src.readers.synthetic import SyntheticReader
 from src.utils.util import InputError
 
@@ -17,10 +18,20 @@ def holds_photos(dataset: str) -> bool:
     return dataset in DATA_SETS and DATA_SETS[dataset].photos
 
 
+def _wanted(config: Config, *, lenient: bool = False) -> Wanted:
+    return Wanted(config.num_classes, holds_photos(config.dataset), config.tfrecord_first_label, lenient)
+
+
 def _stored(config: Config, split: str) -> Reader:
-    wanted = Wanted(config.num_classes, holds_photos(config.dataset), config.tfrecord_first_label)
-    return open_reader(data_folder(config), split, wanted, dataset_format=config.dataset_format,
+    return open_reader(data_folder(config), split, _wanted(config), dataset_format=config.dataset_format,
                        candidates=DATA_SETS[config.dataset].formats)
+
+
+def build_source(config: Config, split: str, *, lenient: bool = False) -> Source:
+    """A split of a stored data set, for work in several processes. A lenient one is without the records or lines that
+    are wrong; its reader says what these are."""
+    return Source(Path(config.data_dir or ""), split, _wanted(config, lenient=lenient), config.dataset_format,
+                  DATA_SETS[config.dataset].formats)
 
 
 def _synthetic(config: Config, split: str) -> Reader:

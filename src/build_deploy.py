@@ -15,7 +15,7 @@ from src.model_card import ModelCard, card_path, entry_of, find_card
 from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
 from src.readers.base import SPLIT_FOLDERS, Reader
 from src.readers.cifar10 import CLASS_NAMES
-from src.readers.list_file import FILES as LISTS
+from src.readers.list_file import LIST_FILES
 from src.utils.util import InputError, printable
 
 
@@ -43,14 +43,14 @@ def settle(config: Config, model_path: Path | None) -> Settled:
     """What NAME.json says of the model wins over the recipe. ConfigError where a flag says something else."""
     card = find_card(model_path) if model_path else None
     if card is None:
-        missing = f"{card_path(model_path).name} is not there, so size, normalisation and classes are those of the " \
-                  "recipe and the flags" if model_path else None
-        return Settled(config, None, None, (*config.notes, *filter(None, [missing])))
+        missing = [f"{card_path(model_path).name} is not there, so size, normalisation and classes are those of the "
+                   "recipe and the flags"] if model_path else []
+        return Settled(config, None, None, (*config.notes, *missing))
     source = str(card_path(model_path))
     settled, taken = config.giving_way(card.config_values(), source)
-    said = f"{source} decides: {', '.join(taken)}" if taken else None
+    decided = [f"{source} decides: {', '.join(taken)}"] if taken else []
     entry = entry_of(card, model_path)
-    return Settled(settled, card, entry.batch_size if entry else None, (*config.notes, *filter(None, [said])))
+    return Settled(settled, card, entry.batch_size if entry else None, (*config.notes, *decided))
 
 
 def evaluated_dataset(config: Config) -> Config:
@@ -100,7 +100,7 @@ def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> 
 
 def _split_folders(config: Config, list_file: Path) -> list[Path]:
     """Where the pictures of a data set's list may lie, apart from beside it."""
-    names = SPLIT_FOLDERS["train" if list_file.name == LISTS["train"] else "test"]
+    names = SPLIT_FOLDERS["train" if list_file.name == LIST_FILES["train"] else "test"]
     data_dir = [Path(config.data_dir)] if config.data_dir else []
     return [*data_dir, *(root / name for root in (list_file.parent, *data_dir) for name in names)]
 

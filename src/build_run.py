@@ -133,7 +133,7 @@ def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str,
     return open_run_folder(folder, rank=rank.rank, world_size=rank.world_size, log_name=log_name,
                            settings=config.model_dump(exclude={"resume", "resume_force"}) | {
                                "is_distributed": config.is_distributed and rank.world_size > 1},
-                           log_bytes=log_bytes(point, rank.rank, config.log_name) if point else None,
+                           log_bytes=log_bytes(point, rank.rank, log_name) if point else None,
                            lines=(*config.notes, *rank.notes, *about))
 
 
@@ -181,7 +181,7 @@ def find_point(config: Config, rank: Rank) -> ResumePoint | None:
 def _describe_longer_run(config: Config, rank: Rank, data: TrainData, point: ResumePoint,
                          state: TrainState) -> list[str]:
     before = point.record["settings"]["max_epoch"]
-    if before == config.max_epoch or state.step >= state.total_steps:
+    if before == config.max_epoch or state.is_over:
         return []
     old = build_learning_rates(config.model_copy(update={"max_epoch": before}), data.steps_per_epoch, rank.world_size)
     old_rate = f"{old[state.step]:.6g}" if state.step < len(old) else "none, it was over"
@@ -218,8 +218,10 @@ def _describe_limits(config: Config, rank: Rank, data: TrainData) -> list[str]:
                      "before")
     sunk = sink_size(config, rank, data.steps_per_epoch)
     if sunk:
-        asked = f"; sink_size={config.sink_size} does not divide the {data.steps_per_epoch} steps of an epoch"
-        lines.append(f"data sinking: {sunk} step(s) at a time" + asked * (config.sink_size not in (-1, 0, sunk)))
+        line = f"data sinking: {sunk} step(s) at a time"
+        if config.sink_size not in (-1, 0, sunk):
+            line += f"; sink_size={config.sink_size} does not divide the {data.steps_per_epoch} steps of an epoch"
+        lines.append(line)
     return lines
 
 

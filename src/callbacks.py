@@ -64,7 +64,7 @@ class Progress(Handler):
                           state.row["seconds"], state.row["ms_per_step"], state.row["images_per_s"], state.row["lr"])
 
     def on_end(self, state: TrainState) -> None:
-        if self._bar is not None and state.step >= state.total_steps:
+        if self._bar is not None and state.is_over:
             self._bar.close()
             self._bar = None
 
@@ -136,7 +136,7 @@ class EvaluateWhileTraining(Handler):
         self._evaluate, self._every, self._save_best = evaluate, every, save_best
 
     def on_epoch(self, state: TrainState) -> None:
-        if state.epoch % self._every and state.step < state.total_steps:
+        if state.epoch % self._every and not state.is_over:
             return
         counts = self._evaluate().counts
         top1 = counts.top1()

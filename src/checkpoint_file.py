@@ -156,7 +156,7 @@ def _entry(data: memoryview) -> _Entry:
         elif number == 2:
             for inner, item in _fields(_payload(value)):
                 if inner == 1:
-                    dims += [item] if isinstance(item, int) else [size for size in _packed(item)]
+                    dims += [item] if isinstance(item, int) else list(_packed(item))
                 elif inner == 2:
                     type_name = str(_payload(item), "utf-8")
                 else:

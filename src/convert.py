@@ -9,11 +9,11 @@ import numpy as np
 
 from src.checkpoint import INFO_KEY, ModelInfo
 from src.pictures import STATISTICS
-from src.utils.util import InputError, replaced_when_whole
+from src.utils.util import InputError, listed, replaced_when_whole
 from src.vgg import POOLED_SIDE
 from src.weight_files import CKPT, SAFETENSORS, SUFFIXES, as_float32, read_weight_file, write_weight_file
 from src.weight_names import HIDDEN, TIMM_CLASSIFIER, ZOOS, Zoo, missing_names, square_image, their_name
-from src.weights import Weights, grouped, listed, read_weights, summary
+from src.weights import Weights, grouped, read_weights, summary
 
 TORCH_ZOOS = ("torchvision", "timm")
 Shape = tuple[int, ...]
@@ -107,8 +107,11 @@ def _known_info(weights: Weights) -> ModelInfo | None:
     image_size = square_image(layout.map_area) if layout.map_area else None
     if not weights.zoo.uses_imagenet_statistics or not layout.num_classes or not image_size:
         return None
-    return ModelInfo(layout.network, layout.num_classes, weights.class_names, image_size, *STATISTICS[data],
-                     layout.batch_norm, layout.has_bias, "pad", 1, True, layout.width, data)
+    mean, std = STATISTICS[data]
+    return ModelInfo(network=layout.network, num_classes=layout.num_classes, class_names=weights.class_names,
+                     image_size=image_size, image_mean=mean, image_std=std, batch_norm=layout.batch_norm,
+                     has_bias=layout.has_bias, pad_mode="pad", padding=1, include_top=True, width=layout.width,
+                     dataset=data)
 
 
 def _tensor(weights: Weights, plan: Plan, name: str) -> np.ndarray:

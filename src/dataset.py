@@ -121,11 +121,12 @@ def steps_per_epoch(reader: Reader, *, batch_size: int, world_size: int, limit: 
 
 
 def create_dataset(reader: Reader, preset: Preset, shard: Shard, *, batch_size: int, seed: int, epoch: int = 0,
-                   augment: bool = True, augmentation: Augmentation | None = None, on_bad_image: str = "error",
+                   augmentation: Augmentation | None = None, on_bad_image: str = "error",
                    steps: int | None = None) -> Any:
     """The training pipeline from `epoch` (0 is the first) on, shuffled, the last partial batch dropped.
 
-    `steps` is how many batches an epoch has; each takes its part of the shuffled whole. All there are, unless given.
+    Without `augmentation` the pictures are those of an evaluation. `steps` is how many batches an epoch has: each takes
+    its part of the shuffled whole. All there are, unless given.
 
     The order follows from (seed, epoch) whatever the number of ranks; crops and flips from (seed, epoch, rank) and the
     number of workers. A fresh iterator repeats itself unless the library is seeded anew, so this seeds it: create the
@@ -134,8 +135,7 @@ def create_dataset(reader: Reader, preset: Preset, shard: Shard, *, batch_size: 
     ds.config.set_seed((seed * 1_000_003 + epoch * 8191 + shard.rank * 131) % 2**31)
     sampler = EpochSampler(len(reader), shard, batch_size=batch_size, seed=seed, first_epoch=epoch,
                            steps=steps)
-    operations = image_transforms(preset, (augmentation or Augmentation()) if augment else None, photos=reader.photos,
-                                  encoded=reader.encoded)
+    operations = image_transforms(preset, augmentation, photos=reader.photos, encoded=reader.encoded)
     dataset = _open(reader, sampler, operations, workers=shard.workers, on_bad_image=on_bad_image)
     return dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=shard.workers)
 

@@ -68,9 +68,10 @@ def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Shard, *, 
     network.set_train(was_training)
     mine = np.append(counts.to_array(), round(1000 * pace.images_per_s))
     summed = sum_integers(mine, shard.world_size)
-    if not Counts.from_array(summed[:-1]).seen:
+    of_all_ranks = Counts.from_array(summed[:-1])
+    if not of_all_ranks.seen:
         raise InputError(f"{reader.source}: no picture can be read")
-    return Evaluation(Counts.from_array(summed[:-1]), summed[-1] / 1000)
+    return Evaluation(of_all_ranks, summed[-1] / 1000)
 
 
 def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:

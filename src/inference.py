@@ -98,6 +98,12 @@ class TimedEngine:
         self.milliseconds.append(1000 * (time.perf_counter() - start))
         return answers
 
+    def answer(self, images: np.ndarray) -> np.ndarray:
+        """The logits of any number of pictures, in batches that the engine takes; they count."""
+        answers = predict(self, images)
+        self.pictures += len(answers)
+        return answers
+
     def warm_up(self, image_size: tuple[int, int]) -> int:
         """One call that does not count: the first one compiles. Returns how many numbers answer a picture.
 
@@ -156,8 +162,7 @@ def read_ahead(items: Sequence[Item], workers: int) -> Iterator[tuple[Item, np.n
 def _answer(engine: TimedEngine, group: Sequence[tuple[Item, np.ndarray]]) -> Iterator[Answer]:
     if not group:
         return
-    logits = predict(engine, np.concatenate([content for _, content in group]))
-    engine.pictures += len(logits)
+    logits = engine.answer(np.concatenate([content for _, content in group]))
     ends = np.cumsum([len(content) for _, content in group])
     for (item, _), part in zip(group, np.split(logits, ends[:-1]), strict=True):
         yield Answer(item, part, None)

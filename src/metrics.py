@@ -22,7 +22,12 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     NaN gets rank `num_classes`, which is never correct. Labels that no class has raise ValueError.
     """
     logits, labels = _checked(logits, labels)
-    return _ranks(_without_nan(logits), labels, logits)
+    numbers, rows = _without_nan(logits), np.arange(len(labels))
+    own = numbers[rows, labels][:, None]
+    lower_index = np.arange(numbers.shape[1]) < labels[:, None]
+    ranks = np.count_nonzero((numbers > own) | ((numbers == own) & lower_index), axis=1)
+    ranks[np.isnan(logits[rows, labels])] = numbers.shape[1]
+    return ranks
 
 
 @dataclass
@@ -75,18 +80,13 @@ class Counts:
         logits, labels = _checked(logits, labels)
         if logits.shape[1] != self.num_classes:
             raise ValueError(f"logits have {logits.shape[1]} classes, the counters {self.num_classes}")
-        numbers = _without_nan(logits)
-        ranks = _ranks(numbers, labels, logits)
+        ranks = label_ranks(logits, labels)
         self.seen += len(labels)
         self.top1_correct += int(np.count_nonzero(ranks == 0))
         self.topk_correct += int(np.count_nonzero(ranks < top_k(self.num_classes)))
         np.add.at(self.class_total, labels, 1)
         answered = ranks < self.num_classes
-        np.add.at(self.confusion, (labels[answered], numbers.argmax(axis=1)[answered]), 1)
-
-    def merge(self, other: Counts) -> Counts:
-        """The counters of both together, as new ones."""
-        return Counts.from_array(self.to_array() + other.to_array())
+        np.add.at(self.confusion, (labels[answered], _without_nan(logits[answered]).argmax(axis=1)), 1)
 
     def top1(self) -> float:
         """The share of correct answers among the rows seen; ValueError when there were none."""
@@ -118,13 +118,3 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 def _without_nan(logits: np.ndarray) -> np.ndarray:
     """The logits with every NaN below all numbers."""
     return np.where(np.isnan(logits), -np.inf, logits)
-
-
-def _ranks(numbers: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """`label_ranks` for checked input, with `numbers` the logits without NaN."""
-    rows = np.arange(len(labels))
-    own = numbers[rows, labels][:, None]
-    lower_index = np.arange(numbers.shape[1]) < labels[:, None]
-    ranks = np.count_nonzero((numbers > own) | ((numbers == own) & lower_index), axis=1)
-    ranks[np.isnan(logits[rows, labels])] = numbers.shape[1]
-    return ranks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files between preprocess.py, the device and postprocess.py: prepared inputs, labels, results. NumPy only."""
+"""The files between preprocess.py, the device and postprocess.py: prepared inputs, labels, results. No MindSpore."""
 
 import json
 import re
@@ -12,14 +12,13 @@ import numpy as np
 
 from src.metrics import Counts
 from src.pictures import PictureError, Preset
-from src.utils.util import InputError, make_folder, write_atomically
+from src.utils.util import InputError, listed, make_folder, write_atomically
 
 INPUTS = "00_data"  # folder of the prepared pictures
 PRESET_FILE = "inputs.json"  # beside it: how they were prepared
 RESULT_ENDING = "_0.bin"
 LABEL_FILES = {"imagenet2012": "imagenet_label.json"}
 NUMBERED = re.compile(r"(?P<prefix>.*_bs)(?P<size>[1-9]\d*)_(?P<number>\d+)" + re.escape(RESULT_ENDING))
-SHOWN = 5  # names in a message
 
 
 def label_file(folder: Path, dataset: str) -> Path:
@@ -112,16 +111,11 @@ def expected_results(labels: dict[str, int] | np.ndarray, found: Collection[str]
         return {f"{Path(name).stem}{RESULT_ENDING}": np.array([label]) for name, label in labels.items()}
     kinds = {(match["prefix"], int(match["size"])) for match in map(NUMBERED.fullmatch, found) if match}
     if len(kinds) != 1:
-        raise InputError(f"result_dir: the result files are called {listed(found)}; to go with labels in their order "
-                         "all must be called NAME_bs<pictures per file>_<number>_0.bin")
+        raise InputError(f"result_dir: the result files are called {listed(sorted(found))}; to go with labels in "
+                         "their order all must be called NAME_bs<pictures per file>_<number>_0.bin")
     prefix, size = kinds.pop()
     return {f"{prefix}{size}_{number}{RESULT_ENDING}": labels[start:start + size]
             for number, start in enumerate(range(0, len(labels), size))}
-
-
-def listed(names: Collection[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
 def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes: int) -> Counts:
@@ -132,9 +126,11 @@ def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes
     expected = expected_results(labels, found)
     missing, extra = set(expected) - set(found), set(found) - set(expected)
     if missing:
-        raise InputError(f"result_dir: {folder} lacks {len(missing)} of {len(expected)} files: {listed(missing)}")
+        raise InputError(f"result_dir: {folder} lacks {len(missing)} of {len(expected)} files: "
+                         f"{listed(sorted(missing))}")
     if extra:
-        raise InputError(f"result_dir: {folder} holds {len(extra)} files that no label belongs to: {listed(extra)}")
+        raise InputError(f"result_dir: {folder} holds {len(extra)} files that no label belongs to: "
+                         f"{listed(sorted(extra))}")
     counts = Counts.empty(num_classes)
     for logits, rows in _read_results(folder, expected, num_classes):
         try:

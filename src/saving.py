@@ -69,7 +69,7 @@ class SaveCheckpoints(Handler):
         self._rank, self._interval, self._keep = rank, interval, keep
 
     def on_epoch(self, state: TrainState) -> None:
-        if state.epoch % self._interval and state.step < state.total_steps:
+        if state.epoch % self._interval and not state.is_over:
             return
         path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
         if self._saver(f"checkpoint {path.name}", lambda: self._save(path)):

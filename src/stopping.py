@@ -11,8 +11,8 @@ from types import TracebackType
 class Stopped(RuntimeError):
     """The run ended early because somebody asked it to; the exit status is the shell's for that signal."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: int, when: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
         self.exit_status = 128 + number
 
 
@@ -44,11 +44,6 @@ class StopSignals:
             signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
-
-    def raise_if_stopped(self, number: int, how_to_go_on: str) -> None:
-        """End the run with the status of the signal that stopped it, if one did."""
-        if number:
-            raise Stopped(number, f"stopped by {signal.Signals(number).name} {how_to_go_on}")
 
     def _wait(self) -> None:
         """Without a timeout: sigtimedwait invents signals when it is interrupted by Ctrl-Z and `fg`."""

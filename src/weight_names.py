@@ -47,6 +47,7 @@ BOOK_KEEPING = re.compile(
     r"(moments|moment[12]|accum|stat|optimizer|adam\w*|resume)\..*|learning_rate|momentum|global_step|epoch_num|"
     r"step_num|loss_scale|scale_sense|scale_window|current_iterator_step|last_overflow_iterator_step|current_step|"
     r"beta[12]_power|(.*\.)?dropout_step|run\.losses")
+UNKNOWN = "unknown names"  # the reason why such are left out
 COUNTERS = re.compile(r".*\.num_batches_tracked")
 NORM_PARTS = {**OUR_NORM, "running_mean": "moving_mean", "running_var": "moving_variance"}
 
@@ -91,7 +92,7 @@ def _our_name(name: str, norms: set[str]) -> str | None:
 def _reason(name: str) -> str:
     if COUNTERS.fullmatch(name):
         return "counters of PyTorch"
-    return "book-keeping of a training run" if BOOK_KEEPING.fullmatch(name) else "unknown names"
+    return "book-keeping of a training run" if BOOK_KEEPING.fullmatch(name) else UNKNOWN
 
 
 def recognise_zoo(names: Iterable[str], *, is_torch: bool) -> str:

@@ -12,12 +12,13 @@ from mindspore import nn
 
 from src.checkpoint import INFO_KEY, ModelInfo, network_weights, read_info
 from src.pictures import STATISTICS
-from src.utils.util import InputError
+from src.utils.util import InputError, listed
 from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
 from src.weight_files import CKPT, as_float32, is_float, read_weight_file, type_name
 from src.weight_names import (
     HEAD,
     HIDDEN,
+    UNKNOWN,
     ZOOS,
     Layout,
     Zoo,
@@ -27,8 +28,6 @@ from src.weight_names import (
     square_image,
     translate,
 )
-
-SHOWN_NAMES = 4  # of a longer list
 
 
 class Weights(NamedTuple):
@@ -177,8 +176,8 @@ def _refusal(weights: Weights, problems: Mapping[str, str], unused: Iterable[str
     """The text of the error for weights that do not fill the network."""
     wrong = [f"{weights.names.get(name, name)} {why}" for name, why in problems.items()]
     extra = [weights.names[name] for name in unused] + [
-        name for name, why in weights.left_out.items() if why == "unknown names"]
-    lines = [f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, '; ')}"]
+        name for name, why in weights.left_out.items() if why == UNKNOWN]
+    lines = [f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, separator='; ')}"]
     if extra:
         lines.append(f"  not used: {listed(extra)}")
     if swaps_head:
@@ -196,13 +195,6 @@ def fill(network: nn.Cell, weights: Weights, match: Match) -> None:
         if parameter.name in loaded:
             parameter.set_data(mindspore.Tensor.from_numpy(as_float32(weights.arrays[parameter.name])))
     network.init_parameters_data()
-
-
-def listed(items: Iterable[str], separator: str = ", ") -> str:
-    """The first few of a list, and how many more there are."""
-    items = list(items)
-    shown = separator.join(items[:SHOWN_NAMES])
-    return f"{shown} and {len(items) - SHOWN_NAMES} more" if len(items) > SHOWN_NAMES else shown
 
 
 def summary(weights: Weights) -> str:

@@ -65,8 +65,8 @@ def spread_answers(checkpoint: Path, data: Path, *flags: str) -> None:
     """Give it a random head that is centred on its test pictures: so short a training has one answer for all, and
     results that belong to other pictures would count as right."""
     asked = get_config([f"--data_dir={data}", "--device_target=CPU", *flags])
-    loader = build.ModelLoader(asked, set_up_device(asked))
-    config, network = loader.load(checkpoint)
+    model = build.ModelLoader(asked, set_up_device(asked)).load(checkpoint)
+    config, network = model.config, model.network
     reader = build_reader(config, "test")
     images = np.concatenate([images for images, _ in eval_batches(reader, preset=build_preset(config))])
     head = network.parameters_dict()
@@ -77,7 +77,7 @@ def spread_answers(checkpoint: Path, data: Path, *flags: str) -> None:
                                                         + head["classifier.6.bias"].asnumpy()))
     answers = network(mindspore.Tensor(images)).asnumpy().argmax(axis=1)
     assert len(set(answers.tolist())) > 1 + config.num_classes // 4
-    save_checkpoint(checkpoint, network, build.model_info(config, loader.class_names))
+    save_checkpoint(checkpoint, network, build.model_info(config, model.class_names))
 
 
 def export(checkpoint: Path, name: Path, *flags: str) -> None:

@@ -23,15 +23,12 @@ def loader(*flags: str) -> build.ModelLoader:
 
 
 def logits(path: Path, images: np.ndarray, *flags: str) -> np.ndarray:
-    _, network = loader(*flags).load(path)
-    return network.set_train(False)(mindspore.Tensor(images)).asnumpy()
+    return loader(*flags).load(path).network.set_train(False)(mindspore.Tensor(images)).asnumpy()
 
 
 def say(path: Path, *flags: str) -> str:
     """The report of loading a file to evaluate it."""
-    models = loader(*flags)
-    models.load(path)
-    return "\n".join(models.report)
+    return "\n".join(loader(*flags).load(path).report)
 
 
 def refusal(path: Path, *flags: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from toy_data import TINY, run_main, write_picture
 
-from src.dataset import Shard, create_dataset, create_eval_dataset
+from src.dataset import Augmentation, Shard, create_dataset, create_eval_dataset
 from src.pictures import Preset
 from src.readers.formats import FORMATS, Wanted
 
@@ -53,8 +53,9 @@ def batches(dataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
 
 
-def train_batches(reader, *, preset=PLAIN, shard=ALONE, batch_size=4, seed=1, epoch=0, **kwargs):
-    return batches(create_dataset(reader, preset, shard, batch_size=batch_size, seed=seed, epoch=epoch, **kwargs))
+def train_batches(reader, *, augment=True, preset=PLAIN, shard=ALONE, batch_size=4, seed=1, epoch=0, **kwargs):
+    return batches(create_dataset(reader, preset, shard, batch_size=batch_size, seed=seed, epoch=epoch,
+                                  augmentation=Augmentation() if augment else None, **kwargs))
 
 
 def eval_batches(reader, *, preset=PLAIN, shard=ALONE, batch_size=4, **kwargs):

@@ -9,8 +9,8 @@ import pytest
 from toy_data import TEST_COUNT, TRAIN_COUNT, write_cifar10, write_class_folders, write_picture
 
 from model_utils.config import get_config
-from src.build import build_preset, build_reader
-from src.dataset import Shard, create_dataset, create_eval_dataset, steps_per_epoch
+from src.build_data import build_preset, build_reader
+from src.dataset import Augmentation, Shard, create_dataset, create_eval_dataset, steps_per_epoch
 from src.pictures import STATISTICS, Preset
 from src.readers.cifar10 import CLASS_NAMES, Cifar10Reader
 from src.readers.folder import FolderReader
@@ -49,7 +49,8 @@ def as_bytes(images):
 
 
 def train_epoch(reader, *, shard=ALONE, batch_size=8, seed=1, epoch=0, augment=False, preset=IDENTITY):
-    dataset = create_dataset(reader, preset, shard, batch_size=batch_size, seed=seed, epoch=epoch, augment=augment)
+    dataset = create_dataset(reader, preset, shard, batch_size=batch_size, seed=seed, epoch=epoch,
+                             augmentation=Augmentation() if augment else None)
     return batches(dataset)[0]
 
 
@@ -128,7 +129,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(cifar):
 
 def test_one_pipeline_over_three_epochs_has_the_order_of_three_pipelines(cifar):
     reader = Cifar10Reader(cifar.folder, "train")
-    dataset = create_dataset(reader, IDENTITY, ALONE, batch_size=8, seed=1, epoch=1, augment=False)
+    dataset = create_dataset(reader, IDENTITY, ALONE, batch_size=8, seed=1, epoch=1)
     together = [in_one(rows)[1].tolist() for rows in batches(dataset, epochs=3)]
     assert together == [label_order(reader, seed=1, epoch=epoch) for epoch in (1, 2, 3)]
     assert together[0] != together[1] != together[2]

@@ -24,6 +24,7 @@ from model_utils.device_adapter import set_up_device
 from model_utils.job import Job
 from scripts.launch import cluster_job
 from src import build
+from src.build_data import build_reader
 from src.checkpoint import save_checkpoint
 from src.checkpoint_file import read_file
 from src.metrics import Counts
@@ -63,7 +64,7 @@ def given(tmp_path_factory) -> Path:
     head = {parameter.name: parameter for parameter in network.trainable_params()}
     shape = head["classifier.6.weight"].shape
     head["classifier.6.weight"].set_data(mindspore.Tensor(np.random.RandomState(0).randn(*shape), mindspore.float32))
-    reader = build.build_reader(config, "test")
+    reader = build_reader(config, "test")
     mean = network(pixels(reader.images[:100])).asnumpy().mean(axis=0)
     head["classifier.6.bias"].set_data(mindspore.Tensor(-mean))
     path = tmp_path_factory.mktemp("given") / "given.ckpt"

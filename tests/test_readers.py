@@ -114,7 +114,7 @@ def test_every_rank_trains_on_as_many_and_evaluates_its_own(folders, name, world
 @packed_format
 def test_one_pipeline_over_three_epochs_has_the_order_of_three_pipelines(folders, name):
     reader = open_format(folders, name, "train")
-    dataset = create_dataset(reader, PLAIN, ALONE, batch_size=4, seed=1, epoch=2, augment=False)
+    dataset = create_dataset(reader, PLAIN, ALONE, batch_size=4, seed=1, epoch=2)
     iterator = dataset.create_tuple_iterator(num_epochs=3, output_numpy=True)
     together = [numbers(list(iterator)) for _ in range(3)]
     assert together == [numbers(train_batches(reader, epoch=epoch, augment=False)) for epoch in (2, 3, 4)]

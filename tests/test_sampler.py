@@ -21,10 +21,6 @@ def test_order_does_not_change_between_versions() -> None:
     assert epoch_order(8, seed=1, epoch=0).tolist() == [1, 6, 0, 3, 7, 4, 2, 5]
 
 
-def test_order_without_shuffle() -> None:
-    assert epoch_order(5, seed=1, epoch=2, shuffle=False).tolist() == [0, 1, 2, 3, 4]
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
     count, global_batch = 100, 12
@@ -38,9 +34,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size: int) ->
     assert np.array_equal(batches.ravel(), epoch_order(count, seed=5, epoch=1)[:96])
 
 
-def test_train_shard_without_shuffle_and_without_a_whole_batch() -> None:
-    shard = train_shard(10, rank=1, world_size=2, batch_size=2, seed=0, epoch=0, shuffle=False)
-    assert shard.tolist() == [1, 3, 5, 7]
+def test_a_shard_without_a_whole_batch_is_empty() -> None:
     assert len(train_shard(3, rank=0, world_size=2, batch_size=2, seed=0, epoch=0)) == 0
 
 

@@ -217,7 +217,7 @@ def lines_of(outcome: Outcome) -> list[str]:
 def network_logits(run: Run, checkpoint: Path) -> np.ndarray:
     """The checkpoint's answers to the test pictures, normalised here by hand."""
     config = get_config(run.flags)
-    _, network = build.ModelLoader(config, set_up_device(config)).load(checkpoint)
+    network = build.ModelLoader(config, set_up_device(config)).load(checkpoint).network
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
     pixels = (run.cifar.test.images / 255 - mean) / std
     return network.set_train(False)(mindspore.Tensor(pixels.transpose(0, 3, 1, 2), mindspore.float32)).asnumpy()
@@ -275,7 +275,7 @@ def test_saved_and_loaded_weights_give_the_same_logits(run, tmp_path):
     network = build.build_network(config, rank)
     pictures = mindspore.Tensor(np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32))
     save_checkpoint(tmp_path / "a.ckpt", network, build.model_info(config, tuple("abcdefghij")))
-    _, loaded = build.ModelLoader(config, rank).load(tmp_path / "a.ckpt")
+    loaded = build.ModelLoader(config, rank).load(tmp_path / "a.ckpt").network
     before, after = (cell.set_train(False)(pictures).asnumpy() for cell in (network, loaded))
     assert np.array_equal(before, after) and before.std() > 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]

@@ -13,7 +13,7 @@ from loading import loader, logits, make, refusal, say, without
 from reference_vgg import random_images, random_vgg
 from toy_data import Outcome, run_main, run_python, write_class_folders
 
-from src import build
+from src.build_data import build_preset
 from src.vgg import VGG, AveragePool
 from src.weights import read_weights
 
@@ -83,7 +83,7 @@ def test_other_precisions_become_float32(tmp_path, write, kind):
     floats = {name for name, values in arrays.items() if values.dtype.kind == "f"}
     stored = {name: BFloat16.of(arrays[name]) if kind == "bfloat16" else arrays[name].astype(kind) for name in floats}
     path = write(tmp_path / "a", arrays | stored)
-    _, network = loader().load(path)
+    network = loader().load(path).network
     for name, ours in (("features.0.weight", network.layers[0].weight), ("features.1.running_var",
                        network.layers[1].moving_variance), ("classifier.6.bias", network.classifier[6].bias)):
         wanted = stored[name].widened() if kind == "bfloat16" else stored[name].astype(np.float32)
@@ -104,7 +104,7 @@ def test_an_average_pool_takes_pictures_of_other_sizes_to_the_classifier(tmp_pat
     path, images = write_pth(tmp_path / "a.pth", torchvision(model)), random_images()
     check_logits(logits(path, images, "--average_pool=True", "--image_size=64"), model.logits(images, pooled_side=7))
     assert "image_size: --image_size says 64,64" in refusal(path, "--image_size=64")
-    config, _ = loader().load(path)
+    config = loader().load(path).config
     assert config.image_size == (224, 224) and not config.average_pool
 
 
@@ -154,7 +154,7 @@ def test_the_report_of_training_from_another_zoo(tmp_path):
             "(the file's head has 7 classes, this run has 3)") in outcome.out
     assert ("left out of the file: classifier.6.weight, classifier.6.bias (the file's head has 7 classes, "
             "this run has 3)") in outcome.out
-    assert "features.1.num_batches_tracked" in outcome.out and "and 4 more (counters of PyTorch)" in outcome.out
+    assert "features.1.num_batches_tracked" in outcome.out and "and 3 more (counters of PyTorch)" in outcome.out
     settings = next((tmp_path / "runs").glob("*/config.yaml")).read_text()
     assert "network: vgg11\n" in settings and "has_bias: true\n" in settings and "num_classes: 3\n" in settings
 
@@ -168,11 +168,11 @@ def test_moments_and_counters_of_a_training_run_are_left_out_by_name(tmp_path):
 
 def test_published_weights_bring_imagenet_s_normalisation(tmp_path):
     path = write_pth(tmp_path / "a.pth", torchvision(make("vgg11", batch_norm=False)))
-    config, _ = loader().load(path)
+    config = loader().load(path).config
     assert config.image_mean == (0.485, 0.456, 0.406) and config.image_std == (0.229, 0.224, 0.225)
     zoo = write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=False)))
-    assert loader().load(zoo)[0].image_mean == ()  # it does not say
-    assert build.build_preset(loader().load(zoo)[0]).mean == (0.4914, 0.4822, 0.4465)
+    assert loader().load(zoo).config.image_mean == ()  # it does not say
+    assert build_preset(loader().load(zoo).config).mean == (0.4914, 0.4822, 0.4465)
 
 
 def test_names_that_nobody_knows_are_left_out_and_said(tmp_path):
@@ -217,7 +217,7 @@ def test_a_flag_that_the_file_contradicts(tmp_path, flag, conflict, remedy):
 def test_evaluation_wants_the_file_s_classes(tmp_path):
     path = write_pth(tmp_path / "a.pth", torchvision(make("vgg11", batch_norm=False)))
     assert "num_classes: --num_classes says 3" in refusal(path, "--num_classes=3")
-    assert loader().load(path)[0].num_classes == CLASSES
+    assert loader().load(path).config.num_classes == CLASSES
     flags = [flag for flag in folder_flags(tmp_path) if "classes" not in flag]
     outcome = run_main("eval", *flags, f"--pre_trained={path}")
     assert outcome.status == 2 and f"num_classes: is 7 (from the checkpoint {path})" in outcome.err

@@ -98,7 +98,7 @@ def test_a_checkpoint_brings_its_own_normalisation(tmp_path):
     theirs = config("--image_mean=0.1,0.2,0.3", "--image_std=0.4,0.5,0.6")
     path = tmp_path / "own.ckpt"
     save_checkpoint(path, build.build_network(theirs, CPU), build.model_info(theirs, tuple("0123456789")))
-    found, _ = build.ModelLoader(config(), CPU).load(path)
+    found = build.ModelLoader(config(), CPU).load(path).config
     assert build_preset(found)[1:3] == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     done = run_main("export", f"--ckpt_file={path}", f"--file_name={tmp_path / 'own'}", "--device_target=CPU",
                     "--parity_check=False")

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmark.py can measure. The first contender of each task is the one that the others are compared with."""
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 
 from model_utils.device_adapter import set_up_device
 from scripts.benchmarks.fresh import memory, scaling, startup
-from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call
+from scripts.benchmarks.measure import Contender, Contenders, Task, make_folder, seconds_per_call
 from scripts.benchmarks.operators import operators
 from scripts.benchmarks.pipelines import formats, pipeline
 from scripts.benchmarks.roofline import forward_gflop, matmul, step_gflop
@@ -19,13 +17,6 @@ from scripts.benchmarks.torch_pair import torch_contenders
 from scripts.benchmarks.training import bare_step, random_batch, real_batch, set_up, train_loop
 
 BARE_STEP = "bare TrainOneStepCell, one fixed batch"
-
-
-def make_folder(task: Task) -> Path:
-    """An empty folder for as long as the task is measured."""
-    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
-    task.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def steps(task: Task) -> Contenders:
@@ -138,11 +129,12 @@ def evaluating(task: Task) -> Contenders:
     from mindspore import Tensor
 
     from src import build
+    from src.build_data import build_preset, build_reader
     from src.dataset import create_eval_dataset, steps_per_epoch
     from src.evaluate import evaluate
 
-    network, reader = build.build_network(config, rank).set_train(False), build.build_reader(config, "test")
-    preset, shard, size = build.build_preset(config), build.build_shard(rank), config.batch_size
+    network, reader = build.build_network(config, rank).set_train(False), build_reader(config, "test")
+    preset, shard, size = build_preset(config), build.build_shard(rank), config.batch_size
     steps_per_epoch(reader, batch_size=2 * size, world_size=1)  # the first batch and another: an error if there are not
     pictures = create_eval_dataset(reader, preset, shard, batch_size=size)
     batch = Tensor(next(pictures.create_tuple_iterator(num_epochs=1, output_numpy=True))[0])

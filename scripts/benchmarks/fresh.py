@@ -26,7 +26,14 @@ from model_utils.device_adapter import guard_this_machine  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from scripts.benchmarks.measure import USERS_ENVIRONMENT, Contender, Contenders, Task, seconds_per_call  # noqa: E402
+from scripts.benchmarks.measure import (  # noqa: E402
+    USERS_ENVIRONMENT,
+    Contender,
+    Contenders,
+    Task,
+    last_line,
+    seconds_per_call,
+)
 from scripts.launch import free_port  # noqa: E402
 
 WARM_UP_STEPS = 2
@@ -118,10 +125,6 @@ def first_loss_s(flags: Sequence[str]) -> float:
                     process.kill()
                     return seconds
         raise ConfigError(f"startup: train.py ended before its first loss: {line.strip()}")
-
-
-def last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "it said nothing")
 
 
 # What the fresh process does

@@ -2,11 +2,14 @@
 """What a benchmark compares, how it is timed, and the row of figures that comes out."""
 
 import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_utils.schema import Config
@@ -53,6 +56,17 @@ def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
     for _ in range(calls):
         action()
     return (time.perf_counter() - start) / calls
+
+
+def make_folder(task: Task) -> Path:
+    """An empty folder for as long as the task is measured."""
+    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
+    task.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def last_line(text: str) -> str:
+    return next(reversed(text.strip().splitlines()), "it said nothing")
 
 
 def alternate(contenders: Contenders, blocks: int) -> dict[str, list[float]]:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data pipelines alone: the same pictures in every data format, and one data set under every preset."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +9,12 @@ from typing import Any
 
 from model_utils.device_adapter import set_up_device
 from model_utils.schema import Config
-from scripts.benchmarks.measure import Contender, Contenders, Task
+from scripts.benchmarks.measure import Contender, Contenders, Task, make_folder
 from src.readers import packing
 from src.readers.base import Reader
 from src.readers.folder import FolderReader
 from src.readers.formats import FORMATS, Wanted
+from src.readers.list_file import LIST_FILES
 from src.readers.packing import Piece
 from src.readers.parallel import cut
 
@@ -53,6 +52,7 @@ def pipeline(task: Task) -> Contenders:
     """The pictures of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, config = set_up_device(task.config), task.config
     from src import build
+    from src.build_data import build_preset, build_reader
     from src.dataset import create_eval_dataset
     from src.utils.sampler import eval_shard
 
@@ -61,14 +61,14 @@ def pipeline(task: Task) -> Contenders:
         data = build.build_train_data(config.taking({"augment": augment, "training_step_per_epoch": task.steps},
                                                     "--what=pipeline"), rank)
         contenders[name] = _contender(data.dataset, data.steps_per_epoch, size)
-    test = build.build_reader(config, "test")
+    test = build_reader(config, "test")
     # One share of about as many steps, not the first steps of all: MindData would prepare far more than is taken.
     ranks = max(1, len(test) // (task.steps * size))
     pictures = len(eval_shard(len(test), rank=0, world_size=ranks))
     steps = -(-pictures // size)
 
     def evaluation(_epoch: int) -> Any:
-        return create_eval_dataset(test, build.build_preset(config), build.build_shard(rank)._replace(
+        return create_eval_dataset(test, build_preset(config), build.build_shard(rank)._replace(
             rank=0, world_size=ranks), batch_size=size)
 
     return {**contenders, "evaluation": _contender(evaluation, steps, pictures / steps)}
@@ -76,10 +76,10 @@ def pipeline(task: Task) -> Contenders:
 
 def formats(task: Task) -> Contenders:
     """The training pipeline of the class folders in `data_dir` and of the same pictures in every other format."""
-    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
-    task.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = make_folder(task)
     readers, rank, config = pack(task.config, folder), set_up_device(task.config), task.config
-    from src.build import build_preset, build_shard
+    from src.build import build_augmentation, build_shard
+    from src.build_data import build_preset
     from src.dataset import create_dataset, steps_per_epoch
 
     preset, shard = build_preset(config), build_shard(rank)
@@ -88,7 +88,7 @@ def formats(task: Task) -> Contenders:
 
     def create(reader: Reader, epoch: int) -> Any:
         return create_dataset(reader, preset, shard, batch_size=config.batch_size, seed=config.seed, epoch=epoch,
-                              steps=steps)
+                              augmentation=build_augmentation(config), steps=steps)
 
     every = {**readers, "class folders, by ImageFolderDataset": MindDataFolder(first)}
     return {name: _contender(partial(create, reader), steps, config.batch_size) for name, reader in every.items()}
@@ -102,7 +102,7 @@ def pack(config: Config, folder: Path) -> dict[str, Reader]:
     (folder / "list").mkdir(parents=True)
     (folder / "list/train").symlink_to(source.folder.resolve())
     names = (f"train/{Path(source.file(index)).relative_to(source.folder)}" for index in range(len(source)))
-    packing.write_lines(folder / "list" / packing.FILES["train"],
+    packing.write_lines(folder / "list" / LIST_FILES["train"],
                         (f"{name} {label}" for name, label in zip(names, source.labels.tolist(), strict=True)))
     for to in ("tfrecord", "mindrecord"):
         for number, part in enumerate(cut(range(len(source)), SHARDS)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from model_utils.errors import ConfigError
 from model_utils.schema import Config
-from scripts.benchmarks.measure import USERS_ENVIRONMENT, Contender, Contenders, Task
+from scripts.benchmarks.measure import USERS_ENVIRONMENT, Contender, Contenders, Task, last_line
 
 WORKER = Path(__file__).with_name("torch_worker.py")
 VERSIONS: dict[str, str] = {}  # of what has answered so far, for the record
@@ -38,7 +38,7 @@ class TorchProcess:
         except (OSError, ValueError):  # it has ended
             self.close()
             self._errors.seek(0)
-            said = next(reversed(self._errors.read().strip().splitlines()), "it said nothing")
+            said = last_line(self._errors.read())
             raise ConfigError(f"--compare=torch: PyTorch does not answer under {self._python}: {said}; "
                               "--torch_python=PYTHON names an interpreter that has it") from None
 

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from model_utils.errors import ConfigError
 from model_utils.schema import Config
 from scripts.benchmarks.measure import seconds_per_call
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS_WITHOUT_DATA = 100  # that an epoch is taken to have where no pictures say it
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from src.readers.traffic import Traffic
-from src.utils.util import InputError
+from src.utils.util import InputError, listed
 
 SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val", "validation")}
 
@@ -98,13 +98,16 @@ def describe_folder(folder: Path, limit: int = 8) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     names = sorted(f"{item.name}/" if item.is_dir() else item.name for item in folder.iterdir())
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{folder} holds: {', '.join(names[:limit]) + more if names else 'nothing'}"
+    return f"{folder} holds: {listed(names, limit) or 'nothing'}"
 
 
-def wrong_layout(folder: Path, looked_for: Sequence[str], expected: str) -> InputError:
+class NoDataError(InputError):
+    """Nothing of a split is there."""
+
+
+def wrong_layout(folder: Path, looked_for: Sequence[str], expected: str) -> NoDataError:
     """The error for data that is not there: what was looked for, what is there, and the expected tree."""
-    return InputError(f"data_dir: no data found in {folder}\n"
-                      f"  looked for: {', '.join(looked_for)}\n"
-                      f"  {describe_folder(folder)}\n"
-                      f"  expected:\n{expected}")
+    return NoDataError(f"data_dir: no data found in {folder}\n"
+                       f"  looked for: {', '.join(looked_for)}\n"
+                       f"  {describe_folder(folder)}\n"
+                       f"  expected:\n{expected}")

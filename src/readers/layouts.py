@@ -15,10 +15,10 @@ MOST_FOLDERS = 3000
 OTHER_NAMES = {"train": ("training", "trn", "images_train"), "test": ("valid", "test", "testing", "eval")}
 
 
-def _below(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+def _below(folder: Path) -> Iterator[Path]:
     """The folder and those below, the upper ones first."""
     level = [folder]
-    for _ in range(depth + 1):
+    for _ in range(DEEPEST + 1):
         yield from level
         level = [Path(entry.path) for parent in level for entry in _entries(parent)
                  if entry.is_dir() and not entry.name.startswith(".")][:MOST_FOLDERS]

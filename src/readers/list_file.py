@@ -13,21 +13,21 @@ from src.readers.class_names import complete_names, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems, read_file
 from src.utils.util import InputError, printable
 
-FILES = {"train": "train_list.txt", "test": "val_list.txt"}
+LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/
       train_list.txt   one picture per line: path, space or tab, label; paths relative to the list or to data_dir
       val_list.txt     the same for the evaluation"""
 
 
 def looked_for(split: str) -> list[str]:
-    return [FILES[split]]
+    return [LIST_FILES[split]]
 
 
 def find(data_dir: Path, split: str) -> Path | None:
     """The list of a split, in data_dir or, if that is the folder of a split, beside it."""
     own = own_split(data_dir)
     folders = [data_dir, own.parent] if own else [data_dir]
-    return next((folder / FILES[split] for folder in folders if (folder / FILES[split]).is_file()), None)
+    return next((folder / LIST_FILES[split] for folder in folders if (folder / LIST_FILES[split]).is_file()), None)
 
 
 class Entry(NamedTuple):

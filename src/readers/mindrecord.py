@@ -87,11 +87,10 @@ class MindRecordReader(EncodedReader):
         self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])
         self._dataset, self._lock = _open(paths, [image]), Lock()
         labels = self._read_labels(label)
-        self._rows = np.arange(len(labels))
         self._check_ends()
         self._places = find_places(paths, image, self._ends, self._ask)  # None: only MindDataset can read them
         good = (labels >= 0) & (labels < num_classes)
-        self.problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to {num_classes - 1}, "
+        self.problems = [f"{self._row_name(row)} has the label {labels[row]}; labels run from 0 to {num_classes - 1}, "
                          f"because num_classes is {num_classes}" for row in np.flatnonzero(~good)]
         self._rows = np.flatnonzero(good)
         if not lenient or not len(self._rows):
@@ -118,9 +117,9 @@ class MindRecordReader(EncodedReader):
             with self._lock:
                 content = self._dataset[row][0]
         except RuntimeError as error:
-            raise InputError(f"{self.name(row)}: cannot be read: {_reason(error)}") from None
+            raise InputError(f"{self._row_name(row)}: cannot be read: {_reason(error)}") from None
         if content.dtype.kind != "S" and content.dtype != np.uint8:
-            raise InputError(f"{self.name(row)}: the picture must be stored as bytes, not {content.dtype}")
+            raise InputError(f"{self._row_name(row)}: the picture must be stored as bytes, not {content.dtype}")
         return content.tobytes()
 
     def _check_ends(self) -> None:
@@ -145,6 +144,8 @@ class MindRecordReader(EncodedReader):
         return int(np.searchsorted(self._ends, row, side="right"))
 
     def name(self, index: int) -> str:
-        row = int(self._rows[index])
+        return self._row_name(int(self._rows[index]))
+
+    def _row_name(self, row: int) -> str:
         file = self._file(row)
         return f"{self.paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"

@@ -12,10 +12,10 @@ import numpy as np
 
 from src.pictures import size_of
 from src.readers.base import Reader
-from src.readers.list_file import FILES
+from src.readers.list_file import LIST_FILES
 from src.readers.shards import shard_name
 from src.readers.tf_example import encode_example, frame
-from src.utils.util import InputError, printable
+from src.utils.util import InputError, printable, replaced_when_whole
 
 SPLIT_STEMS = {"tfrecord": {"train": "train", "test": "validation"},  # as slim calls them
                "mindrecord": {"train": "train", "test": "val"},
@@ -149,7 +149,7 @@ def write_piece(reader: Reader, on_picture: OnPicture, folder: Path, to: str, sp
 def finish_list(folder: Path, split: str, pieces: Sequence[Piece]) -> None:
     """Join the lines of all pieces to the list."""
     marks = [piece_path(folder, "list", split, piece) for piece in pieces]
-    write_lines(folder / FILES[split], (line for mark in marks for line in mark.read_text("utf-8").splitlines()))
+    write_lines(folder / LIST_FILES[split], (line for mark in marks for line in mark.read_text("utf-8").splitlines()))
     for mark in marks:
         mark.unlink()
 
@@ -165,12 +165,11 @@ def list_lines(reader: Reader, indices: Iterable[int], folder: Path) -> Iterator
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+    with replaced_when_whole(path) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape",
+                                                            newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())  # an empty list must not pass for a whole one when the power fails
-    partial.replace(path)
 
 
 def same_picture(first: Reader, index: int, second: Reader, other: int) -> bool:

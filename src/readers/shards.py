@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.readers.base import split_folders
-from src.utils.util import InputError
+from src.utils.util import InputError, listed
 
 SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}
 NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
@@ -76,7 +76,6 @@ def _all_there(files: Sequence[Path]) -> list[Path]:
     for (stem, count, ending), numbers in sets.items():
         missing = sorted(set(range(int(count))) - numbers)
         if missing:
-            names = [f"{stem}{number:0{len(count)}d}-of-{count}{ending}" for number in missing[:5]]
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise InputError(f"{folder}: shards are missing: {', '.join(names)}{more}")
+            names = [f"{stem}{number:0{len(count)}d}-of-{count}{ending}" for number in missing]
+            raise InputError(f"{folder}: shards are missing: {listed(names)}")
     return list(files)

@@ -55,6 +55,12 @@ def printable(name: str | Path) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """The first few of a list, and how many more there are."""
+    items = list(items)
+    return separator.join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """By when they were written, else as given; without those that are gone, as links to what a run has removed."""
     dated = []

@@ -70,13 +70,16 @@ def target_path(config: Config) -> Path:
 def with_earlier_files(card: Any, target: Path) -> tuple[Any, set[str]]:
     """The card with what NAME.json says already of other formats of the same checkpoint, and the formats that it
     described of another one."""
-    from src.model_card import find_card
+    from src.model_card import find_card, is_anothers
     from src.utils.util import InputError
 
     try:
         earlier = find_card(target.with_name(f"{target.name}.mindir"))
-    except InputError:  # damaged: it is written anew
-        return card, set()
+    except InputError:
+        if is_anothers(target.with_name(f"{target.name}.json")):
+            raise ConfigError(f"file_name: {target}.json is there, and is no description of an exported model; choose "
+                              "another name") from None
+        return card, set()  # damaged: it is written anew
     if earlier is None or earlier._replace(files={}) != card:
         return card, set(earlier.files if earlier else ())
     return earlier, set()

@@ -111,6 +111,8 @@ def check_outputs(config: Config, items: Sequence[Any]) -> None:
         raise ConfigError("annotate: needs pictures, and these are prepared inputs")
     written = [("save", Path(config.save))] if config.save else []
     if config.annotate:
+        if Path(config.annotate).resolve() in {item.file.resolve().parent for item in items if item.file}:
+            raise ConfigError(f"annotate: {config.annotate} holds pictures that are read; name another folder")
         written += [("annotate", file) for file in drawn_files(items, Path(config.annotate))]
     model = Path(config.model_path)
     read = {file.resolve() for file in (model, card_path(model), *(item.file for item in items if item.file))}

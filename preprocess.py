@@ -31,7 +31,6 @@ def run_preprocess(config: Config) -> Path:
     reader = deployed_reader(settled.config, settled.class_names)
     folder = make_folder(Path(config.result_path))
     labels = label_file(folder, settled.config.dataset)
-    labels.unlink(missing_ok=True)
     WRITERS[labels.suffix](settled, reader, folder, labels)
     log.info("%s: %d pictures, labels in %s", reader.source, len(reader), labels)
     return labels

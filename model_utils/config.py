@@ -3,7 +3,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -239,6 +239,9 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
         raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
     names = ("dataset", "dataset_name") if program in ("preprocess.py", "postprocess.py") else ("dataset",)
     dataset = next((flags[name] for name in names if name in flags), DEFAULT_DATASET)
+    for name in ("config_path", "resume"):
+        if not flags.get(name, name).strip():
+            raise ConfigError(f"--{name}: is empty; name a file or folder, or leave the flag out")
     recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(dataset)
     values, notes = _yaml_values(recipe)
     values.update(_flag_values(flags, program))
@@ -248,9 +251,10 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     return build_config(values, notes)
 
 
-def _idle_flags(flags: Collection[str], values: Values, program: str) -> list[str]:
+def _idle_flags(flags: Mapping[str, str], values: Values, program: str) -> list[str]:
     """What to say of flags that do nothing here, whatever the others are."""
     lines = [f"--{name} has no effect here: {reason}" for name, reason in NOT_HONOURED.items() if name in flags]
+    lines += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
     if "buffer_size" in flags:
         lines.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
     if program == "train.py" and str(values.get("mode", ("train", ""))[0]).lower() == "train":

@@ -2,6 +2,7 @@
 """MindCV's recipes, told in this project's keys. A YAML file with `model:` and no `network:` is one of them."""
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from model_utils.errors import ConfigError
@@ -122,6 +123,7 @@ DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "
             "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
             "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
+DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
 SCHEDULE_KEYS = ("scheduler", "decay_epochs", "multi_step_decay_milestones")
 
 
@@ -136,7 +138,7 @@ def translate(layer: Values, path: str) -> tuple[Values, list[str]]:
     """
     values: Values = {}
     notes = []
-    for name, (value, origin) in layer.items():
+    for name, (value, origin) in sorted(layer.items(), key=lambda item: item[0] in DYNAMIC):  # these have the last word
         if name in FIXED:
             allowed, reason = FIXED[name]
             if not any(_is_same(value, item) for item in allowed):
@@ -147,9 +149,12 @@ def translate(layer: Values, path: str) -> tuple[Values, list[str]]:
             values |= {key: (item, origin) for key, item in _meaning(name, value, origin).items()}
     if "opt" not in layer:
         notes.append(f"warning: {path}: names no `opt`; MindCV would take adam, here it is momentum")
+    if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
+        notes.append(f"warning: {layer['loss_scale'][1]}: `loss_scale: {layer['loss_scale'][0]}` has no effect here: a "
+                     "dynamic one begins at 2**24")
     values = {key: (value, f"{path}: MindCV's default") for key, value in DEFAULTS.items()} | values
     if values.get("num_classes", (None, ""))[0] is None:
-        values["num_classes"] = CLASSES.get(values["dataset"][0], 10), f"{path}: MindCV's default"
+        values["num_classes"] = CLASSES.get(str(values["dataset"][0]), 10), f"{path}: MindCV's default"
     values |= _schedule(layer, values, path)
     said = ", ".join(f"{name} -> {RENAMED[name]}" for name in layer if name in RENAMED)
     return values, [f"{path}: is a MindCV file and is read as one ({said}); what it leaves out has MindCV's values",
@@ -233,6 +238,7 @@ def _epochs(value: Any, origin: str) -> tuple[int, ...]:
 def _number(value: Any) -> float:
     """A number as far as it is one; the schema says what is wrong with the key it belongs to."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return 0.0
+    return number if isfinite(number) else 0.0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -27,6 +28,9 @@ DATASETS = ("cifar10", "imagenet2012", "synthetic")
 DATASET_FORMATS = ("auto", "cifar10", "folder", "list", "tfrecord", "mindrecord")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
 FILES_OF_A_RUN = ("config.yaml", "metrics.csv", "curves.png", "run.lock", "best.ckpt")
+FOLDERS_OF_A_RUN = re.compile(r"resume|ckpt_\d+")
+MOST_EPOCHS = 100_000  # a rate for each of their steps is made in advance
+NUMBERS = (int, float, int | None, float | None)
 SCHEDULES = ("step", "exponential", "cosine_annealing")
 
 
@@ -66,7 +70,7 @@ class DeviceKeys(BaseModel):
     amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
     num_parallel_workers: OptionalInt = key(None, "data workers of a rank; never more than its cores", ge=1)
     dataset_sink_mode: auto_or_flag() = key("auto", "auto sinks on Ascend and GPU", bare="True")
-    sink_size: int = key(-1, "steps per sink; -1 is about log_interval, in whole sinks per epoch", ge=-1)
+    sink_size: int = key(-1, "steps per sink; -1 is about log_interval, a divisor of the epoch", ge=-1)
 
 
 class DataKeys(BaseModel):
@@ -119,7 +123,7 @@ class NetworkKeys(BaseModel):
 class ScheduleKeys(BaseModel):
     """Learning rate"""
 
-    max_epoch: int = key(70, "epochs", ge=1)
+    max_epoch: int = key(70, "epochs", ge=1, le=MOST_EPOCHS)
     lr_scheduler: choice(*SCHEDULES, "multi_step") = key("step", "multi_step is another name of exponential")
     lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, allow_inf_nan=False)
     lr_init: float = key(0.01, "rate at the start of the warm-up (step)", ge=0, allow_inf_nan=False)
@@ -130,7 +134,7 @@ class ScheduleKeys(BaseModel):
     T_max: OptionalInt = key(None, "epochs of the cosine; max_epoch unless given", ge=1)
     lr_scale: choice("none", "linear") = key("none", "linear: rates grow with the global batch")
     lr_base_batch: int = key(64, "global batch that the rates are meant for (lr_scale=linear)", ge=1)
-    warmup_epochs: float = key(5, "epochs of linear warm-up; 0 is none", ge=0, allow_inf_nan=False)
+    warmup_epochs: float = key(5, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS)
 
 
 class LossKeys(BaseModel):
@@ -246,6 +250,15 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
                 for name, value in changed.items() if getattr(self, name) not in (None, ())]
         return self.taking(changed, owner), said
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_words_for_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """YAML makes True of `yes` and `on`, and Python 1 of True."""
+        for name, value in values.items():
+            if isinstance(value, bool) and cls.model_fields[name].annotation in NUMBERS:
+                raise ValueError(f"{name}: must be a number")
+        return values
+
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         for name in ("image_mean", "image_std"):
@@ -264,8 +277,8 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
             raise ValueError(f"cutout: must be at most the {min(self.image_size)} pixels of image_size")
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
-        if self.log_name in FILES_OF_A_RUN:
-            raise ValueError("log_name: is the name of another file of the run folder")
+        if self.log_name in FILES_OF_A_RUN or FOLDERS_OF_A_RUN.fullmatch(self.log_name):
+            raise ValueError("log_name: is the name of something else in the run folder")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
             raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the picture's size")
         return self

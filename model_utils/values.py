@@ -55,8 +55,8 @@ def parse_loss_scale(value: Any) -> Any:
     if str(value).strip().lower() == "dynamic":
         return "dynamic"
     try:
-        scale = float(value)
-    except (TypeError, ValueError):
+        scale = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         scale = 0.0
     if not 0 < scale < float("inf"):
         raise ValueError("must be a positive number or 'dynamic'")

@@ -34,11 +34,11 @@ def _parse(path: Path, asked_by: str) -> list[yaml.Node]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file (from {asked_by})") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     try:
         return [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
@@ -56,7 +56,7 @@ def _mapping(node: yaml.Node, path: Path) -> dict[str, tuple[Any, int]]:
             raise ConfigError(f"{path}:{line}: `{name}` stands here again (first in line {values[name][1]})")
         try:
             values[name] = (loader.construct_object(value_node, deep=True), line)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{line}: `{name}`: {getattr(error, 'problem', None) or error}") from None
     return values
 
@@ -80,5 +80,7 @@ def read_yaml(path: Path, asked_by: str = "--config_path",
     if "base" not in own:
         return [own]
     base, line = own.pop("base")
+    if "\0" in str(base):
+        raise ConfigError(f"{line}: `base`: {base!r} is no name of a file")
     below = Path(os.path.normpath(path.parent / str(base)))
     return [*read_yaml(below, f"`base`, {line}", (*seen, path.resolve())), own]

@@ -13,9 +13,11 @@ Exit status: 0 all is well, 1 something is wrong, 2 there was nothing to check.
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ from model_utils.entry import explain, print_any_name  # noqa: E402
 from model_utils.errors import ConfigError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from src.build_data import build_source  # noqa: E402
+from src.build_data import build_source, check_classes  # noqa: E402
 from src.readers import packing  # noqa: E402
 from src.readers.base import Reader  # noqa: E402
 from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
@@ -170,13 +172,17 @@ def write_list(findings: Findings, data_dir: Path) -> str:
     good = [fact.index for fact in findings.facts if not fact.problem and fact.index not in findings.doubtful]
     lines = list(packing.list_lines(reader, good, data_dir))
     if path.exists():
-        backup = path.with_name(f"{path.name}.before_fix")
-        if not backup.exists():
-            path.rename(backup)
+        shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
     packing.write_lines(path, lines)
     if not (data_dir / CLASS_NAMES).exists():
         write_class_names(data_dir, reader.class_names)
     return f"{path}: lists {len(good)} of {len(findings.facts)} pictures"
+
+
+def free_name(path: Path) -> Path:
+    """The path, numbered where there is such a file already."""
+    names = chain([path], (path.with_name(f"{path.name}{number}") for number in count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -209,6 +215,11 @@ def check(config: Config, options: argparse.Namespace) -> tuple[list[Findings], 
         except InputError as error:
             near = nearest_layout(Path(config.data_dir), split, config.dataset)
             errors.append(f"{NAMES[split]}: {error}" + (f"\n  nearest layout: {near}" if near else ""))
+    if len(results) == 2:
+        try:
+            check_classes(results[1].reader, results[0].reader.class_names)
+        except InputError as error:
+            errors.append(str(error))
     return results, errors
 
 

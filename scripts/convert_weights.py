@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error)
     except OSError as error:
         message = f"{args.target} cannot be written: {error.strerror or error}"
+    except KeyboardInterrupt:
+        return 130
     else:
         return 0
     print(f"convert_weights.py: error: {message}", file=sys.stderr)

@@ -45,6 +45,7 @@ from model_utils.job import Job, Process  # noqa: E402
 from model_utils.local_adapter import core_shares  # noqa: E402
 from model_utils.rank_table import Device, read_rank_table  # noqa: E402
 
+SAYS_DATASET = {"--dataset", "--config", "--config-path", "-c"}  # with dashes for underscores
 DEFAULT_SECONDS = {"JOIN_SECONDS": 600, "GRACE_SECONDS": 60}
 
 
@@ -81,7 +82,8 @@ def train_command(data_path: str, rest: Sequence[str], target: str) -> list[str]
     """The command of every rank; a bare word after the data path is the data set, and so is a folder of class folders
     that is called as the training half of ImageNet."""
     flags = [f"--dataset={rest[0]}", *rest[1:]] if rest and not rest[0].startswith("-") else list(rest)
-    if not any(flag.startswith(("--dataset", "--config", "-c")) for flag in flags):
+    names = {flag.partition("=")[0].replace("_", "-") if flag.startswith("--") else flag[:2] for flag in flags}
+    if not SAYS_DATASET & names:
         flags = [*implied_dataset(Path(data_path)), *flags]
     return [sys.executable, "-u", str(ROOT / "train.py"), f"--data_dir={data_path}", "--is_distributed=1",
             f"--device_target={target}", *flags]

@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{args.folder} cannot be written: {error.strerror or error}"
     except (ShapesError, ValueError) as error:
         message = str(error)
+    except KeyboardInterrupt:
+        return 130
     else:
         done = "written to" if is_new else "are in"
         print(f"{args.train} training and {args.test} test pictures {done} {args.folder}")

@@ -28,6 +28,8 @@ from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
 from src.weights import fill, match_weights, read_weights, report
 
+SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
+
 
 def build_shard(rank: Rank) -> Shard:
     return Shard(rank.rank, rank.world_size, rank.workers)
@@ -180,19 +182,25 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
                            loss_scale_manager=solver.loss_scale_manager)
 
 
-def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
-    """Steps per sink, a whole number of sinks per epoch, and near `log_interval` unless asked for: losses, states that
-    are due and signals are seen where a sink ends.
+def can_sink(config: Config, rank: Rank) -> bool:
+    """Not on CPU, where MindSpore silently does not sink, nor op by op, where a sink cannot be left after a signal, nor
+    where broken pictures are let through: how MindData treats them is one setting for all pipelines, which an
+    evaluation would change for a training pipeline that lives on."""
+    return (rank.device_target != "CPU" and config.graph_mode and config.dataset_sink_mode != "False"
+            and config.on_bad_image == "error")
 
-    0 for none: on CPU MindSpore silently does not sink, and what MindData does with broken pictures is one setting for
-    all pipelines, which an evaluation would change for a training pipeline that lives on.
-    """
-    if rank.device_target == "CPU" or config.dataset_sink_mode == "False" or config.on_bad_image != "error":
+
+def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
+    """Steps per sink, a whole number of sinks per epoch: losses, states that are due and signals are seen where a sink
+    ends. 0 for none, also where no such number is near `log_interval` and nobody insists."""
+    if not can_sink(config, rank):
         return 0
     sizes = [size for size in range(1, steps_per_epoch + 1) if steps_per_epoch % size == 0]
-    if config.sink_size < 1:
-        return min(sizes, key=lambda size: abs(log(size / config.log_interval)))
-    return max(size for size in sizes if size <= config.sink_size)
+    if config.sink_size > 0:
+        return max(size for size in sizes if size <= config.sink_size)
+    size = min(sizes, key=lambda size: abs(log(size / config.log_interval)))
+    is_near = min(config.log_interval / SINK_MARGIN, steps_per_epoch) <= size <= config.log_interval * SINK_MARGIN
+    return size if is_near or config.dataset_sink_mode == "True" else 0
 
 
 def set_step(model: mindspore.Model, step: int) -> None:
@@ -242,5 +250,8 @@ class ModelLoader:
         self._config = config
         match = match_weights(weights, self._network, swaps_head=False)
         fill(self._network, weights, match)
-        return LoadedModel(config, self._network, weights.class_names, weights.trained_on,
-                           report(weights, match, self._network, taken))
+        lines = report(weights, match, self._network, taken)
+        if weights.trained_on is None and not config.is_flag("dataset"):
+            lines.append(f"warning: the file does not say what it was trained on; pictures are prepared as those of "
+                         f"dataset={config.dataset}, unless --dataset says otherwise")
+        return LoadedModel(config, self._network, weights.class_names, weights.trained_on, lines)

@@ -64,11 +64,16 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
     if len(reader.class_names) != config.num_classes:
         raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
                          f"{reader.source} has {len(reader.class_names)} classes")
+    check_classes(reader, classes)
+    return reader
+
+
+def check_classes(reader: Reader, classes: Sequence[str]) -> None:
+    """InputError if these pictures have other classes than the training set, or other numbers for them."""
     others = sorted(set(classes) ^ set(reader.class_names))
     if classes and others and reader.by_name:
         raise InputError(f"data_dir: {reader.source} has other classes than the training set: {', '.join(others[:6])}")
     check_numbering(reader, classes, "the training set")
-    return reader
 
 
 def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:

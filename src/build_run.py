@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from src.build import (
     build_learning_rates,
     build_preset,
     build_shard,
+    can_sink,
     learning_rate_factor,
     model_info,
     set_step,
@@ -35,8 +37,10 @@ from src.resume import (
     Identity,
     ResumePoint,
     check_differences,
+    check_untouched,
     find_resume_point,
     is_moving_statistic,
+    keeps_position,
     log_bytes,
     restore,
     save_state,
@@ -134,6 +138,7 @@ def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str,
                            settings=config.model_dump(exclude={"resume", "resume_force"}) | {
                                "is_distributed": config.is_distributed and rank.world_size > 1},
                            log_bytes=log_bytes(point, rank.rank, log_name) if point else None,
+                           check=partial(check_untouched, point) if point else lambda: None,
                            lines=(*config.notes, *rank.notes, *about))
 
 
@@ -153,10 +158,11 @@ def resume(config: Config, rank: Rank, data: TrainData, model: mindspore.Model, 
         return [f"--resume: nothing to resume under {config.ckpt_path}; this is a new run"] if config.resume else []
     lines = check_differences(point, build_identity(config, rank, data), force=config.resume_force)
     restore(point, state_parameters(model.train_network), state, rank=rank.rank)
-    if point.record["steps_per_epoch"] != data.steps_per_epoch:
+    if not keeps_position(point, state):
         set_step(model, state.step)
-        lines.append(f"an epoch had {point.record['steps_per_epoch']} steps and has {data.steps_per_epoch}: the run "
-                     f"goes on from the end of epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
+        lines.append(f"an epoch had {point.record['steps_per_epoch']} steps of {point.record['global_batch']} pictures "
+                     f"and has {data.steps_per_epoch} of {state.images_per_step}: the run goes on from the end of "
+                     f"epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
     lines += _describe_longer_run(config, rank, data, point, state)
     return [*point.notes, *lines]
 
@@ -222,6 +228,11 @@ def _describe_limits(config: Config, rank: Rank, data: TrainData) -> list[str]:
         if config.sink_size not in (-1, 0, sunk):
             line += f"; sink_size={config.sink_size} does not divide the {data.steps_per_epoch} steps of an epoch"
         lines.append(line)
+    elif can_sink(config, rank):
+        whole = data.steps_per_epoch // config.log_interval * config.log_interval
+        lines.append(f"data sinking: none, because no number of steps near log_interval={config.log_interval} divides "
+                     f"the {data.steps_per_epoch} of an epoch; --training_step_per_epoch={whole} makes it possible, "
+                     "--dataset_sink_mode=True sinks all the same")
     return lines
 
 

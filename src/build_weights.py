@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from model_utils.schema import Config
 from src.checkpoint import find_checkpoints
+from src.pictures import STATISTICS
 from src.utils.util import InputError
 from src.weights import Weights, model_facts, read_weights
 
@@ -25,8 +26,10 @@ def agree_with_weights(config: Config, weights: Weights, *, own: Collection[str]
     own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
     facts = {name: value for name, value in facts.items() if name not in own}
     fitting, taken = config.giving_way(facts, f"the checkpoint {weights.path}")
-    if weights.info is None and weights.zoo.uses_imagenet_statistics and not config.image_mean and fitting.image_mean:
-        taken.append("image_mean and image_std of ImageNet, which such weights are trained with")
+    theirs = (fitting.image_mean, fitting.image_std)
+    if fitting.image_mean and not config.image_mean and (not weights.info or theirs != STATISTICS[config.dataset]):
+        taken.append("image_mean and image_std of the file's training pictures" if weights.info else
+                     "image_mean and image_std of ImageNet, which such weights are trained with")
     return fitting, taken
 
 

@@ -16,7 +16,7 @@ from src.plots import plot_curves
 from src.saving import Saver
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
-from src.utils.util import write_atomically
+from src.utils.util import InputError, write_atomically
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
 
@@ -138,7 +138,11 @@ class EvaluateWhileTraining(Handler):
     def on_epoch(self, state: TrainState) -> None:
         if state.epoch % self._every and not state.is_over:
             return
-        counts = self._evaluate().counts
+        try:
+            counts = self._evaluate().counts
+        except InputError as error:  # nothing of the run so far is to be lost by it
+            state.problem = error
+            return
         top1 = counts.top1()
         state.row |= {"val_top1": top1, "val_top5": counts.topk()}
         is_best = state.best_top1 is None or top1 > state.best_top1

@@ -50,28 +50,34 @@ def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Shard, *, 
              on_batch: Callable[[int], Any] = lambda images: None) -> Evaluation:
     """Count over all pictures of the reader, summed over all ranks. The network's mode is left as it was.
 
-    Each rank ends after `max_batches` where that is not -1. InputError for a picture that cannot be read; those that
-    `on_bad_image` leaves out are not counted, and at least one must be left.
+    Each rank ends after `max_batches` where that is not -1. InputError on every rank for a picture that cannot be read;
+    those that `on_bad_image` leaves out are not counted, and at least one must be left.
     """
     dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size, on_bad_image=on_bad_image)
     if dataset and max_batches > 0:
         dataset = dataset.take(max_batches)
-    counts, pace = Counts.empty(num_classes), Pace()
+    counts, pace, problem = Counts.empty(num_classes), Pace(), None
     was_training = network.training
     network.set_train(False)
-    with naming_bad_pictures(reader):
-        for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
-            logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
-            counts.update(logits[:len(labels)].astype(np.float32), labels)
-            pace.count(len(labels))
-            on_batch(len(labels))
+    try:
+        with naming_bad_pictures(reader):
+            for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
+                logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
+                counts.update(logits[:len(labels)].astype(np.float32), labels)
+                pace.count(len(labels))
+                on_batch(len(labels))
+    except InputError as error:
+        problem = error  # once the other ranks know, who would wait for this one
     network.set_train(was_training)
-    mine = np.append(counts.to_array(), round(1000 * pace.images_per_s))
+    mine = np.append(counts.to_array(), [round(1000 * pace.images_per_s), problem is not None])
     summed = sum_integers(mine, shard.world_size)
-    of_all_ranks = Counts.from_array(summed[:-1])
+    if summed[-1]:
+        raise problem or InputError(f"{reader.source}: another rank found a picture that cannot be read; its log says "
+                                    "which")
+    of_all_ranks = Counts.from_array(summed[:-2])
     if not of_all_ranks.seen:
         raise InputError(f"{reader.source}: no picture can be read")
-    return Evaluation(of_all_ranks, summed[-1] / 1000)
+    return Evaluation(of_all_ranks, summed[-2] / 1000)
 
 
 def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:

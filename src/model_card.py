@@ -110,9 +110,18 @@ def find_card(model_path: Path) -> ModelCard | None:
         return None
     try:
         return ModelCard.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is no description of an exported model, or is damaged "
                          f"({type(error).__name__}: {error}); export.py writes it anew") from None
+
+
+def is_anothers(path: Path) -> bool:
+    """Whether a file is JSON, but not what export.py would ever have written."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(data, dict) or not {"version", "files"} <= set(data)
 
 
 def entry_of(card: ModelCard, model_path: Path) -> ExportedFile | None:

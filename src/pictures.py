@@ -61,9 +61,14 @@ class PictureError(ValueError):
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, in the order of their names, without hidden files."""
+    """All pictures in a folder and below, in the order of their names, without hidden files. InputError for a folder
+    that cannot be read."""
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
+
     seen, found = set(), []
-    for inner, folders, files in os.walk(folder, followlinks=True):  # data sets are often links to other disks
+    # data sets are often links to other disks
+    for inner, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(inner)
         if real in seen:
             folders.clear()
@@ -71,7 +76,7 @@ def find_pictures(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(inner, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
 
 
 def read_list(path: Path, folders: Sequence[Path] = ()) -> list[Path]:
@@ -139,13 +144,19 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
     try:
         with Image.open(BytesIO(data)) as image:
             image.load()
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(image))
+            return np.array(_to_rgb(_turned(image) if upright else image))
     except UnidentifiedImageError:
         raise PictureError("is no picture, or of a kind that is not known here" if data else "is empty") from None
     except UNREADABLE as error:
         raise PictureError(f"is damaged or cannot be decoded: {error}") from None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright as its EXIF says, or as it is where that is damaged, which Pillow answers with errors of every kind."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

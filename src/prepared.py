@@ -48,6 +48,7 @@ def write_prepared(folder: Path, pictures: Sequence[Callable[[], np.ndarray]], l
     """`batch_size` pictures per file, the last one may have fewer; InputError names a picture that cannot be read."""
     inputs = folder / INPUTS
     empty_folder(inputs, of="*.bin")
+    labels_file.unlink(missing_ok=True)  # those of other inputs
     for number, start in enumerate(range(0, len(pictures), batch_size)):
         try:
             batch = np.concatenate([read() for read in pictures[start:start + batch_size]])
@@ -108,7 +109,10 @@ def expected_results(labels: dict[str, int] | np.ndarray, found: Collection[str]
     """The labels that belong to each result file. Which files labels in their order stand for follows from the names
     of the files that were found: how many pictures each has is part of its name."""
     if isinstance(labels, dict):
-        return {f"{Path(name).stem}{RESULT_ENDING}": np.array([label]) for name, label in labels.items()}
+        expected = {f"{Path(name).stem}{RESULT_ENDING}": np.array([label]) for name, label in labels.items()}
+        if len(expected) < len(labels):
+            raise InputError("label_dir: two pictures of it have one name but for the ending, and so one result file")
+        return expected
     kinds = {(match["prefix"], int(match["size"])) for match in map(NUMBERED.fullmatch, found) if match}
     if len(kinds) != 1:
         raise InputError(f"result_dir: the result files are called {listed(sorted(found))}; to go with labels in "

@@ -16,6 +16,7 @@ import numpy as np
 
 from src.checkpoint import as_arrays
 from src.checkpoint_file import Contents, read_file, write_file
+from src.dropout import is_counter
 from src.training import TrainState
 from src.utils.util import InputError, newest_first
 
@@ -23,6 +24,8 @@ FOLDER = "resume"
 RECORD = "vgg_state"
 LOSSES = "run.losses"  # of the epoch in progress
 RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, where the head has a rate of its own
+MOMENTUM = "momentum"
+LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
 
@@ -55,6 +58,7 @@ class ResumePoint(NamedTuple):
     record: dict[str, Any]
     contents: Contents
     notes: tuple[str, ...]
+    states: list[str]  # the files that were there
 
     @property
     def step(self) -> int:
@@ -70,9 +74,10 @@ def is_moving_statistic(name: str) -> bool:
 
 
 def state_parameters(train_network: mindspore.nn.Cell) -> list[mindspore.Parameter]:
-    """Everything that a step changes; the tables of learning rates are made anew, as a longer run has longer ones."""
+    """Everything that a step changes. Tables of learning rates and the momentum are those of the run that goes on: a
+    longer one has longer tables."""
     return [parameter for name, parameter in train_network.parameters_and_names()
-            if not parameter.name.startswith(RATE_TABLE)]
+            if not parameter.name.startswith(RATE_TABLE) and parameter.name != MOMENTUM]
 
 
 def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, *, rank: int,
@@ -95,6 +100,10 @@ def remove_old_states(folder: Path, newest_step: int) -> None:
     for main_file in set(main_files) - set(kept):
         for path in main_file.parent.glob(f"{main_file.stem}.*state"):
             path.unlink(missing_ok=True)
+
+
+def _states(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"{FOLDER}/*.state"))
 
 
 def _step_of(main_file: Path) -> int:
@@ -139,7 +148,7 @@ def _verified(path: Path) -> ResumePoint:
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
         read_file(state_file(folder, record["step"], rank), must_be_verified=True)
-    return ResumePoint(folder, record, contents, ())
+    return ResumePoint(folder, record, contents, (), _states(folder))
 
 
 def find_resume_point(named: str, root: Path) -> ResumePoint | None:
@@ -194,20 +203,34 @@ def _changed(keys: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any
     return [f"{key}: {then[key]}, now {now[key]}" for key in keys if key in then and then[key] != now[key]]
 
 
+def keeps_position(point: ResumePoint, state: TrainState) -> bool:
+    """Whether a step of the run is made of the same pictures as before."""
+    now = state.steps_per_epoch, state.images_per_step
+    return (point.record["steps_per_epoch"], point.record["global_batch"]) == now
+
+
+def check_untouched(point: ResumePoint) -> None:
+    """InputError if states were written since the point was found, as by a run that was just ending."""
+    if _states(point.folder) != point.states:
+        raise InputError(f"resume: {point.folder} was written to by another run just now; start again")
+
+
 def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state: TrainState, *, rank: int) -> None:
-    """Put the run back to where the state was written, or to the beginning of that epoch where epochs have another
-    number of steps now. InputError if the state lacks a parameter."""
+    """Put the run back to where the state was written, or to the beginning of that epoch where its steps are others
+    now. InputError if the state lacks a parameter."""
     arrays = dict(point.contents.arrays)
     own = state_file(point.folder, point.step, rank)
     if 0 < rank < point.record["environment"]["ranks"]:
         arrays |= read_file(own, must_be_verified=True).arrays
     for parameter in parameters:
+        if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
+            continue  # dropout or a dynamic loss scale that begins now
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise InputError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
     state.epoch_losses = point.record["epoch_losses"][:point.step // point.record["steps_per_epoch"]]
     state.best_top1 = point.record["best_top1"]
-    if point.record["steps_per_epoch"] == state.steps_per_epoch:
+    if keeps_position(point, state):
         state.step = point.step
         state.losses = arrays[LOSSES].tolist()
         state.seconds_before = float(point.record["seconds_of_epoch"])

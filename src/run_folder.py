@@ -5,7 +5,7 @@ import fcntl
 import os
 import platform
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -74,21 +74,25 @@ class _Lock:
 
 @contextmanager
 def open_run_folder(folder: Path, *, rank: int, world_size: int, log_name: str, settings: Mapping[str, Any],
-                    lines: Iterable[str], log_bytes: int | None = None) -> Iterator[Path]:
+                    lines: Iterable[str], log_bytes: int | None = None,
+                    check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Lock the folder, open its log, and write down in it what this run is: settings, versions, `lines`.
 
     `log_bytes` is where a resumed run's log was when its state was written: what came later happens again.
-    InputError on every rank if another run holds the lock.
+    InputError on every rank if another run holds the lock, or `check` raises it once the lock is ours.
     """
     lock, refusal = None, None
     if rank == 0:
         try:
             lock = _Lock(folder)
+            check()
             if left := remove_unfinished(folder):
                 lock.notes.append(f"{left} unfinished file(s) of a run that was killed are removed")
         except InputError as error:
             refusal = error
-    if not from_rank_0([lock is not None], rank=rank, world_size=world_size)[0]:
+    if from_rank_0([refusal is not None], rank=rank, world_size=world_size)[0]:
+        if lock:
+            lock.release()
         raise refusal or InputError(f"{folder}: is in use by another run")
     try:
         log = log_file(folder, log_name, rank)

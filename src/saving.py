@@ -73,7 +73,8 @@ class SaveCheckpoints(Handler):
             return
         path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
         if self._saver(f"checkpoint {path.name}", lambda: self._save(path)):
-            for old in sorted(self._folder.glob(f"{self._rank}-*.ckpt"), key=_epoch_and_step)[:-self._keep]:
+            files = sorted(self._folder.glob(f"{self._rank}-*.ckpt"), key=_epoch_and_step)
+            for old in files[:files.index(path) + 1][:-self._keep]:  # later ones: the run was taken back behind them
                 old.unlink(missing_ok=True)
 
     def _save(self, path: Path) -> None:
@@ -105,7 +106,7 @@ class SaveStates(Handler):
         due |= _crosses(self._interval_steps, first, state.step)
         if state.epoch_ends or _crosses(self._agree_every, first, state.step):
             signal_number, time_is_up = self._agree()
-            due |= time_is_up or signal_number > 0
+            due |= time_is_up or signal_number > 0 or state.problem is not None
             state.stop_signal = signal_number
         if due:
             state.read_losses()  # a state with weights that are no numbers must not push out the last good ones

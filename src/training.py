@@ -89,6 +89,7 @@ class TrainState:
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
     stop_signal: int = 0  # of a signal that ends the run after this step
+    problem: InputError | None = None  # that ends the run once its state is saved, on all ranks
     read_losses: Callable[[], None] = lambda: None  # brings `losses` up to date; raises where one is not finite
     seconds_before: float = 0.0  # spent on this epoch before the run was resumed in the middle of it
     clock: EpochClock = field(default_factory=EpochClock)  # of this epoch
@@ -203,8 +204,7 @@ class Conductor(Callback):
             handler.on_step(state)
         if epoch_ends:
             self._end_epoch()
-        for handler in self._handlers:
-            handler.after_step(state)
+        self._after_step()
         if state.stop_signal or state.is_over:
             run_context.request_stop()
         self._resumed_s = time.perf_counter()
@@ -225,8 +225,13 @@ class Conductor(Callback):
         self._read_losses()
         state.step = state.next_epoch_step
         self._end_epoch()
+        self._after_step()
+
+    def _after_step(self) -> None:
         for handler in self._handlers:
-            handler.after_step(state)
+            handler.after_step(self.state)
+        if self.state.problem:
+            raise self.state.problem
 
     def _read_losses(self) -> None:
         for first, last, loss in self._losses.read():

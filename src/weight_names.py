@@ -182,6 +182,9 @@ def _width(network: str, batch_norm: bool, shapes: Mapping[str, tuple[int, ...]]
     candidates = [1.0] + ([hidden / HIDDEN_UNITS] if hidden else [])
     candidates += [shape[0] / max(CONFIGURATIONS[network]) for shape in shapes.values() if len(shape) == 4]
     width = next((value for value in candidates if fits_width(network, batch_norm, value, shapes)), None)
+    if width is None and any(fits_width(network, batch_norm, value, {name: shape for name, shape in shapes.items()
+                                                                     if len(shape) == 4}) for value in candidates):
+        raise InputError(f"its dense layers have {hidden} units, which {network} has not with convolutions as these")
     if width is None:
         counts = [shape[0] for name, shape in shapes.items() if name.startswith("layers.") and len(shape) == 4]
         raise InputError(f"its convolutions have {', '.join(map(str, counts))} channels, which no width of "

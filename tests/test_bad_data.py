@@ -50,7 +50,7 @@ def test_an_empty_list(copy_of, content):
 
 
 @pytest.mark.parametrize(("content", "said"), [("0:a\n2:b\n3:c\n", "without a gap"), ("0:a\nbee\n", "labels.txt:2"),
-                                               ("0:a\n1:b\n", "has 2 classes")])
+                                               ("0:a\n1:b\n", "labels.txt: has no name for the class 2")])
 def test_wrong_class_names(copy_of, content, said):
     (copy_of("list") / "labels.txt").write_text(content)
     message = refused()

@@ -132,3 +132,17 @@ def test_broken_pictures_in_records_are_named_and_left_out_too(tmp_path, monkeyp
         train_batches(reader, preset=PLAIN)
     assert sum(len(labels) for _, labels in train_batches(reader, on_bad_image="replace")) == 20
     assert reader.traffic.take_lost() == [7]
+
+
+def test_a_broken_test_picture_costs_nothing_of_the_training(copy_of):
+    broken = copy_of("folder") / "val/bee/picture 04.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    flags = ("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
+    outcome = train_here(*flags)
+    assert outcome.status == 2 and "data/val/bee/picture 04.png: is empty" in outcome.err
+    point = find_resume_point("newest", Path("runs"))
+    assert point.step == point.record["steps_per_epoch"]
+    assert len((point.folder / "metrics.csv").read_text().split()) == 2
+    broken.write_bytes(content)
+    assert train_here(*flags, "--resume").status == 0

@@ -179,3 +179,25 @@ def test_flags_that_make_no_sense(data):
     assert check("--dataset=synthetic").status == 2
     assert "did you mean" in check("--batchsize=3").err
     assert check("--data_dir=absent").status == 2
+
+
+def test_classes_that_differ_between_the_splits_are_named(data):
+    (data / "val/cow").rename(data / "val/dog")
+    outcome = check()
+    assert outcome.status == 1 and "has other classes than the training set: cow, dog" in outcome.err
+
+
+def test_a_link_to_nowhere_is_a_broken_picture(data):
+    (data / "train/ant/lost.png").symlink_to("/nowhere")
+    outcome = check()
+    assert outcome.status == 1 and "train/ant/lost.png: cannot be read" in outcome.out
+
+
+def test_lists_that_were_there_are_all_kept(data):
+    for text in ("first", "second"):
+        (data / "train_list.txt").write_text("")
+        lines = f"train/ant/picture 00.png 0\ntrain/bee/picture 09.png 1\n{text}\n"
+        (data / "train_list.txt").write_text(lines)
+        assert check("--fix=list", "--split=train").status == 1
+    kept = [(data / f"train_list.txt.before_fix{number}").read_text().split()[-1] for number in ("", "2")]
+    assert kept == ["first", "second"]

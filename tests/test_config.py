@@ -187,6 +187,19 @@ def test_what_is_no_recipe_is_refused_with_file_and_line(tmp_path, text, line):
     assert f"{tmp_path / 'recipe.yaml'}:{line}:" in yaml_refusal(tmp_path, text)
 
 
+@pytest.mark.parametrize("text", [
+    "max_epoch: yes", "lr: on", "loss_scale: true", f"seed: {'9' * 5000}", f"loss_scale: {'9' * 400}",
+    f"lr_epochs: {'[' * 1500}", 'base: "a\\0b"', "max_epoch: 100000000", "warmup_epochs: .inf",
+    "model: vgg16\nwarmup_epochs: .inf", "model: vgg16\ndataset: [imagenet]", "model: vgg16\ndecay_epochs: .nan"])
+def test_values_of_the_wrong_kind_or_size_are_refused(tmp_path, text):
+    assert str(tmp_path) in yaml_refusal(tmp_path, text + "\n")
+
+
+def test_an_empty_flag_is_refused_or_said():
+    assert "--resume: is empty" in refusal("--resume=") and "--config_path: is empty" in refusal("--config_path=")
+    assert get_config(["--pre_trained="]).notes == ("--pre_trained is empty, which means: not given",)
+
+
 def test_a_recipe_that_is_missing_or_empty_is_refused(tmp_path):
     assert "no such file" in refusal("-c", str(tmp_path / "nothing.yaml"))
     assert "holds no values" in yaml_refusal(tmp_path, "")

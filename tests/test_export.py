@@ -215,3 +215,10 @@ def test_every_network_in_full_width(network, batch_norm, image_size, tmp_path):
     assert done.status == 0, done.err
     assert {entry.parity["same_top1"] for entry in card.files.values()} == {16}
     assert max(entry.parity["max_abs_difference"] for entry in card.files.values()) < 1e-4
+
+
+def test_somebody_elses_json_is_not_written_over(cifar_model: Deployed, tmp_path):
+    (tmp_path / "package.json").write_text('{"name": "mine", "version": 1}')
+    done = export(cifar_model.checkpoint, tmp_path / "package")
+    assert done.status == 2 and "is no description of an exported model" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]

@@ -153,7 +153,8 @@ def test_an_unknown_flag_is_refused_with_the_nearest_name():
     ("--loss_scale=0", ("loss_scale", "dynamic")),
     ("--dropout_rate=1", ("dropout_rate", "less than 1")), ("--momentum=nan", ("momentum",)),
     ("--amp=perhaps", ("amp", "True or False")), ("--log_name=a/b", ("log_name",)), ("--log_name=..", ("log_name",)),
-    ("--log_name=metrics.csv", ("log_name", "another file")), ("--ratio=1,inf", ("ratio", "two positive values")),
+    ("--log_name=metrics.csv", ("log_name", "something else in the run folder")),
+    ("--log_name=resume", ("log_name", "something else")), ("--ratio=1,inf", ("ratio", "two positive values")),
     ("--label_smoothing=x", ("label_smoothing", "'x'"))])
 def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(flag, said):
     message = refusal(flag)

@@ -114,11 +114,17 @@ def test_a_rank_on_each_gpu_where_there_is_no_mpirun(tmp_path, ranks):
     assert done.stdout.splitlines() == cluster_lines(ranks, "GPU", " --dataset=imagenet2012 --amp")
 
 
-@pytest.mark.parametrize("flags, is_photos", [((), True), (("cifar10",), False), (("--config_path=a.yaml",), False)])
+@pytest.mark.parametrize("flags, is_photos", [
+    ((), True), (("--dataset_sink_mode=False",), True), (("cifar10",), False), (("--dataset", "cifar10"), False),
+    (("--config-path=a.yaml",), False), (("-ca.yaml",), False)])
 def test_the_training_half_of_imagenet_needs_no_further_word(tmp_path, flags, is_photos):
     (tmp_path / "train" / "n01440764").mkdir(parents=True)
     done = launch("run_distribute_train_gpu.sh", tmp_path / "train", *flags, **FIXED, DEVICE_NUM="1")
     assert done.returncode == 0 and ("--dataset=imagenet2012" in done.stdout) == is_photos
+    (tmp_path / "train" / "n01440764").rmdir()
+    (tmp_path / "train" / "data_batch_1.bin").touch()
+    done = launch("run_distribute_train_gpu.sh", tmp_path / "train", **FIXED, DEVICE_NUM="1")
+    assert done.returncode == 0 and "imagenet2012" not in done.stdout
 
 
 def test_mpirun_where_there_is_one(tmp_path):

@@ -123,3 +123,10 @@ def test_a_mindcv_run_leaves_a_config_that_is_no_longer_mindcvs(tmp_path):
     assert f"{recipe}: is a MindCV file" in outcome.out and "epoch: 1 step: 2, loss is" in outcome.out
     again = get_config(["-c", str(only_folder(tmp_path / "runs") / "config.yaml")])
     assert (again.network, again.batch_norm, again.max_epoch, again.notes) == ("vgg11", False, 1, ())
+
+
+@pytest.mark.parametrize("keys", [("loss_scale_type: dynamic", "loss_scale: 1024"),
+                                  ("loss_scale: 1024", "dynamic_loss_scale: True")])
+def test_a_dynamic_loss_scale_is_one_in_whatever_line_it_stands(tmp_path, keys):
+    config = mindcv(tmp_path, "\n".join(keys) + "\n")
+    assert config.loss_scale == "dynamic" and "a dynamic one begins at 2**24" in warnings(config)[0]

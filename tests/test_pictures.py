@@ -2,6 +2,7 @@
 """Pictures prepared without MindSpore: the same input as the training pipeline's, whatever the picture."""
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from src.pictures import (
     thumbnail,
     unique_names,
 )
+from src.readers.traffic import picture_problem
 from src.utils.util import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -216,3 +218,36 @@ def test_annotated_pictures_can_be_read():
     assert below.max() > 200 and below.min() < 60  # light letters on a dark ground
     assert not np.array_equal(annotate(smooth(32, 32), ["ü"]), annotate(smooth(32, 32), ["ä"]))
     assert thumbnail(smooth(1200, 2000)).shape == (96, 160, 3) and thumbnail(smooth(20, 30)).shape == (20, 30, 3)
+
+
+def test_a_damaged_exif_does_not_cost_the_picture():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.5  # turned; and a resolution, which is then called a text
+    data = encode(PICTURE, exif=exif)
+    place = data.index(b"\x01\x1a", data.index(b"Exif")) + 2
+    assert decode(data).shape == (407, 301, 3)
+    assert decode(data[:place] + b"\0\2" + data[place + 2:]).shape == (301, 407, 3)
+
+
+def test_a_header_that_claims_too_much_is_a_broken_picture():
+    data = bytearray(encode(PICTURE, "BMP"))
+    data[18:22] = (2**21).to_bytes(4, "little")
+    assert "cannot be decoded" in picture_problem(bytes(data))
+
+
+def test_a_link_to_nowhere_and_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
+    assert find_pictures(tmp_path) == [tmp_path / "a.jpg"]
+    with pytest.raises(PictureError, match="cannot be read: No such file"):
+        read_picture(tmp_path / "a.jpg")
+    (tmp_path / "inner").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="inner: cannot be read: Permission denied"):
+        find_pictures(tmp_path)

@@ -36,7 +36,7 @@ def test_inputs_of_an_earlier_call_go(cifar_model: Deployed, tmp_path):
     done = preprocess(*flags)
     assert done.status == 2 and "thesis.doc" in done.err
     assert len(list((tmp_path / "00_data").iterdir())) == 3
-    assert not (tmp_path / "cifar10_label_ids.npy").exists()  # labels without their inputs would mislead
+    assert (tmp_path / "cifar10_label_ids.npy").exists()  # nothing was touched
 
 
 def test_inputs_for_another_model_are_refused(cifar_model: Deployed, tmp_path):
@@ -158,3 +158,9 @@ def test_labels_that_are_none(results):
         assert "bad.json: must hold labels" in problem(results, labels="bad.json")
     np.save(results / "labels.npy", np.array([0, 1, 2, 3, 4, 5, 10]))
     assert "label 10 is not a class" in problem(results)
+
+
+def test_two_pictures_with_one_result_file_are_refused(results):
+    (results / "labels.json").write_text('{"a.jpg": 0, "a.png": 1}')
+    done = postprocess(results, labels="labels.json")
+    assert done.status == 2 and "one name but for the ending" in done.err

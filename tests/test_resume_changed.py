@@ -40,7 +40,7 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, 
     flags = (*reference.flags, "--batch_size=40", "--resume_force", f"--resume={folder}")
     outcome = run_main("train", *flags)
     assert outcome.status == 0, outcome.err
-    assert "5 steps and has 2: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
+    assert "of 16 pictures and has 2 of 40: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
     assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
     state = read_file(folder / "resume" / "step-00000004.state", must_be_verified=True)
@@ -167,7 +167,7 @@ def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("first", "steps", "saved"), [(0, [125, 250, 375], [125, 250, 375]), (125, [250], [250]),
                                                        (200, [240, 280, 320], [320])])
 def test_a_state_that_falls_due_within_a_sink_is_written_at_its_end(tmp_path, first, steps, saved):
-    written, state = [], SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0)
+    written, state = [], SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0, problem=None)
     handler = SaveStates(lambda: written.append(state.step), lambda name, write: not write(), StopSignals(),
                          folder=tmp_path, rank=0, world_size=1, interval_epochs=1, interval_steps=100,
                          interval_minutes=None, agree_every=1000, first_step=first)
@@ -188,3 +188,43 @@ def test_the_weights_that_it_began_with_are_not_needed_any_more(reference, tmp_p
     assert (again.status, whole.status) == (0, 0), (again, whole)
     ended = [only_folder(tmp_path / name) for name in ("cut", "whole")]
     assert (ended[0] / "ckpt_0" / "0-2_5.ckpt").read_bytes() == (ended[1] / "ckpt_0" / "0-2_5.ckpt").read_bytes()
+
+
+def test_a_forced_momentum_takes_effect(reference, tmp_path):
+    folder = reference.stopped_after(5, tmp_path)
+    outcome = run_main("train", *reference.flags, "--momentum=0.5", f"--resume={folder}", "--resume_force")
+    assert outcome.status == 0 and "momentum: 0.9, now 0.5" in outcome.out
+    ours, theirs = (read_file(item / "ckpt_0" / "0-2_5.ckpt", must_be_verified=True).arrays[HEAD]
+                    for item in (folder, reference.folder))
+    assert not np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("flag", ["--has_dropout=False", "--dropout_rate=0.2"])
+def test_dropout_may_be_switched_off_and_on_again(reference, tmp_path, flag):
+    folder = reference.stopped_after(5, tmp_path)
+    off = run_main("train", *reference.flags, flag, f"--resume={folder}", "--resume_force", "--max_train_steps=8")
+    on = run_main("train", *reference.flags, f"--resume={folder}", "--resume_force")
+    assert (off.status, on.status) == (0, 0), (off.err, on.err)
+
+
+def test_with_another_batch_the_step_begins_an_epoch_even_where_epochs_have_as_many_steps(reference, tmp_path):
+    flags = [*reference.flags, f"--ckpt_path={tmp_path}", "--training_step_per_epoch=2"]
+    assert run_main("train", *flags, "--max_train_steps=3").status == 0
+    outcome = run_main("train", *flags, "--batch_size=8", "--resume", "--resume_force")
+    assert outcome.status == 0, outcome.err
+    assert "of 16 pictures and has 2 of 8: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
+
+
+def test_a_state_that_another_run_writes_meanwhile_is_not_lost(reference, tmp_path, monkeypatch):
+    folder = reference.stopped_after(5, tmp_path)
+    find = build_run.find_resume_point
+
+    def found_just_before(*args):
+        point = find(*args)
+        shutil.copy(folder / "resume" / "step-00000005.state", folder / "resume" / "step-00000006.state")
+        return point
+
+    monkeypatch.setattr(build_run, "find_resume_point", found_just_before)
+    outcome = run_main("train", *reference.flags, f"--resume={folder}")
+    assert outcome.status == 2 and "was written to by another run just now" in outcome.err
+    assert states(folder) == [3, 5, 6]

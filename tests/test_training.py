@@ -99,7 +99,12 @@ def test_half_precision_is_taken_where_it_is_faster(flag, rank, level):
     (("--sink_size=99",), GPU, 12), (("--log_interval=3",), GPU, 3), (("--log_interval=5",), ASCEND, 6)])
 def test_data_is_sunk_where_the_device_can(flags, rank, size):
     assert build.sink_size(config(*flags), rank, 12) == size
-    assert [build.sink_size(config(), ASCEND, steps) for steps in (390, 5003)] == [78, 5003]  # the latter is a prime
+
+
+def test_an_epoch_without_a_divisor_near_log_interval_is_not_sunk_unless_asked_for():
+    for flags, sizes in (((), [78, 0, 0]), (("--dataset_sink_mode=True",), [78, 5003, 4])):  # 5003, 10009 are primes
+        assert [build.sink_size(config(*flags), ASCEND, steps) for steps in (390, 5003, 40036)] == sizes
+    assert build.sink_size(config("--graph_mode=False"), GPU, 390) == 0  # a sink there cannot be left after a signal
 
 
 def formula(logits: np.ndarray, labels: np.ndarray, smoothing: float) -> float:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.utils.util import InputError, get_param_groups, nearest, unknown_name
+from src.utils.util import InputError, get_param_groups, nearest, unknown_name, write_atomically
 from src.vgg import vgg11
 
 
@@ -58,3 +58,10 @@ def test_nearest_name() -> None:
     text = unknown_name("network", "vgg61", ["vgg11", "vgg16"])
     assert text == "network 'vgg61' is unknown, allowed: vgg11, vgg16; did you mean vgg16?"
     assert "did you mean" not in unknown_name("network", "resnet", ["vgg11"])
+
+
+def test_what_a_link_names_is_replaced_and_not_the_link(tmp_path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "latest.txt").symlink_to("real.txt")
+    write_atomically(tmp_path / "latest.txt", "new")
+    assert (tmp_path / "real.txt").read_text() == "new" and (tmp_path / "latest.txt").is_symlink()

@@ -60,6 +60,8 @@ def test_convolutions_without_bias(tmp_path, names, batch_norm):
     path = write_ckpt(tmp_path / "a.ckpt", names(model))
     check_logits(logits(path, images), model.logits(images))
     assert f"batch_norm={batch_norm}, has_bias=False" in say(path)
+    assert ("does not say what it was trained on" in say(path)) == (names is model_zoo)
+    assert "does not say what it was trained on" not in say(path, "--dataset=imagenet2012")
 
 
 def test_the_reference_would_notice_another_epsilon(monkeypatch):

@@ -109,9 +109,10 @@ def test_a_checkpoint_brings_its_own_normalisation(tmp_path):
 def test_the_oldest_checkpoint_is_that_of_the_first_epoch(tmp_path):
     handler = SaveCheckpoints(tmp_path / "c", lambda path: path.touch(), lambda name, write: not write(), rank=0,
                               interval=1, keep=2)
-    for epoch in range(8, 12):
-        handler.on_epoch(SimpleNamespace(epoch=epoch, step=5 * epoch, total_steps=100, step_in_epoch=5))
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["0-10_5.ckpt", "0-11_5.ckpt"]
+    for epoch in (*range(8, 12), 10):  # in the end taken back
+        handler.on_epoch(SimpleNamespace(epoch=epoch, step=5 * epoch, is_over=False, step_in_epoch=5 - epoch // 11))
+        assert (tmp_path / "c" / f"0-{epoch}_{5 - epoch // 11}.ckpt").exists()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["0-10_5.ckpt", "0-11_4.ckpt"]
 
 
 @pytest.mark.parametrize("saved_everywhere", [True, False])
@@ -121,7 +122,7 @@ def test_minutes_are_minutes_and_old_states_go_when_all_ranks_have_the_new_one(t
     monkeypatch.setattr(saving, "sum_integers", lambda values, size: np.asarray(values) * size if saved_everywhere
                         else np.asarray(values))
     monkeypatch.setattr(saving, "remove_old_states", lambda folder, step: removed.append(step))
-    state = SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0)
+    state = SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0, problem=None)
     handler = SaveStates(lambda: written.append(clock.s), lambda name, write: not write(), StopSignals(),
                          folder=tmp_path, rank=0, world_size=2, interval_epochs=1, interval_steps=None,
                          interval_minutes=1, agree_every=1, first_step=0)
@@ -149,4 +150,4 @@ def test_every_key_that_makes_another_run_is_compared(tmp_path):
     for name in (*FIXED_KEYS, *FORCEABLE_KEYS):
         then = now._replace(settings=settings | {name: "another"})
         with pytest.raises(InputError, match=f"  {name}: another, now "):
-            check_differences(ResumePoint(tmp_path, {"step": 1, **then._asdict()}, None, ()), now, force=False)
+            check_differences(ResumePoint(tmp_path, {"step": 1, **then._asdict()}, None, (), []), now, force=False)

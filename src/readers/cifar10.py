@@ -36,10 +36,14 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
 
 def _read(path: Path) -> np.ndarray:
     """The records of one file, one row each."""
-    size = path.stat().st_size
-    if size == 0 or size % RECORD_BYTES:
-        raise InputError(f"{path}: is damaged: {size} bytes are not a whole number of records of {RECORD_BYTES} bytes")
-    records = np.fromfile(path, np.uint8).reshape(-1, RECORD_BYTES)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not content.size or content.size % RECORD_BYTES:
+        raise InputError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
+                         f"{RECORD_BYTES} bytes")
+    records = content.reshape(-1, RECORD_BYTES)
     wrong = np.flatnonzero(records[:, 0] >= len(CLASS_NAMES))
     if len(wrong):
         raise InputError(f"{path}: is damaged: record {wrong[0]} has the label {records[wrong[0], 0]}, "

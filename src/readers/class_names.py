@@ -5,14 +5,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from src.utils.util import InputError
 
 FILE = "labels.txt"  # as slim writes it: lines `number:name`, numbers as they stand in the records
 LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
 
 
-def read_class_names(folders: Iterable[Path], *, first_label: int = 0) -> tuple[str, ...]:
-    """The names in the first `labels.txt` there is, in the order of their numbers; nothing if there is none."""
+def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label: int = 0) -> tuple[str, ...]:
+    """The names in the first `labels.txt` there is, in the order of their numbers; nothing if there is none.
+
+    InputError if it is damaged, or has no name for one of the labels, which count from 0.
+    """
     path = next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
     if path is None:
         return ()
@@ -25,6 +30,8 @@ def read_class_names(folders: Iterable[Path], *, first_label: int = 0) -> tuple[
             names[int(match[1]) - first_label] = match[2]
     if sorted(names) != list(range(len(names))):
         raise InputError(f"{path}: must name the classes {first_label} to {first_label + len(names) - 1} without a gap")
+    if labels.max() >= len(names):
+        raise InputError(f"{path}: has no name for the class {first_label + labels.max()}, of which there are pictures")
     return tuple(names[label] for label in range(len(names)))
 
 

@@ -36,7 +36,7 @@ def holds_pictures(folder: Path) -> bool:
 
 def _pictures(folder: Path) -> list[str]:
     """Names in their order. Hidden files, as some systems leave them beside pictures, are left aside."""
-    names = sorted(entry.name for entry in os.scandir(folder) if is_picture(entry.name) and entry.is_file())
+    names = sorted(entry.name for entry in os.scandir(folder) if is_picture(entry.name) and not entry.is_dir())
     if not names:
         raise InputError(f"{folder}: holds no pictures ({', '.join(EXTENSIONS)})")
     return names

@@ -131,10 +131,11 @@ class ListReader(EncodedReader):
             raise_problems(self.problems)
         if not entries:
             raise InputError(f"{path}: lists no picture")
-        names = read_class_names((path.parent,)) or complete_names(_folder_names(entries), num_classes)
+        labels = np.array([entry.label for entry in entries])
+        names = read_class_names((path.parent,), labels) or complete_names(_folder_names(entries), num_classes)
         self.files = [entry.path for entry in entries]
         self._lines = [entry.line for entry in entries]
-        super().__init__(f"list {path}", names, np.array([entry.label for entry in entries]), photos=photos)
+        super().__init__(f"list {path}", names, labels, photos=photos)
 
     def file(self, index: int) -> str:
         return self.files[index]

@@ -97,9 +97,10 @@ class MindRecordReader(EncodedReader):
             raise_problems(self.problems)
         if not len(self._rows):
             raise InputError(f"{paths[0]}: holds no row")
-        names = read_class_names((paths[0].parent, data_dir)) or complete_names({}, num_classes)
+        labels = labels[self._rows]
+        names = read_class_names((paths[0].parent, data_dir), labels) or complete_names({}, num_classes)
         files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
-        super().__init__(f"{files} in {paths[0].parent}", names, labels[self._rows], photos=photos)
+        super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=photos)
 
     def _read_labels(self, column: str) -> np.ndarray:
         rows = _open(self.paths, [column])

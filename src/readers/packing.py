@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -85,10 +85,19 @@ def write_tfrecord(path: Path, pictures: Iterable[Item]) -> None:
 
 
 def write_mindrecord(path: Path, pictures: Iterable[Item]) -> None:
-    """A file of its own with its index beside it; labels from 0."""
-    from mindspore.mindrecord import FileWriter
+    """A file of its own with its index beside it; labels from 0. InputError if it cannot be written."""
+    from mindspore.mindrecord import FileWriter, MindRecordException
 
-    writer = FileWriter(str(path), shard_num=1, overwrite=True)
+    try:
+        writer = FileWriter(str(path), shard_num=1, overwrite=True)
+        _write_rows(writer, pictures)
+        writer.commit()
+    except (MindRecordException, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(f"{path}: cannot be written, with {free:,} bytes left on its disk: {error}") from None
+
+
+def _write_rows(writer: Any, pictures: Iterable[Item]) -> None:
     writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}, "pictures")
     rows = []
     for item in pictures:
@@ -98,7 +107,6 @@ def write_mindrecord(path: Path, pictures: Iterable[Item]) -> None:
             rows = []
     if rows:
         writer.write_raw_data(rows)
-    writer.commit()
 
 
 WRITERS = {"tfrecord": write_tfrecord, "mindrecord": write_mindrecord}

@@ -163,9 +163,9 @@ class TFRecordReader(EncodedReader):
         self._places = np.array([place for scan in scans for place in scan.places], np.int64)
         folders = (paths[0].parent, data_dir)
         named = {label: name for scan in scans for label, name in scan.names.items()}
-        names = read_class_names(folders, first_label=first_label) or complete_names(named, num_classes)
-        shards = f"{len(paths)} TFRecord shard{'s' if len(paths) > 1 else ''}"
         labels = self._places[:, Place._fields.index("label")] - first_label
+        names = read_class_names(folders, labels, first_label=first_label) or complete_names(named, num_classes)
+        shards = f"{len(paths)} TFRecord shard{'s' if len(paths) > 1 else ''}"
         super().__init__(f"{shards} in {paths[0].parent}", names, labels, photos=photos)
 
     def _place(self, index: int) -> tuple[Path, Place]:

@@ -26,9 +26,11 @@ def picture_problem(data: bytes | np.ndarray) -> str | None:
     foreign = FOREIGN_FORMATS.get(content[:4])
     if foreign:
         return f"is a {foreign} picture; JPEG, PNG, BMP, TIFF and PPM are read"
-    if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8) is None:
-        return "cannot be decoded: it is cut short, damaged or no picture"
-    return None
+    try:
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+    except cv2.error:  # a header that claims millions of pixels on a side
+        decoded = None
+    return "cannot be decoded: it is cut short, damaged or no picture" if decoded is None else None
 
 
 class Pictures(Protocol):

@@ -22,7 +22,9 @@ class InputError(ValueError):
 
 @contextmanager
 def replaced_when_whole(path: Path) -> Iterator[Path]:
-    """Another name to write under; what is there takes the place of `path` at the end, and goes if the block fails."""
+    """Another name to write under; what is there takes the place of `path`, or of what that is a link to, at the end,
+    and goes if the block fails."""
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

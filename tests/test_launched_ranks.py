@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launches import BIN, SCRIPTS, children, is_running, make_table, started, wait_until
-from toy_data import ROOT, TINY, only_folder
+from toy_data import ROOT, TINY, only_folder, write_class_folders
 
 from scripts.launch import free_port
 
@@ -91,3 +91,20 @@ def test_the_ranks_save_and_end_with_their_msrun(tmp_path):
                 if str(tmp_path) in os.readlink(f"/proc/{pid}/cwd"):
                     os.kill(pid, signal.SIGKILL)
     assert len(ranks) == 3 and list((only_folder(tmp_path / "runs") / "resume").glob("step-*.rank1.state"))
+
+
+def test_a_broken_test_picture_ends_every_rank_once_the_state_is_saved(tmp_path):
+    write_class_folders(tmp_path / "data", each=8)
+    broken = sorted((tmp_path / "data" / "val").rglob("*.png"))[0]
+    broken.write_bytes(b"")
+    flags = ("imagenet2012", *TINY, "--num_classes=3", "--num_parallel_workers=1", "--batch_size=4", "--max_epoch=2",
+             "--warmup_epochs=0", "--ckpt_interval=5", "--mode=train_and_evaluate", "--ckpt_path=runs")
+    with started(["sh", SCRIPTS / "run_distribute_train.sh", make_table(tmp_path, 2), "data", *flags], cwd=tmp_path,
+                 DEVICE_TARGET="CPU") as launcher:
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 2, output
+    logs = [(tmp_path / f"train_parallel{rank}/log").read_text() for rank in (0, 1)]
+    assert sum(f"{broken.name}: is empty" in log for log in logs) == 1
+    assert sum("another rank found a picture" in log for log in logs) == 1
+    states = (only_folder(tmp_path / "runs") / "resume").iterdir()
+    assert sorted(path.name for path in states) == ["step-00000003.rank1.state", "step-00000003.state"]

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model_utils.ctrl_c import ends_on_ctrl_c
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
 from model_utils.errors import ConfigError
@@ -69,6 +70,7 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
     """
     from src.build_data import build_reader, data_folder
     from src.checkpoint import fingerprint
+    from src.readers.base import NoDataError
     from src.utils.util import InputError
 
     if config.dataset != "synthetic":
@@ -85,14 +87,18 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
             check_classes(model, readers[classes])
             loaded = Loaded(path, model, readers[classes])
         except (InputError, ConfigError) as found:
-            error = error or found
+            error = found if isinstance(found, NoDataError) else error or found
             misfits.append(str(found) if str(found).startswith(str(path)) else f"{path}: {found}")
         if rank.world_size > 1:
             check_same([1 + fingerprint(loaded.model.network) if loaded else 0], rank)
+        if isinstance(error, NoDataError):  # the others would fare no better
+            raise error
         if loaded:
             yield loaded
-    if len(misfits) == len(paths):
+    if len(paths) == 1 and misfits:
         raise error
+    if len(misfits) == len(paths):
+        raise InputError("none of these can be evaluated:\n  " + "\n  ".join(misfits))
 
 
 def check_same(values: Sequence[int], rank: Rank) -> None:
@@ -146,7 +152,7 @@ def summarize(results: dict[Path, Any], rank: Rank) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_entry(run_eval, argv, "eval.py")
+    return run_entry(run_eval, argv, "eval.py", within=ends_on_ctrl_c("eval.py"))
 
 
 if __name__ == "__main__":

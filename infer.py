@@ -12,6 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model_utils.ctrl_c import ends_on_ctrl_c
 from model_utils.device_adapter import DEVICE_FILES, set_up_device
 from model_utils.entry import run_entry
 from model_utils.errors import ConfigError
@@ -252,7 +253,7 @@ def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_entry(run_infer, argv, "infer.py")
+    return run_entry(run_infer, argv, "infer.py", within=ends_on_ctrl_c("infer.py"))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def run_train(config: Config) -> TrainResult:
             conductor = build_conductor(config, rank, parts, folder, signals)
             signals.is_training = True
             if state.is_over:
-                get_logger().info("the run is finished: all %d steps are done", state.total_steps)
+                get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
+                                  "of max_train_steps " if state.total_steps == config.max_train_steps else "")
             else:
                 with naming_bad_pictures(data.reader):
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))

@@ -13,7 +13,7 @@ from model_utils import local_adapter
 from model_utils.errors import ConfigError
 from model_utils.flags import OtherName, parse_flags
 from model_utils.mindcv import is_mindcv, label_smoothing, translate
-from model_utils.schema import DATASETS, Config
+from model_utils.schema import DATASETS, Config, ExportKeys, InferKeys
 from model_utils.values import FALSE_WORDS, NOTHING_WORDS, Values, parse_flag
 from model_utils.yaml_files import read_yaml
 
@@ -257,6 +257,10 @@ def _idle_flags(flags: Mapping[str, str], values: Values, program: str) -> list[
     lines += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
     if "buffer_size" in flags:
         lines.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
+    if program in ("train.py", "eval.py"):
+        others = {**ExportKeys.__annotations__, **InferKeys.__annotations__}
+        lines += [f"warning: --{name} has no effect here: it is for exporting or inference" for name in flags
+                  if name in others]
     if program == "train.py" and str(values.get("mode", ("train", ""))[0]).lower() == "train":
         lines += [f"warning: --{name} has no effect without --mode=train_and_evaluate"
                   for name in ("eval_step_per_epoch", "epochs_between_evals") if name in flags]

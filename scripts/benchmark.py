@@ -10,6 +10,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
-from model_utils.entry import explain  # noqa: E402
+from model_utils.errors import run_command  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks import torch_pair  # noqa: E402
 from scripts.benchmarks.contenders import ALL, COMPARED, TASKS  # noqa: E402
@@ -98,6 +99,17 @@ def measure_task(what: str, config: Config, options: argparse.Namespace, *, flag
 
 
 def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
+    if options.diff:
+        print(diff(*map(read_record, options.diff)))
+    elif options.table:
+        print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
+    elif options.refresh:
+        refresh(options.refresh)
+    else:
+        measure_all(options, flags)
+
+
+def measure_all(options: argparse.Namespace, flags: Sequence[str]) -> None:
     """Measure everything that is asked for; the file grows with each task, so that an end in between loses little."""
     guard_this_machine()  # at once, so that the record tells of it whatever is measured
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
@@ -119,21 +131,7 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options, flags = parse(argv)
-    try:
-        if options.diff:
-            print(diff(*map(read_record, options.diff)))
-        elif options.table:
-            print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
-        elif options.refresh:
-            refresh(options.refresh)
-        else:
-            run(options, flags)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return explain(error, "benchmark.py")
-    return 0
+    return run_command(partial(run, *parse(argv)), "benchmark.py")
 
 
 if __name__ == "__main__":

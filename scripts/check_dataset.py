@@ -17,7 +17,6 @@ import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +25,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.entry import explain, print_any_name  # noqa: E402
-from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.errors import run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from src.build_data import build_source, check_classes  # noqa: E402
+from src.build_data import build_source, check_class_count, check_classes, with_nearest_layout  # noqa: E402
 from src.readers import packing  # noqa: E402
 from src.readers.base import Reader  # noqa: E402
 from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
@@ -38,10 +36,9 @@ from src.readers.class_names import write_class_names  # noqa: E402
 from src.readers.folder import FolderReader, is_picture  # noqa: E402
 from src.readers.formats import DATA_SETS  # noqa: E402
 from src.readers.inspection import Fact, inspect, sizes  # noqa: E402
-from src.readers.layouts import nearest_layout  # noqa: E402
 from src.readers.list_file import LIST_FILES  # noqa: E402
 from src.readers.parallel import open_source  # noqa: E402
-from src.utils.util import InputError, listed, write_atomically  # noqa: E402
+from src.utils.util import InputError, free_name, listed, write_atomically, writing  # noqa: E402
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
@@ -179,12 +176,6 @@ def write_list(findings: Findings, data_dir: Path) -> str:
     return f"{path}: lists {len(good)} of {len(findings.facts)} pictures"
 
 
-def free_name(path: Path) -> Path:
-    """The path, numbered where there is such a file already."""
-    names = chain([path], (path.with_name(f"{path.name}{number}") for number in count(2)))
-    return next(name for name in names if not name.exists())
-
-
 def as_json(findings: Findings) -> dict[str, Any]:
     names = findings.reader.class_names
     keys = [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
@@ -213,8 +204,12 @@ def check(config: Config, options: argparse.Namespace) -> tuple[list[Findings], 
         try:
             results.append(check_split(config, split))
         except InputError as error:
-            near = nearest_layout(Path(config.data_dir), split, config.dataset)
-            errors.append(f"{NAMES[split]}: {error}" + (f"\n  nearest layout: {near}" if near else ""))
+            errors.append(f"{NAMES[split]}: {with_nearest_layout(error, config, split)}")
+    if results and config.is_flag("num_classes"):
+        try:
+            check_class_count(results[0].reader, config)
+        except InputError as error:
+            errors.append(str(error))
     if len(results) == 2:
         try:
             check_classes(results[1].reader, results[0].reader.class_names)
@@ -225,8 +220,8 @@ def check(config: Config, options: argparse.Namespace) -> tuple[list[Findings], 
 
 def run(options: argparse.Namespace, config: Config) -> int:
     results, errors = check(config, options)
-    for findings in results:
-        print("\n".join(describe(findings, options.show)) + "\n")
+    if results:
+        print("\n\n".join("\n".join(describe(findings, options.show)) for findings in results))
     for error in errors:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
     leaks = find_leaks(results)
@@ -237,24 +232,16 @@ def run(options: argparse.Namespace, config: Config) -> int:
             print(write_list(findings, Path(config.data_dir)))
     if options.json:
         report = {findings.split: as_json(findings) for findings in results} | {"in_both": leaks, "errors": errors}
-        write_atomically(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        with writing(options.json):
+            write_atomically(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     wrong = any(findings.broken or findings.mislabelled for findings in results)
     return 2 if not results else int(bool(wrong or errors or leaks))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
-    print_any_name()
     open_source.cache_clear()
-    try:
-        return run(options, get_config(flags, "check_dataset.py"))
-    except BrokenPipeError as error:
-        return explain(error, "check_dataset.py")
-    except (InputError, ConfigError, OSError) as error:
-        print(f"check_dataset.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: run(options, get_config(flags, "check_dataset.py")), "check_dataset.py")
 
 
 if __name__ == "__main__":

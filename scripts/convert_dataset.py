@@ -23,21 +23,20 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.entry import explain, print_any_name  # noqa: E402
-from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.errors import run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from src.build_data import build_source  # noqa: E402
+from src.build_data import build_source, with_nearest_layout  # noqa: E402
 from src.readers import packing  # noqa: E402
 from src.readers.base import NoDataError, Reader  # noqa: E402
 from src.readers.class_names import FILE as CLASS_NAMES  # noqa: E402
 from src.readers.class_names import are_names, write_class_names  # noqa: E402
 from src.readers.folder import FolderReader  # noqa: E402
-from src.readers.formats import DATA_SETS, open_reader  # noqa: E402
+from src.readers.formats import DATA_SETS, Source, open_reader  # noqa: E402
 from src.readers.inspection import broken, inspect  # noqa: E402
 from src.readers.list_file import LIST_FILES  # noqa: E402
 from src.readers.packing import Piece  # noqa: E402
-from src.readers.parallel import Source, cut, open_source, run  # noqa: E402
+from src.readers.parallel import cut, open_source, run  # noqa: E402
 from src.utils.util import InputError  # noqa: E402
 
 RECORD = ".convert_dataset.json"  # in the output folder: what is being written there
@@ -198,8 +197,10 @@ def find_sources(config: Config, splits: Sequence[str]) -> list[Source]:
             sources.append(source)
         except InputError as error:
             errors.append(error)
-    if errors and (not sources or not isinstance(errors[0], NoDataError)):
+    if errors and not isinstance(errors[0], NoDataError):
         raise errors[0]
+    if not sources:
+        raise with_nearest_layout(errors[0], config, splits[0])
     return sources
 
 
@@ -242,19 +243,9 @@ def convert(options: argparse.Namespace, config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, flags = parse_args(argv)
-    print_any_name()
     open_source.cache_clear()
-    try:
-        convert(options, get_config(flags, "convert_dataset.py"))
-    except BrokenPipeError as error:
-        return explain(error, "convert_dataset.py")
-    except (InputError, ConfigError, OSError) as error:
-        print(f"convert_dataset.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("convert_dataset.py: stopped; the command goes on from here when given again", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: convert(options, get_config(flags, "convert_dataset.py")), "convert_dataset.py",
+                       stopped="stopped; the command goes on from here when given again")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ written as float32, and compared with the source after reading the new file agai
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import run_command  # noqa: E402
+from src.utils.util import InputError, writing  # noqa: E402
 
 NAMES = ("ours", "model_zoo", "mindcv", "torchvision", "timm")
 
@@ -31,30 +35,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.overwrite:
-        print(f"convert_weights.py: error: {args.target} is there already; --overwrite replaces it", file=sys.stderr)
-        return 2
+        raise InputError(f"{args.target} is there already; --overwrite replaces it")
     from model_utils.device_adapter import mindspore_version
-    from model_utils.errors import DeviceError
-    from src.utils.util import InputError
 
-    try:
-        mindspore_version()
-        from src.convert import convert
+    mindspore_version()  # an error here if there is none
+    from src.convert import convert
 
-        print("\n".join(convert(args.source, args.target, args.names)))
-    except (InputError, DeviceError) as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{args.target} cannot be written: {error.strerror or error}"
-    except KeyboardInterrupt:
-        return 130
-    else:
-        return 0
-    print(f"convert_weights.py: error: {message}", file=sys.stderr)
-    return 2
+    with writing(args.target):
+        lines = convert(args.source, args.target, args.names)
+    print("\n".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(partial(run, parse_args(argv)), "convert_weights.py")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from urllib.request import Request, urlopen
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.archives import ArchiveError, extract  # noqa: E402
+from model_utils.errors import ConfigError, run_command  # noqa: E402
 from src.utils.progress import Progress  # noqa: E402
+from src.utils.util import writing  # noqa: E402
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -41,6 +44,8 @@ WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
 
 class DownloadError(Exception):
     """The archive could not be fetched."""
+
+    exit_status = 1
 
 
 class Broken(Exception):
@@ -148,7 +153,7 @@ def download(args: argparse.Namespace) -> bool:
     if is_complete(dest):
         return False
     if urlsplit(args.url).scheme not in ("http", "https", "file"):
-        raise ValueError(f"--url: {args.url} is no http, https or file address")
+        raise ConfigError(f"--url: {args.url} is no http, https or file address")
     dest.mkdir(parents=True, exist_ok=True)
     with alone_in(dest):
         fetch_and_unpack(args)
@@ -205,19 +210,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     try:
-        is_new = download(args)
-    except (DownloadError, ArchiveError, OSError, ValueError) as error:
-        print(f"download_cifar10.py: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DownloadError) else 2
-    except KeyboardInterrupt:
-        print("download_cifar10.py: stopped; the command goes on from here when given again", file=sys.stderr)
-        return 130
-    print(f"CIFAR-10 {'is now' if is_new else 'was already'} in {args.dest}\n"
+        with writing(args.dest):
+            is_new = download(args)
+    except ValueError as error:  # of an address or a time that the library does not take
+        raise error if hasattr(error, "exit_status") else ConfigError(str(error)) from None
+    print(f"CIFAR-10 {'is now' if is_new else 'was already'} in {args.dest}; this trains on it:\n"
           f"  python train.py --data_dir={args.dest}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(partial(run, parse_args(argv)), "download_cifar10.py",
+                       stopped="stopped; the command goes on from here when given again")
 
 
 if __name__ == "__main__":

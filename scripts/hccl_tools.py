@@ -13,13 +13,15 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.errors import ConfigError, run_command  # noqa: E402
 from model_utils.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
+from src.utils.util import write_atomically, writing  # noqa: E402
 
 
 def device_range(text: str) -> list[int]:
@@ -72,7 +74,8 @@ def _run(options: argparse.Namespace) -> None:
     table = make_rank_table(_servers(options))
     path = options.output or Path(f"hccl_{sum(len(server['device']) for server in table['server_list'])}p.json")
     devices = check_rank_table(table, path)
-    path.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
+    with writing(path):
+        write_atomically(path, json.dumps(table, indent=4) + "\n")
     print(f"{path}: {_describe(devices)}")
 
 
@@ -83,12 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device_num", default="8", help="count, [first,end) or list of device ids (default 8)")
     parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
-    try:
-        _run(parser.parse_args(argv))
-    except (ConfigError, OSError) as error:
-        print(f"hccl_tools.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(partial(_run, parser.parse_args(argv)), "hccl_tools.py")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts.benchmarks.record import describe_run  # noqa: E402
 from src.checkpoint_file import read_file  # noqa: E402
 from src.utils.util import InputError  # noqa: E402
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         epochs = options.epochs or 5 + options.kills
-        report = kill_test(options.kills, Path(folder), epochs=epochs, seed=options.seed)
+        report = describe_run(FLAGS) | kill_test(options.kills, Path(folder), epochs=epochs, seed=options.seed)
     text = json.dumps(report, indent=1)
     print(text)
     if options.json:

@@ -33,6 +33,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
@@ -40,7 +41,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model_utils.errors import ConfigError, DeviceError  # noqa: E402
+from model_utils.errors import ConfigError, DeviceError, run_command  # noqa: E402
 from model_utils.job import Job, Process  # noqa: E402
 from model_utils.local_adapter import core_shares  # noqa: E402
 from model_utils.rank_table import Device, read_rank_table  # noqa: E402
@@ -237,11 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in PLANS or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return 0 if {"-h", "--help"} & set(argv) else 2
-    try:
-        return run(argv, os.environ)
-    except (ConfigError, DeviceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_status", 2)
+    return run_command(partial(run, argv, os.environ), "launch.py")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,24 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model_utils.errors import run_command  # noqa: E402
+from src.utils.util import InputError, writing  # noqa: E402
+
 RECORD = "shapes.json"  # what was asked for, and every file with its size
 GENERATOR = 1  # to be raised when src/readers/shapes.py draws other pictures
-
-
-class ShapesError(Exception):
-    """What the user can put right."""
 
 
 def write_cifar10(folder: Path, args: argparse.Namespace) -> None:
     from src.readers import shapes
 
     if (args.size, args.classes) != (32, 10):
-        raise ShapesError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
+        raise InputError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
     shapes.write_cifar10(folder, train_count=args.train, test_count=args.test, seed=args.seed)
 
 
@@ -66,19 +66,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier set; ShapesError if anything else is there, which is never removed."""
+    """Remove an earlier set; InputError if anything else is there, which is never removed."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ShapesError(f"{folder} is not a folder")
+        raise InputError(f"{folder} is not a folder")
     foreign = sorted(set(files_below(folder)) - set(read_record(folder).get("files", {})))
     if foreign:
-        raise ShapesError(f"{folder} holds other files, such as {foreign[0]}; name another folder")
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}; name another folder")
     shutil.rmtree(folder)
 
 
 def make_shapes(args: argparse.Namespace) -> bool:
-    """Write the set unless it is there; False if it was. ShapesError, ValueError or OSError if it cannot be."""
+    """Write the set unless it is there; False if it was. InputError or OSError if it cannot be."""
     folder: Path = args.folder
     wanted = {name: getattr(args, name) for name in ("layout", "train", "test", "size", "classes", "seed")}
     wanted["generator"] = GENERATOR
@@ -113,24 +113,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed: must be 0 to {2**32 - 1}, not {args.seed}")
     try:
-        is_new = make_shapes(args)
+        with writing(args.folder):
+            done = "written to" if make_shapes(args) else "are in"
     except ModuleNotFoundError as error:
-        message = f"this Python has no {error.name}; requirements.txt lists what is needed"
-    except OSError as error:
-        message = f"{args.folder} cannot be written: {error.strerror or error}"
-    except (ShapesError, ValueError) as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        return 130
-    else:
-        done = "written to" if is_new else "are in"
-        print(f"{args.train} training and {args.test} test pictures {done} {args.folder}")
-        return 0
-    print(f"make_shapes.py: error: {message}", file=sys.stderr)
-    return 2
+        raise InputError(f"this Python has no {error.name}; requirements.txt lists what is needed") from None
+    print(f"{args.train} training and {args.test} test pictures {done} {args.folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(partial(run, parse_args(argv)), "make_shapes.py")
 
 
 if __name__ == "__main__":

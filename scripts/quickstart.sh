@@ -60,6 +60,7 @@ main() {
     case "$*" in
         '') ;;
         --retrain) retrain=true ;;
+        -h | --help) printf 'usage: bash scripts/quickstart.sh [--retrain]\n' && return ;;
         *) die "unknown argument: $*" "usage: bash scripts/quickstart.sh [--retrain]" ;;
     esac
     prepare_environment

@@ -10,6 +10,11 @@ set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=env.sh
 source "$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/env.sh"
+case "${1:-}" in
+    -h | --help)
+        printf 'usage: [MINDSPORE_VERSION=X.Y.Z] bash scripts/run_tests.sh [--slow] [pytest arguments]\n'
+        exit ;;
+esac
 prepare_environment
 cd -- "$REPOSITORY"
 

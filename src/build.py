@@ -252,6 +252,6 @@ class ModelLoader:
         fill(self._network, weights, match)
         lines = report(weights, match, self._network, taken)
         if weights.trained_on is None and not config.is_flag("dataset"):
-            lines.append(f"warning: the file does not say what it was trained on; pictures are prepared as those of "
+            lines.append("warning: the file does not say what it was trained on; pictures are prepared as those of "
                          f"dataset={config.dataset}, unless --dataset says otherwise")
         return LoadedModel(config, self._network, weights.class_names, weights.trained_on, lines)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from model_utils.schema import Config
 from src.pictures import STATISTICS, Preset
-from src.readers.base import Reader
+from src.readers.base import NoDataError, Reader
 from src.readers.class_names import are_names
-from src.readers.formats import DATA_SETS, Wanted, open_reader
-from src.readers.parallel import Source
+from src.readers.formats import AUTO, DATA_SETS, Source, Wanted, open_reader
+from src.readers.layouts import nearest_layout
 from src.readers.synthetic import SyntheticReader
 from src.utils.util import InputError
 
@@ -23,8 +23,19 @@ def _wanted(config: Config, *, lenient: bool = False) -> Wanted:
 
 
 def _stored(config: Config, split: str) -> Reader:
-    return open_reader(data_folder(config), split, _wanted(config), dataset_format=config.dataset_format,
-                       candidates=DATA_SETS[config.dataset].formats)
+    try:
+        return open_reader(data_folder(config), split, _wanted(config), dataset_format=config.dataset_format,
+                           candidates=DATA_SETS[config.dataset].formats)
+    except NoDataError as error:
+        raise with_nearest_layout(error, config, split) from None
+
+
+def with_nearest_layout(error: InputError, config: Config, split: str) -> InputError:
+    """The error of a split that was not found, with what would work, unless one format was insisted on."""
+    if config.dataset_format != AUTO:
+        return error
+    near = nearest_layout(Path(config.data_dir), split, config.dataset)
+    return type(error)(f"{error}\n  nearest layout: {near}") if near else error
 
 
 def build_source(config: Config, split: str, *, lenient: bool = False) -> Source:
@@ -61,11 +72,16 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
     `classes` are the names of the training set, where they are known.
     """
     reader = READERS[config.dataset](config, split)
-    if len(reader.class_names) != config.num_classes:
-        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
-                         f"{reader.source} has {len(reader.class_names)} classes")
+    check_class_count(reader, config)
     check_classes(reader, classes)
     return reader
+
+
+def check_class_count(reader: Reader, config: Config) -> None:
+    found = len(reader.class_names)
+    if found != config.num_classes:
+        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but there are "
+                         f"{found} classes: {reader.source}")
 
 
 def check_classes(reader: Reader, classes: Sequence[str]) -> None:

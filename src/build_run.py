@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 
 import mindspore
@@ -20,7 +19,6 @@ from src.build import (
     TrainData,
     amp_level,
     build_learning_rates,
-    build_preset,
     build_shard,
     can_sink,
     learning_rate_factor,
@@ -28,7 +26,7 @@ from src.build import (
     set_step,
     sink_size,
 )
-from src.build_data import holds_photos
+from src.build_data import build_preset, holds_photos
 from src.checkpoint import network_weights, save_checkpoint
 from src.collective import check_agreed
 from src.evaluate import Evaluation, evaluate, result_lines, write_report
@@ -47,11 +45,11 @@ from src.resume import (
     state_parameters,
 )
 from src.run_folder import log_file, make_run_folder, open_run_folder
-from src.saving import Saver, SaveStates, check_free_space
+from src.saving import Saver, SaveStates
 from src.stopping import StopSignals
 from src.training import TrainState
 from src.utils.logging import get_logger
-from src.utils.util import InputError
+from src.utils.util import InputError, check_free_space, free_name
 
 
 def read_every(config: Config, rank: Rank) -> int:
@@ -74,7 +72,7 @@ def build_saver(config: Config, folder: Path, model: mindspore.Model) -> Saver:
     parameters = state_parameters(model.train_network)
     needed = sum(parameter.nbytes for parameter in parameters) + sum(
         parameter.nbytes for parameter in parameters if not parameter.name.startswith("moments."))
-    check_free_space(folder, needed)
+    check_free_space(folder, needed, "ckpt_path", "one save of this run")
     return Saver(folder, on_error=config.on_save_error, needed_bytes=needed)
 
 
@@ -123,10 +121,9 @@ def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reade
 def write_evaluation(folder: Path, checkpoint: Path, config: Config, evaluation: Evaluation,
                      class_names: tuple[str, ...]) -> None:
     """The report of one checkpoint, in a sub-folder named after it."""
-    names = chain([checkpoint.stem], (f"{checkpoint.stem}_{number}" for number in count(2)))
-    name = next(name for name in names if not (folder / name).exists())  # two runs may have one of the same name
+    target = free_name(folder / checkpoint.stem, "_")  # two runs may have one of the same name
     about = {"checkpoint": str(checkpoint), "config": config.model_dump(mode="json")}
-    write_report(folder / name, evaluation, class_names, about)
+    write_report(target, evaluation, class_names, about)
 
 
 def open_run(config: Config, rank: Rank, *, about: Sequence[str], log_name: str, suffix: str = "",
@@ -199,8 +196,9 @@ def describe_model(config: Config, network: nn.Cell) -> str:
     total = sum(parameter.size for parameter in network_weights(network) if not is_moving_statistic(parameter.name))
     trainable = sum(parameter.size for parameter in network.trainable_params())
     frozen = f" of {total:,} (frozen: {config.freeze})" if trainable < total else ""
+    faster = f", the last layer learns {config.head_lr_multiplier:g} times as fast"
     return (f"{config.network}, {trainable:,} trainable parameters{frozen}, {config.num_classes} classes, pictures of "
-            f"{config.image_size[0]}x{config.image_size[1]}")
+            f"{config.image_size[0]}x{config.image_size[1]}{faster if config.head_lr_multiplier != 1 else ''}")
 
 
 def _describe_rates(config: Config, world_size: int) -> list[str]:

@@ -82,9 +82,11 @@ class Progress(Handler):
 
 
 class PlateauWarning(Handler):
-    """Says once when the loss still is that of guessing after a whole epoch."""
+    """Says once when an epoch ends with the loss of guessing, or one far above it."""
 
     TOLERANCE = 0.005  # a VGG that learns, however slowly, is further away than this after an epoch
+    FAR = 2.0  # times the loss of guessing; a small set may well begin above that
+    FEWEST_STEPS = 10  # fewer say nothing of a network
 
     def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
         self._guessing = math.log(num_classes)
@@ -93,13 +95,14 @@ class PlateauWarning(Handler):
         self._warned = False
 
     def on_epoch(self, state: TrainState) -> None:
-        tail = state.losses[-max(1, len(state.losses) // 10):]
-        is_cut_short = state.step % state.steps_per_epoch
-        if self._warned or is_cut_short or abs(float(np.mean(tail)) / self._guessing - 1) > self.TOLERANCE:
+        loss = float(np.mean(state.losses[-max(self.FEWEST_STEPS, len(state.losses) // 10):]))
+        is_cut_short = state.step % state.steps_per_epoch or state.step < self.FEWEST_STEPS
+        is_plateau = abs(loss / self._guessing - 1) <= self.TOLERANCE
+        if self._warned or is_cut_short or not (is_plateau or loss > self.FAR * self._guessing):
             return
         self._warned = True
-        get_logger().warning("warning: epoch %d ended with a loss of %.3f, that of guessing: the network does not "
-                             "learn yet. What helps most often: %s.", state.epoch, self._guessing, self._advice)
+        get_logger().warning("warning: epoch %d ended with a loss of %.3f, and guessing has %.3f: the network does not "
+                             "learn. What helps most often: %s.", state.epoch, loss, self._guessing, self._advice)
 
 
 class InputBoundHint(Handler):

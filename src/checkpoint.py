@@ -90,5 +90,5 @@ def find_checkpoints(named: str) -> list[Path]:
         found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
     checkpoints = newest_first(sorted(found, key=lambda item: item.name))
     if not checkpoints:
-        raise InputError(f"pre_trained: no checkpoint is named by {named}")
+        raise InputError(f"pre_trained: there is no checkpoint {named}")
     return checkpoints

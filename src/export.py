@@ -18,7 +18,7 @@ from src.engines import CellEngine, EngineError, open_engine, predict
 from src.model_card import SUFFIXES, ExportedFile, sha256
 from src.pictures import Preset, prepare
 from src.readers.shapes import draw_shapes
-from src.utils.util import InputError
+from src.utils.util import InputError, check_free_space
 
 TOLERANCE = 1e-3  # of the largest logit, and of 1 where that is smaller
 PICTURES = 8  # of each kind
@@ -158,9 +158,13 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def weight_bytes(network: nn.Cell) -> int:
+    return sum(parameter.nbytes for parameter in network.get_parameters())
+
+
 def check_size(network: nn.Cell, formats: Sequence[str]) -> None:
     """InputError where the weights are too much for one file of a format: MindSpore would write several, or fail."""
-    size_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
+    size_bytes = weight_bytes(network)
     for name in formats:
         if name in MOST_BYTES and size_bytes >= MOST_BYTES[name]:
             raise InputError(f"file_format: {name} files hold less than {MOST_BYTES[name] / 2**20:.0f} MiB of weights, "
@@ -182,6 +186,7 @@ def export_files(network: nn.Cell, target: Path, formats: Sequence[str], preset:
     network.set_train(False)
     entries = {}
     with _scratch_folder(target.parent) as scratch:
+        check_free_space(scratch.parent, len(formats) * weight_bytes(network), "file_name", "this export")
         for name in formats:
             path = scratch / f"{target.name}{SUFFIXES[name]}"
             write_format(network, name, path, image_size=preset.image_size, batch_size=batch_sizes[name])

@@ -14,7 +14,7 @@ import numpy as np
 from src.engines import Engine, predict, run_batch
 from src.pictures import PictureError, Preset, prepare, read_picture, unique_names
 from src.prepared import RESULT_ENDING, check_prepared
-from src.utils.util import InputError, printable
+from src.utils.util import InputError, printable, under_its_name
 
 FREE_BATCH = 16  # pictures at a time where the model takes any number
 TIMES_FILE = "test_perform_static.txt"
@@ -170,4 +170,6 @@ def _answer(engine: TimedEngine, group: Sequence[tuple[Item, np.ndarray]]) -> It
 
 def write_result(folder: Path, answer: Answer) -> None:
     """The logits of one input as plain float32 numbers, one row per picture. OSError if they cannot be written."""
-    (folder / f"{answer.item.name}{RESULT_ENDING}").write_bytes(answer.logits.astype(np.float32).tobytes())
+    path = folder / f"{answer.item.name}{RESULT_ENDING}"
+    with under_its_name(path):
+        path.write_bytes(answer.logits.astype(np.float32).tobytes())

@@ -77,10 +77,10 @@ class Counts:
 
         Raises ValueError, and counts nothing, for labels or shapes that do not fit `num_classes`.
         """
-        logits, labels = _checked(logits, labels)
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        ranks = label_ranks(logits, labels)
         if logits.shape[1] != self.num_classes:
             raise ValueError(f"logits have {logits.shape[1]} classes, the counters {self.num_classes}")
-        ranks = label_ranks(logits, labels)
         self.seen += len(labels)
         self.top1_correct += int(np.count_nonzero(ranks == 0))
         self.topk_correct += int(np.count_nonzero(ranks < top_k(self.num_classes)))

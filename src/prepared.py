@@ -12,7 +12,7 @@ import numpy as np
 
 from src.metrics import Counts
 from src.pictures import PictureError, Preset
-from src.utils.util import InputError, listed, make_folder, write_atomically
+from src.utils.util import InputError, listed, make_folder, under_its_name, write_atomically
 
 INPUTS = "00_data"  # folder of the prepared pictures
 PRESET_FILE = "inputs.json"  # beside it: how they were prepared
@@ -54,9 +54,12 @@ def write_prepared(folder: Path, pictures: Sequence[Callable[[], np.ndarray]], l
             batch = np.concatenate([read() for read in pictures[start:start + batch_size]])
         except PictureError as error:
             raise InputError(f"the test set has a broken picture: {error}") from None
-        (inputs / f"{prefix}_bs{batch_size}_{number}.bin").write_bytes(batch.astype(np.float32).tobytes())
+        path = inputs / f"{prefix}_bs{batch_size}_{number}.bin"
+        with under_its_name(path):
+            path.write_bytes(batch.astype(np.float32).tobytes())
     write_atomically(folder / PRESET_FILE, json.dumps(preset._asdict()) + "\n")
-    np.save(labels_file, labels.astype(np.int32), allow_pickle=False)
+    with under_its_name(labels_file):
+        np.save(labels_file, labels.astype(np.int32), allow_pickle=False)
 
 
 def check_prepared(folder: Path, preset: Preset) -> None:

@@ -2,7 +2,6 @@
 """Handlers that write checkpoints and resume states, and what they do when the disk says no."""
 
 import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from src.resume import remove_old_states
 from src.stopping import StopSignals
 from src.training import Handler, TrainState
 from src.utils.logging import get_logger
-from src.utils.util import InputError
+from src.utils.util import free_bytes
 
 
 class SaveError(RuntimeError):
@@ -41,23 +40,11 @@ class Saver:
         return True
 
 
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
 def _free(folder: Path) -> str:
     try:
         return f"{free_bytes(folder) / 2**20:.0f} are free"
     except OSError:  # the folder itself is gone
         return "and how much is free cannot be told"
-
-
-def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """InputError if not even one save fits."""
-    free = free_bytes(folder)
-    if free < needed_bytes:
-        raise InputError(f"ckpt_path: {folder} has {free / 2**20:.0f} MiB free, and one save of this run needs "
-                         f"{needed_bytes / 2**20:.0f} MiB")
 
 
 class SaveCheckpoints(Handler):

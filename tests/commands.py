@@ -39,7 +39,7 @@ CONVERGENCE = ("--batch-size=192 --num_classes=1000 --epochs=90 --model=vgg16 --
                "--skip_steps=5")
 TORCH_LAUNCH = ("python -u -m torch.distributed.launch --nproc_per_node=8 --master_addr=127.0.0.1 "
                 "--master_port=34568 --use_env train.py")
-MSRUN = "msrun --worker_num=2 --local_worker_num=2 --join=True --master_port=34568 train.py"
+MSRUN = "msrun --worker_num=2 --local_worker_num=2 --join=True --master_port=34568 --tail_worker_log=0 train.py"
 GCU = "--device=gcu --data-path=imagenet_raw"
 CPU = "--config_path=imagenet2012_config.yaml --device=CPU --data-path=imagenet"
 
@@ -160,9 +160,13 @@ COMMANDS = (
 INTRODUCTION = {
     "en": "The commands of the older projects, as their READMEs print them (behind `#`), and as they are typed here.\n"
           "The tests run the latter on a CPU; on your card leave `--device_target` as it was, `DEVICE_TARGET` out.\n"
-          "`data` and `imagenet` stand for your data.\n",
+          "`data` and `imagenet` stand for your data, `rank_table.json`, `0-70_781.ckpt`, `0-150_5004.ckpt`,\n"
+          "`checkpoints` and `vgg16.mindir` for files of yours, and `--num_classes` says how many classes they have.\n"
+          "Each line is for itself; `&` leaves it running.\n",
     "zh": "下面是各个旧项目 README 中的命令（`#` 之后）以及在本项目中的写法。测试在 CPU 上运行后者；在您的设备上\n"
-          "请保留原来的 `--device_target`，并去掉 `DEVICE_TARGET`。`data` 和 `imagenet` 代表您的数据。\n",
+          "请保留原来的 `--device_target`，并去掉 `DEVICE_TARGET`。`data` 和 `imagenet` 代表您的数据，\n"
+          "`rank_table.json`、`0-70_781.ckpt`、`0-150_5004.ckpt`、`checkpoints` 和 `vgg16.mindir` 代表您的文件，\n"
+          "`--num_classes` 是它们的类别数。每行单独执行；`&` 使其在后台运行。\n",
 }
 
 
@@ -171,7 +175,8 @@ def markdown(language: str) -> str:
     parts = [INTRODUCTION[language]]
     for source, title in enumerate(TITLES[language]):
         pairs = dict.fromkeys((item.printed, item.folder, item.run) for item in COMMANDS if item.source == source)
-        lines = [f"# {printed}\n{'' if folder == '.' else f'cd {folder} && '}{run}\n" for printed, folder, run in pairs]
+        lines = [f"# {printed}\n{run if folder == '.' else f'(cd {folder} && {run})'}\n"
+                 for printed, folder, run in pairs]
         parts.append(f"**{title[:1].upper()}{title[1:]}**\n\n```bash\n" + "\n".join(lines) + "```\n")
     return "\n".join(parts)
 

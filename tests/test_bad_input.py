@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_data import ROOT, TINY, TRAIN_COUNT, Outcome, run_main, run_python, write_cifar10, write_class_folders
 
-from model_utils.entry import explain
+from model_utils.errors import explain
 
 RECORD = 3073
 CIFAR_TREE = ("cifar-10-batches-bin/", "cifar-10-verify-bin/", "data_batch_1.bin", "test_batch.bin")

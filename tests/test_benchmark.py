@@ -232,16 +232,6 @@ def test_two_files_side_by_side(tmp_path):
                     ["new", "-", "7.000 ms", "-", "", ""]]
 
 
-def test_a_file_of_the_first_format_is_read(tmp_path):
-    path = tmp_path / "old.json"
-    figures = {"ms_per_step": 50.0, "min_ms": 49.0, "max_ms": 54.0, "images_per_s": 1000.0, "n": 9}
-    path.write_text(json.dumps({"rows": {"folders": figures, "list": {**figures, "images_per_s": 990.0}}, "flags": [],
-                                "what": "formats", "machine": "x86_64", "cores": 2, "python": "3.11.7",
-                                "mindspore": "2.8.0"}))
-    done = run_main("scripts.benchmark", "--table", path)
-    assert "**Data formats**" in done.out and "| list | 50.0 ms | 49.0 to 54.0 | 9 | 990.0 | 99.0 % |" in done.out
-
-
 @pytest.mark.parametrize(("args", "message"), [
     (["--what=steps,speed"], "unknown 'speed'; there are all, steps, forward"),
     (["--blocks=0"], "--blocks: must be a number from 1 on, not '0'"),
@@ -252,6 +242,7 @@ def test_a_file_of_the_first_format_is_read(tmp_path):
     (["--compare=torch", "--freeze=features"], "--compare=torch: knows nothing of --freeze"),
     (["--table", "none.json"], "none.json: cannot be read"),
     (["--table", "README.md"], "README.md: is no file that benchmark.py --json has written"),
+    (["--table", "docs/kill_test.json"], "kill_test.json: is no file that benchmark.py --json has written"),
     (["--diff", "none.json", "none.json", "--lr=1"], "--lr=1: has no meaning with --diff, --table and --refresh"),
     (["--refresh", "CHANGELOG.md"], "CHANGELOG.md has no line `<!-- scripts/benchmark.py --table FILE"),
     (["--refresh", "none.md"], "none.md cannot be read or written: No such file"),

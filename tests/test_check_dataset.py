@@ -160,6 +160,15 @@ def test_the_nearest_layout_is_named(tmp_path, monkeypatch, place, dataset, said
     outcome = check(dataset=dataset, classes=10 if dataset == "cifar10" else 3)
     assert outcome.status == 2 and "no data found in data" in outcome.err
     assert (said or "") in outcome.err and ("nearest layout" in outcome.err) == bool(said)
+    training = run_main("train", "--device_target=CPU", "--data_dir=data", f"--dataset={dataset}", "--num_classes=3")
+    assert training.status == 2 and outcome.err.splitlines()[1:6] == training.err.splitlines()[1:6]
+    assert (said or "") in training.err and ("nearest layout" in training.err) == bool(said)
+
+
+def test_another_number_of_classes_than_asked_for_is_an_error(tmp_path):
+    write_coloured(tmp_path)
+    outcome = check(f"--data_dir={tmp_path}", classes=5)
+    assert outcome.status == 1 and "num_classes: is 5 (from --num_classes), but there are 3 classes" in outcome.err
 
 
 def test_the_other_data_set_and_folders_under_another_name_are_recognised(tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_model_is_left_out_and_named(data, checkpoints, 
         os.link(path, tmp_path / f"good{number}.ckpt")
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
     assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 1
-    assert f"{other}: num_classes: is 2" in outcome.err and "has 10 classes" in outcome.err
+    assert f"{other}: num_classes: is 2" in outcome.err and "there are 10 classes" in outcome.err
     assert re.findall(r"^checkpoint: .*/(.*)\.ckpt$", outcome.out, re.MULTILINE) == ["good0", "good2", "good1"]
     assert outcome.out.count("<- best") == 1
 
@@ -298,3 +298,17 @@ def test_a_thousand_classes_leave_the_most_confused_pairs(tmp_path):
 
 def test_k_follows_the_number_of_classes():
     assert [top_k(classes) for classes in (2, 3, 4, 5, 6, 1000)] == [1, 2, 3, 4, 5, 5]
+
+
+def test_a_folder_without_one_good_checkpoint_names_them_all(data, tmp_path):
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+    done = evaluate(data, tmp_path / "out", tmp_path)
+    assert done.status == 2 and "none of these can be evaluated" in done.err
+    assert "a.ckpt" in done.err and "b.ckpt" in done.err and not (tmp_path / "out").exists()
+
+
+def test_missing_data_is_said_once_and_not_for_each_checkpoint(checkpoints, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = evaluate(tmp_path / "empty", tmp_path / "out", checkpoints[0].parent.parent)
+    assert done.status == 2 and done.err.count("no data found") == 1

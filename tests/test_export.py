@@ -2,6 +2,7 @@
 """Exported files: what they compute, what is said of them, and that a failure leaves nothing behind."""
 
 import json
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.engines import open_engine, predict
 from src.export import TOLERANCE, compare
 from src.model_card import find_card, sha256
 from src.pictures import Preset
+from src.utils import util
 from src.vgg import vgg11
 
 
@@ -143,6 +145,12 @@ def test_a_place_that_cannot_be_written(cifar_model: Deployed, tmp_path):
     (tmp_path / "x.onnx").mkdir()
     done = export(cifar_model.checkpoint, tmp_path / "x", "--file_format=MINDIR,ONNX")
     assert done.status == 2 and "x.onnx is a folder" in done.err and not (tmp_path / "x.mindir").exists()
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(cifar_model: Deployed, tmp_path, monkeypatch):
+    monkeypatch.setattr(util, "free_bytes", lambda folder: 2**20)
+    said = refused(cifar_model.checkpoint, tmp_path, "--file_format=MINDIR,ONNX")
+    assert re.search(rf"file_name: {tmp_path}/new has 1 MiB free, and this export needs \d+ MiB", said), said
 
 
 # --- the proof

@@ -208,6 +208,7 @@ finally:
     (("--lr_base_batch=32",), ["without --lr_scale=linear"]), (("--lr_base_batch=32", "--lr_scale=linear"), []),
     (("--has_dropout=False", "--dropout_rate=0.3"), ["without --has_dropout=True"]), (("--dropout_rate=0.3",), []),
     (("--augment=False", "--hflip=1"), ["without --augment=True"]), (("--cutout=8",), []),
+    (("--save=a.csv", "--file_format=ONNX"), ["--save has", "--file_format has"]),
     (("--scale=0.5,1",), ["without --dataset=imagenet2012"]), (("--dataset=imagenet2012", "--ratio=1,1"), [])])
 def test_a_flag_that_counts_for_nothing_is_said_to(flags, said):
     notes = [note for note in get_config(list(flags)).notes if "no effect" in note]

@@ -50,7 +50,7 @@ def test_inputs_for_another_model_are_refused(cifar_model: Deployed, tmp_path):
 def test_classes_of_model_and_data_must_be_as_many(cifar_model: Deployed, photo_model: Deployed, tmp_path):
     done = preprocess("--dataset=imagenet2012", f"--data_dir={photo_model.data}", f"--result_path={tmp_path}",
                       f"--model_path={cifar_model.onnx}")
-    assert done.status == 2 and "num_classes: is 10" in done.err and "has 3 classes" in done.err
+    assert done.status == 2 and "num_classes: is 10" in done.err and "there are 3 classes" in done.err
 
 
 def test_no_data(tmp_path):

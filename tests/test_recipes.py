@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every recipe that the project ships loads, and its network can be built."""
+"""Every recipe that the project ships loads, and its network can be built; what is said of it is what was measured."""
+
+import csv
+import re
 
 import numpy as np
 import pytest
@@ -41,3 +44,18 @@ def test_a_further_recipe_names_its_base_and_overrides_some_keys(path):
     config = get_config(["-c", str(path)]).model_dump()
     assert {name for name in config if config[name] != base[name]} <= set(values)
     assert config != base
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_CN.md"])
+def test_measured_accuracies_are_those_of_the_last_epoch_of_their_record(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|]*\((docs/results/\w+)/config.yaml\) \|(.*)\|$", text, re.MULTILINE)
+    assert {folder for folder, _ in rows} == {f"docs/results/{path.parent.name}" for path in
+                                             ROOT.glob("docs/results/*/metrics.csv")}
+    for folder, row in rows:
+        with open(ROOT / folder / "metrics.csv", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        said = [cell.strip() for cell in row.split("|")]
+        assert said[3:5] == [f"{100 * float(last[key]):.2f}" for key in ("val_top1", "val_top5")], folder
+        config = yaml.safe_load((ROOT / folder / "config.yaml").read_text(encoding="utf-8"))
+        assert int(last["epoch"]) == config["max_epoch"], folder

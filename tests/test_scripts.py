@@ -201,11 +201,10 @@ def quickstart(tree):
     """The quickstart of a tree whose train.py writes an empty checkpoint."""
     make_stub_environment(tree)
     for name in ("src/readers/__init__.py", "src/readers/shapes.py", "src/utils/__init__.py", "src/utils/util.py",
-                 "configs/quickstart.yaml", "cifar10_config.yaml"):
+                 "model_utils/__init__.py", "model_utils/errors.py", "configs/quickstart.yaml", "cifar10_config.yaml"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     (tree / "src" / "__init__.py").touch()
-    (tree / "model_utils").mkdir()
     write_program(tree / "train.py", """\
         import pathlib, sys
         flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:])

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups and the helpers for messages."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.utils.util import InputError, get_param_groups, nearest, unknown_name, write_atomically
+from model_utils.errors import explain
+from src.utils.util import InputError, get_param_groups, nearest, replaced_when_whole, unknown_name, write_atomically
 from src.vgg import vgg11
 
 
@@ -65,3 +69,20 @@ def test_what_a_link_names_is_replaced_and_not_the_link(tmp_path) -> None:
     (tmp_path / "latest.txt").symlink_to("real.txt")
     write_atomically(tmp_path / "latest.txt", "new")
     assert (tmp_path / "real.txt").read_text() == "new" and (tmp_path / "latest.txt").is_symlink()
+
+
+def test_nothing_takes_the_place_of_a_device_or_pipe(tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    write_atomically(pipe, "said")
+    assert os.read(end, 9) == b"said" and pipe.is_fifo()
+    os.close(end)
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path, capsys) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError) as caught, replaced_when_whole(tmp_path / "a.json"):
+        raise full
+    assert explain(caught.value, "infer.py") == 2
+    assert capsys.readouterr().err == f"infer.py: error: {tmp_path / 'a.json'}: No space left on device\n"

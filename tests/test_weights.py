@@ -279,7 +279,7 @@ def test_training_starts_from_a_file_not_a_folder(tmp_path):
     for name in ("a.pth", "b.pth"):
         (tmp_path / "weights" / name).touch()
     assert "names 2 files; training starts from one" in refused_training(tmp_path, tmp_path / "weights" / "*.pth")
-    assert "no checkpoint is named by" in refused_training(tmp_path, tmp_path / "absent.pth")
+    assert "there is no checkpoint " in refused_training(tmp_path, tmp_path / "absent.pth")
 
 
 # Size

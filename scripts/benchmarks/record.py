@@ -15,8 +15,11 @@ from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.errors import ConfigError
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
+from src.utils.util import write_atomically, writing
 
 Record = dict[str, Any]
+
+PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"}
 
 
 def describe_run(flags: Sequence[str], **options: Any) -> Record:
@@ -54,28 +57,18 @@ def check_can_write(path: Path) -> None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json: {path} cannot be written: {error.strerror}") from None
+    with writing(path):
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:
-    """A record, also one of the first format, which had one task and no cases. ConfigError if it is none."""
+    """ConfigError if the file is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record if "results" in record else _from_first_format(record)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path}: is no file that benchmark.py --json has written") from None
-
-
-def _from_first_format(record: Record) -> Record:
-    rows = {name: {"unit": "ms", "median": row["ms_per_step"], "min": row["min_ms"], "max": row["max_ms"],
-                   "n": row["n"], "images_per_s": row["images_per_s"],
-                   **({"cpu_ms": row["cpu_ms_per_step"]} if "cpu_ms_per_step" in row else {})}
-            for name, row in record["rows"].items()}
-    return {"machine": {"cpu": record["machine"], "cores": record["cores"]}, "flags": record["flags"],
-            "versions": {"python": record["python"], "mindspore": record["mindspore"]}, "environment": {},
-            "results": [{"what": record["what"], "case": {}, "rows": rows}]}
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not PARTS.issubset(record):
+        raise ConfigError(f"{path}: is no file that benchmark.py --json has written")
+    return record

@@ -39,8 +39,6 @@ def lines_of(record: Record) -> Iterator[Line]:
 
 
 def case_text(case: Mapping[str, Any]) -> str:
-    if not case:
-        return ""
     width = f" of width {case['width']:g}" if case["width"] != 1 else ""
     device = f", {case['device']}" if case["device"] != "CPU" else ""
     height, side = case["image_size"]
@@ -98,11 +96,9 @@ def source_text(record: Record) -> str:
     machine, flags = record["machine"], " ".join(record["flags"])
     versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
     settings = [f"{name}={value}" for name, value in record["environment"].items()]
-    blocks = None
-    if "blocks" in record:
-        blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
+    blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
     return "; ".join(filter(None, [f"{machine['cpu']}, {machine['cores']} cores", ", ".join(versions + settings),
-                                   record.get("date"), blocks, f"flags `{flags}`" if flags else None]))
+                                   record["date"], blocks, f"flags `{flags}`" if flags else None]))
 
 
 def tables(records: Mapping[Path, Record], *, is_markdown: bool) -> str:

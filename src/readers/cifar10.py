@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src.readers.base import ArrayReader, under_a_name, wrong_layout
+from src.readers.encoded import read_file
 from src.utils.util import InputError
 
 RECORD_BYTES = 1 + 32 * 32 * 3
@@ -36,10 +37,7 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
 
 def _read(path: Path) -> np.ndarray:
     """The records of one file, one row each."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    content = read_file(path, str(path))
     if not content.size or content.size % RECORD_BYTES:
         raise InputError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
                          f"{RECORD_BYTES} bytes")

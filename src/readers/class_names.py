@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.utils.util import InputError
+from src.utils.util import InputError, write_atomically
 
 FILE = "labels.txt"  # as slim writes it: lines `number:name`, numbers as they stand in the records
 LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
@@ -37,7 +37,7 @@ def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label
 
 def write_class_names(folder: Path, names: Sequence[str], *, first_label: int = 0) -> None:
     lines = [f"{label}:{name}\n" for label, name in enumerate(names, start=first_label)]
-    (folder / FILE).write_text("".join(lines), encoding="utf-8")
+    write_atomically(folder / FILE, "".join(lines))
 
 
 def are_names(classes: Sequence[str]) -> bool:

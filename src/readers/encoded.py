@@ -44,7 +44,7 @@ class EncodedReader:
 
 
 def read_file(path: Path | str, name: str) -> np.ndarray:
-    """The bytes of a picture file; InputError if it cannot be read."""
+    """The bytes of a file; InputError if it cannot be read."""
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:

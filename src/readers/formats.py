@@ -21,6 +21,16 @@ class Wanted(NamedTuple):
     lenient: bool = False  # leave out what is wrong, and say it in the reader's `problems`
 
 
+class Source(NamedTuple):
+    """What is needed to open the pictures of a split."""
+
+    data_dir: Path
+    split: str
+    wanted: Wanted
+    dataset_format: str
+    candidates: tuple[str, ...]
+
+
 class Format(NamedTuple):
     """One data format: how it is found, how it is opened, and what is shown to somebody who has another one."""
 

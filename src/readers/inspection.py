@@ -9,7 +9,8 @@ import numpy as np
 
 from src.pictures import PictureError, size_of
 from src.readers.base import Reader
-from src.readers.parallel import Source, cut, open_source, run
+from src.readers.formats import Source
+from src.readers.parallel import cut, open_source, run
 from src.readers.traffic import picture_problem
 from src.utils.util import InputError
 

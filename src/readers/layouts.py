@@ -20,7 +20,7 @@ def _below(folder: Path) -> Iterator[Path]:
     level = [folder]
     for _ in range(DEEPEST + 1):
         yield from level
-        level = [Path(entry.path) for parent in level for entry in _entries(parent)
+        level = [Path(entry.path) for parent in level if not holds_pictures(parent) for entry in _entries(parent)
                  if entry.is_dir() and not entry.name.startswith(".")][:MOST_FOLDERS]
 
 
@@ -34,7 +34,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 def _is_there(name: str, folder: Path, split: str) -> bool:
     try:
         found = FORMATS[name].find(folder, split)
-    except InputError:
+    except (InputError, OSError):  # a folder that may not be entered is not ours
         return False
     if name != "folder" or not found:
         return bool(found)

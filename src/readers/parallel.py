@@ -5,27 +5,16 @@ import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from src.readers.base import Reader
-from src.readers.formats import Wanted, open_reader
+from src.readers.formats import Source, open_reader
 from src.utils.progress import Progress
 
 FEW = 400  # so many pictures are done before another process has started
 POLL_S = 0.2
 
 Work = Callable[..., Any]  # (reader, on_picture, *arguments); must be found by its name in a module
-
-
-class Source(NamedTuple):
-    """What a process needs to open the pictures for itself."""
-
-    data_dir: Path
-    split: str
-    wanted: Wanted
-    dataset_format: str
-    candidates: tuple[str, ...]
 
 
 @functools.cache

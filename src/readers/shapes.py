@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.utils.util import make_folder, write_atomically
+from src.utils.util import InputError, make_folder, write_atomically
 
 Array = np.ndarray
 CHUNK = 256  # pictures drawn at a time; part of the data set's definition, since random draws go by chunk
@@ -178,14 +178,14 @@ def draw_shapes(
     """`count` pictures (N, size, size, 3) uint8 and their labels (N,) uint8, a function of the arguments alone.
 
     The labels are the first `classes` of SHAPE_NAMES, equally often (give or take one), in random order.
-    Raises ValueError for a count below 1, a size below 16 and an impossible number of classes.
+    InputError for a count below 1, a size below 16 and an impossible number of classes.
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}")
+        raise InputError(f"at least 1 picture must be drawn, not {count}")
     if size < MIN_SIZE:
-        raise ValueError(f"size must be at least {MIN_SIZE} pixels, not {size}")
+        raise InputError(f"size must be at least {MIN_SIZE} pixels, not {size}")
     if not 2 <= classes <= len(SHAPE_NAMES):
-        raise ValueError(f"classes must be 2 to {len(SHAPE_NAMES)}, not {classes}")
+        raise InputError(f"classes must be 2 to {len(SHAPE_NAMES)}, not {classes}")
     rng = np.random.RandomState(seed)
     labels = rng.permutation(np.arange(count) % classes)
     chunks = [_draw_chunk(rng, labels[i : i + CHUNK], size) for i in range(0, count, CHUNK)]
@@ -216,10 +216,10 @@ def write_cifar10(
 
     `cifar-10-batches-bin/data_batch_1.bin` to `_5.bin` and `batches.meta.txt` for training,
     `cifar-10-verify-bin/test_batch.bin` for testing; files of these names are replaced.
-    Raises ValueError for fewer than five training pictures (one a file), InputError or OSError when it cannot write.
+    InputError for fewer than five training pictures (one a file), InputError or OSError when it cannot write.
     """
     if train_count < 5:
-        raise ValueError(f"train_count must be at least 5, one for each batch file, not {train_count}")
+        raise InputError(f"CIFAR-10 has five batch files: at least 5 training pictures, not {train_count}")
     splits = draw_splits(train_count, test_count, seed=seed)
     train, test = Path(folder, "cifar-10-batches-bin"), Path(folder, "cifar-10-verify-bin")
     for part in (train, test):

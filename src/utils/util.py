@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,34 @@ class InputError(ValueError):
 
 
 @contextmanager
+def under_its_name(path: Path) -> Iterator[None]:
+    """Errors that come up while this file is written name it: the system reports a full disk without a name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """InputError that names this file or folder if the system refuses anything."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
 def replaced_when_whole(path: Path) -> Iterator[Path]:
     """Another name to write under; what is there takes the place of `path`, or of what that is a link to, at the end,
     and goes if the block fails."""
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with under_its_name(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,8 +68,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     In a text, names of files that are not UTF-8 are escaped, as JSON and YAML would do it.
     """
+    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which nothing must take the place of
+        path.write_bytes(content)
+        return
     with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -61,6 +87,12 @@ def listed(items: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
     """The first few of a list, and how many more there are."""
     items = list(items)
     return separator.join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def free_name(path: Path, separator: str = "") -> Path:
+    """The path, with a number behind its name where there is something already."""
+    numbered = (path.with_name(f"{path.name}{separator}{number}") for number in count(2))
+    return next(item for item in chain([path], numbered) if not item.exists())
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
@@ -79,6 +111,18 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from None
     return folder
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def check_free_space(folder: Path, needed_bytes: int, key: str, purpose: str) -> None:
+    """InputError if the folder that this key names has no room for it."""
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise InputError(f"{key}: {folder} has {free / 2**20:.0f} MiB free, and {purpose} needs "
+                         f"{needed_bytes / 2**20:.0f} MiB")
 
 
 def get_param_groups(

@@ -9,6 +9,8 @@
 REPOSITORY="$(CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.." && pwd -P)"
 ENV_STAMP="vgg-environment"  # in the environment: what is installed there; only a complete one has it
 ENV_OWNER="made-by-env.sh"   # in the environment: this script made it, so this script may remove it
+ENV_ELSEWHERE="vgg-environment."  # begins the name of one that is not in the repository, for want of room
+NEEDED_KB=5000000                 # its packages, what pip unpacks on the way, and what the tests write
 
 # die LINE...: what is wrong, then what to do about it.
 die() {
@@ -98,24 +100,54 @@ install_requirements() {
     wanted_requirements >"$1/requirements.txt"
     "$1/bin/python" -m pip install --disable-pip-version-check --no-input ${quiet[@]+"${quiet[@]}"} \
         -r "$1/requirements.txt" || die "the packages could not be installed; the lines above say why." \
-        "pip needs access to the package index, and 4 GB must be free on the disk."
+        "pip needs access to the package index, and 5 GB must be free on the disk."
     describe_environment "$1" >"$1/$ENV_STAMP.new"
     mv -- "$1/$ENV_STAMP.new" "$1/$ENV_STAMP"
+}
+
+has_room() {
+    local free=""
+    { read -r && read -r _ _ _ free _; } < <(df -Pk -- "$1" 2>/dev/null) || true
+    [[ -w "$1" && ( ! "$free" =~ ^[0-9]+$ || "$free" -ge "$NEEDED_KB" ) ]]
+}
+
+# make_folder FOLDER: an empty one in the repository or, where its disk is too full, a link to one with room.
+make_folder() {
+    local place home
+    if has_room "$REPOSITORY"; then
+        mkdir -- "$1"
+        return
+    fi
+    for place in "${TMPDIR:-/tmp}" /dev/shm; do
+        if has_room "$place" && home="$(mktemp -d "$place/${ENV_ELSEWHERE}XXXXXX")"; then
+            printf 'The disk of %s is nearly full: the environment goes to %s.\n' "$REPOSITORY" "$home"
+            export TMPDIR="$home/tmp"
+            mkdir -- "$TMPDIR"
+            ln -s -- "$home" "$1"
+            return
+        fi
+    done
+    die "an environment takes 5 GB, which are free neither in $REPOSITORY nor in ${TMPDIR:-/tmp} or /dev/shm." \
+        "Make room, or name a folder on another disk: TMPDIR=/large/disk bash scripts/quickstart.sh"
 }
 
 # make_environment FOLDER: a new one, in place of an incomplete or moved one that was made here.
 make_environment() {
     local python
     python="$(find_python)"
+    [[ ! -L "$1" ]] || rm -rf -- "$(readlink -- "$1")"
     rm -rf -- "$1"
     printf 'Making %s with %s ...\n' "$1" "$python"
-    mkdir -p -- "$1"
+    make_folder "$1"
     : >"$1/$ENV_OWNER"
-    "$python" -m venv "$1" || die "$python could not make the virtual environment $1"
+    "$python" -m venv "$(cd -P -- "$1" && pwd)" || die "$python could not make the virtual environment $1"
 }
 
 # Somebody else made it: it is used as it is, never removed.
 environment_is_foreign() {
+    if [[ -L "$1" && ! -e "$1" && "$(readlink -- "$1")" == *"/$ENV_ELSEWHERE"?????? ]]; then
+        return 1  # made here, in memory or in /tmp, and gone with a restart of the machine
+    fi
     [[ -e "$1" || -L "$1" ]] && [[ ! -e "$1/$ENV_OWNER" ]] && ! rmdir -- "$1" 2>/dev/null
 }
 
@@ -146,6 +178,7 @@ prepare_environment() {
         install_requirements "$folder"
     fi
     unlock
+    [[ ! -L "$folder" || ! -d "$folder/tmp" ]] || export TMPDIR="$(readlink -- "$folder")/tmp"  # as when it was made
     unset PYTHONHOME
     export VIRTUAL_ENV="$folder" PATH="$folder/bin:$PATH"
 }

@@ -184,6 +184,37 @@ def test_mindspore_version_must_be_one(tree):
     assert "is not a version" in refusal(tree, MINDSPORE_VERSION="../2.8")
 
 
+@pytest.fixture
+def full_disk(tree, tmp_path):
+    """Variables under which the tree's disk is full; there is room in `with_room` alone."""
+    (tmp_path / "with_room").mkdir()
+    programs = write_program(tmp_path / "bin" / "df", """\
+        #!/bin/sh
+        echo Filesystem 1024-blocks Used Available Capacity Mounted
+        case "$*" in *with_room*) echo disk 9000000 2000000 7000000 23% / ;; *) echo disk 9 8 1 99% / ;; esac
+        """).parent
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "with_room")}
+
+
+def test_full_disk(tree, full_disk):
+    assert f"are free neither in {tree} nor in {tree} or" in refusal(tree, **full_disk | {"TMPDIR": str(tree)})
+    assert not (tree / ".venv").exists()
+
+    first = prepare(tree, **full_disk)
+    assert first.returncode == 0, first.stderr
+    elsewhere = (tree / ".venv").readlink()
+    assert str(elsewhere.parent) == full_disk["TMPDIR"] and f"the environment goes to {elsewhere}" in first.stdout
+    show_tmp = 'source "$0"; prepare_environment; echo "$TMPDIR"'
+    again = bash("-c", show_tmp, tree / "scripts" / "env.sh", PYTHON=sys.executable)
+    assert again.stdout.splitlines() == [str(elsewhere / "tmp")]  # what the tests write goes there too
+
+    shutil.rmtree(elsewhere)  # a restart of the machine
+    assert "Making" in prepare(tree, **full_disk).stdout and not elsewhere.exists()
+    elsewhere = (tree / ".venv").readlink()
+    (elsewhere / "vgg-environment").unlink()  # not complete, and there is room now
+    assert "Making" in prepare(tree).stdout and not (tree / ".venv").is_symlink() and not elsewhere.exists()
+
+
 # --- quickstart, with the entry scripts played by others
 
 

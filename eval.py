@@ -68,7 +68,7 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
 
     InputError where it is the only one, or none is left; or where the ranks read different files.
     """
-    from src.build_data import build_reader, data_folder
+    from src.build_data import build_reader, check_numbering, data_folder
     from src.checkpoint import fingerprint
     from src.readers.base import NoDataError
     from src.utils.util import InputError
@@ -81,10 +81,11 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
         loaded = None
         try:
             model = loader.load(path)
+            check_model(model)
             classes = model.config.num_classes
             if classes not in readers:
                 readers[classes] = build_reader(model.config, "test")
-            check_classes(model, readers[classes])
+            check_numbering(readers[classes], model.class_names, "the checkpoint")
             loaded = Loaded(path, model, readers[classes])
         except (InputError, ConfigError) as found:
             error = found if isinstance(found, NoDataError) else error or found
@@ -109,14 +110,15 @@ def check_same(values: Sequence[int], rank: Rank) -> None:
                  disagreement="pre_trained: the ranks do not read the same checkpoints; does a run still write there?")
 
 
-def check_classes(model: Any, reader: Any) -> None:
-    """InputError if the network cannot have been trained on the classes of these pictures."""
-    from src.build_data import check_numbering
+def check_model(model: Any) -> None:
+    """InputError if there is nothing to count, or the network learnt another kind of pictures."""
+    from src.build_data import check_kind, holds_photos
     from src.utils.util import InputError
 
     if not model.config.include_top:
         raise InputError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
-    check_numbering(reader, model.class_names, "the checkpoint")
+    if model.trained_on is not None:
+        check_kind(model.config, photos=holds_photos(model.trained_on))
 
 
 def notes_on_names(class_names: Sequence[str], reader: Any) -> list[str]:

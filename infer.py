@@ -42,7 +42,8 @@ def run_infer(config: Config) -> list[Any]:
     Returns the Answers. BrokenInputError, at the end, names the inputs that have none.
     """
     from src.build_deploy import build_items
-    from src.inference import TimedEngine, answer_all
+    from src.engines import CellEngine
+    from src.inference import FREE_BATCH, TimedEngine, answer_all
     from src.utils.logging import set_up_logging
 
     check_request(config)
@@ -52,7 +53,9 @@ def run_infer(config: Config) -> list[Any]:
         log.info(line)
     items = build_items(model.config, model.class_names, photos=model.photos)
     check_outputs(config, items)
-    engine = TimedEngine(model.engine)
+    # a network is compiled for each number of pictures that it meets: always the same one, and no more than there are
+    at_once = min(FREE_BATCH, len(items)) if isinstance(model.engine, CellEngine) else None
+    engine = TimedEngine(model.engine, at_once=at_once)
     check_answer(engine.warm_up(model.config.image_size), model)
     workers = data_workers(config.num_parallel_workers, cores=usable_cores(), ranks=1)
     answers = list(handle_each(config, model, with_bar(answer_all(engine, items, workers=workers), len(items))))
@@ -144,14 +147,13 @@ def open_checkpoint(config: Config, path: Path) -> Model:
     from src import build
     from src.build_data import holds_photos
     from src.engines import CellEngine
-    from src.inference import FREE_BATCH
 
     if config.engine not in ("auto", "mindspore"):
         raise ConfigError(f"engine: {config.engine} does not run checkpoints; export it first: "
                           f"python export.py --ckpt_file={path}")
     model = build.ModelLoader(config, rank).load(path)
     return Model(model.config, model.class_names, holds_photos(model.trained_on or config.dataset),
-                 CellEngine(model.network, FREE_BATCH), (*config.notes, *rank.notes, *model.report))
+                 CellEngine(model.network, None), (*config.notes, *rank.notes, *model.report))
 
 
 def open_exported(config: Config, path: Path) -> Model:

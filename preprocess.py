@@ -28,7 +28,7 @@ def run_preprocess(config: Config) -> Path:
     settled = settle(evaluated_dataset(config), Path(config.model_path) if config.model_path else None)
     for line in settled.notes:
         log.info(line)
-    reader = deployed_reader(settled.config, settled.class_names)
+    reader = deployed_reader(settled.config, settled.class_names, photos=settled.photos)
     folder = make_folder(Path(config.result_path))
     labels = label_file(folder, settled.config.dataset)
     WRITERS[labels.suffix](settled, reader, folder, labels)

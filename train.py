@@ -62,15 +62,18 @@ def run_train(config: Config) -> TrainResult:
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
             if state.stop_signal and not state.is_over:
-                raise Stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank)}")
+                raise Stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
 
 
-def how_to_go_on(folder: Path, rank: Rank) -> str:
-    """What to type to finish a run that was stopped."""
+def how_to_go_on(folder: Path, rank: Rank, state: Any) -> str:
+    """What to type to finish a run that was stopped, and what is lost where the last state could not be saved."""
+    if not state.saved_step:
+        return "no state could be saved, so there is nothing to go on from"
+    lost = f"the newest state is that of step {state.saved_step}; " if state.saved_step < state.step else ""
     where = " on one host; several are started each as before, with the same two flags" if rank.world_size > 1 else ""
     flags = shlex.join([f"--config_path={folder / 'config.yaml'}", f"--resume={folder}"])
-    return f"this goes on with it{where}:\n  {starter(rank)} {flags}"
+    return f"{lost}this goes on with it{where}:\n  {starter(rank)} {flags}"
 
 
 def starter(rank: Rank) -> str:
@@ -142,6 +145,7 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
     """Everything that happens between steps, in the order in which it happens."""
     from src import build_run, callbacks, saving
     from src.bad_pictures import BadPictures
+    from src.metrics import top_k
     from src.training import Conductor
 
     is_master, first_step = rank.rank == 0, parts.state.step
@@ -159,7 +163,7 @@ def build_conductor(config: Config, rank: Rank, parts: Parts, folder: Path, sign
             evaluation, every=config.epochs_between_evals,
             save_best=lambda: not is_master or saver("best.ckpt", lambda: save(folder / "best.ckpt"))))
     if is_master:
-        handlers.append(callbacks.MetricsLog(folder, saver, first_step=first_step,
+        handlers.append(callbacks.MetricsLog(folder, saver, k=top_k(config.num_classes), first_step=first_step,
                                              done_epochs=first_step // parts.state.steps_per_epoch))
     if is_master or not config.is_save_on_master:
         handlers.append(saving.SaveCheckpoints(folder / f"ckpt_{rank.rank}", save, saver, rank=rank.rank,

@@ -80,7 +80,10 @@ DEPENDENT: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
     (("label_smooth_factor",), "label_smooth=1", lambda config: config.label_smooth or config.is_flag("label_smooth")
      or not config.label_smooth_factor),
     (("label_smooth",), "label_smooth_factor, such as 0.1", lambda config: config.label_smooth_factor > 0
-     or not config.label_smooth))
+     or not config.label_smooth),
+    (("resume_force",), "resume", lambda config: config.resume is not None),
+    (("lr",), "lr_scheduler=exponential or cosine_annealing, as --lr_max is given", lambda config:
+     config.schedule != "step" or config.origin("lr_max") == config.origin("lr")))
 
 
 def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
@@ -261,6 +264,8 @@ def _idle_flags(flags: Mapping[str, str], values: Values, program: str) -> list[
         others = {**ExportKeys.__annotations__, **InferKeys.__annotations__}
         lines += [f"warning: --{name} has no effect here: it is for exporting or inference" for name in flags
                   if name in others]
+    if program != "train.py" and "log_name" in flags:
+        lines.append("warning: --log_name has no effect here: it is for training")
     if program == "train.py" and str(values.get("mode", ("train", ""))[0]).lower() == "train":
         lines += [f"warning: --{name} has no effect without --mode=train_and_evaluate"
                   for name in ("eval_step_per_epoch", "epochs_between_evals") if name in flags]

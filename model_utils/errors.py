@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 # What the machine refuses, and the user can mend; any other OSError is a defect of ours.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
@@ -66,5 +67,6 @@ def explain(error: Exception, program: str) -> int:
     if status is None:
         raise error  # a defect of ours: the traceback is what helps
     label = "" if status > 128 else "error: "  # ended by a signal is no error
-    print(f"{program}: {label}{error}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is closed, which may be what ended it
+        print(f"{program}: {label}{error}", file=sys.stderr)
     return status

@@ -80,4 +80,5 @@ def parse_flags(argv: Sequence[str], program: str,
     """What was given, as text, and the arguments that nobody knows."""
     parser = build_parser(program, aliases)
     given, unknown = parser.parse_known_args([_same_dashes(argument) for argument in argv])
-    return vars(given), unknown
+    flags = {name: "--" if text == [] else text for name, text in vars(given).items()}  # as argparse hands `--lr=--` on
+    return flags, unknown

@@ -50,8 +50,8 @@ class Job:
 
     def run(self) -> int:
         """0 if every process ended well; else the status of the first that failed, or 128 + the signal passed on."""
-        previous = {number: signal.signal(number, self._on_signal) for number in PASSED_ON
-                    if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP}  # nohup: stays so
+        previous = {number: signal.signal(number, self._on_signal) for number in PASSED_ON  # ignored ones stay so
+                    if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN}
         try:
             for process in self._processes:
                 self._start(process)

@@ -92,6 +92,18 @@ def check_classes(reader: Reader, classes: Sequence[str]) -> None:
     check_numbering(reader, classes, "the training set")
 
 
+def check_kind(config: Config, *, photos: bool) -> None:
+    """InputError if a model of photos is to see small pictures, or the other way round, and no flag insists on it.
+
+    Lists, TFRecord and MindRecord files hold either, so that nothing else would show it.
+    """
+    if photos == holds_photos(config.dataset) or config.is_flag("dataset") or config.is_flag("dataset_name"):
+        return
+    kind, right = ("photos", "imagenet2012") if photos else ("small pictures of one size", "cifar10")
+    raise InputError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), but the model was trained on "
+                     f"{kind}, which --dataset={right} prepares as it knows them; --dataset={config.dataset} insists")
+
+
 def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:
     """InputError if a class of the pictures stands among the owner's as well, but under another number."""
     if not (are_names(reader.class_names) and are_names(classes)):

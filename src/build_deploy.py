@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from model_utils.schema import Config
-from src.build_data import build_preset, build_reader, check_numbering, holds_photos
+from src.build_data import build_preset, build_reader, check_kind, check_numbering, holds_photos
 from src.inference import Item, picture_item, picture_items, prepared_items
-from src.model_card import ModelCard, card_path, entry_of, find_card
+from src.model_card import SUFFIXES, ModelCard, card_path, entry_of, find_card
 from src.pictures import PictureError, decode, find_pictures, read_list, unique_names
 from src.readers.base import SPLIT_FOLDERS, Reader
 from src.readers.cifar10 import CLASS_NAMES
@@ -40,8 +40,14 @@ class Settled(NamedTuple):
 
 
 def settle(config: Config, model_path: Path | None) -> Settled:
-    """What NAME.json says of the model wins over the recipe. ConfigError where a flag says something else."""
+    """What NAME.json says of the model wins over the recipe. ConfigError where a flag says something else; InputError
+    where there is no such model."""
+    if model_path and model_path.suffix.lower() not in SUFFIXES.values():
+        raise InputError(f"model_path: {model_path} is no exported model ({', '.join(SUFFIXES.values())}); export.py "
+                         "makes one of a checkpoint")
     card = find_card(model_path) if model_path else None
+    if model_path and card is None and not model_path.is_file():
+        raise InputError(f"model_path: there is no file {model_path}")
     if card is None:
         missing = [f"{card_path(model_path).name} is not there, so size, normalisation and classes are those of the "
                    "recipe and the flags"] if model_path else []
@@ -72,8 +78,10 @@ def model_card(config: Config, class_names: Sequence[str], trained_on: str, *, c
 # --- what is fed to it
 
 
-def deployed_reader(config: Config, class_names: Sequence[str]) -> Reader:
-    """The test set in `data_dir`. InputError if a model with these classes numbers them otherwise."""
+def deployed_reader(config: Config, class_names: Sequence[str], *, photos: bool) -> Reader:
+    """The test set in `data_dir`. InputError if a model with these classes numbers them otherwise, or is of the other
+    kind of pictures."""
+    check_kind(config, photos=photos)
     reader = build_reader(config, "test")
     check_numbering(reader, class_names, "the model")
     return reader
@@ -82,7 +90,7 @@ def deployed_reader(config: Config, class_names: Sequence[str]) -> Reader:
 def build_items(config: Config, class_names: Sequence[str], *, photos: bool) -> list[Item]:
     """The inputs that `input` names or, without it, the pictures of the test set in `data_dir`."""
     if config.input is None:
-        return dataset_items(config, deployed_reader(config, class_names))
+        return dataset_items(config, deployed_reader(config, class_names, photos=photos))
     path, preset = Path(config.input), build_preset(config)
     if path.is_dir():
         pictures = find_pictures(path)

@@ -156,7 +156,8 @@ class EvaluateWhileTraining(Handler):
 class MetricsLog(Handler):
     """One row of metrics.csv per epoch, and the curves drawn anew."""
 
-    def __init__(self, folder: Path, saver: Saver, *, first_step: int = 0, done_epochs: int = 0) -> None:
+    def __init__(self, folder: Path, saver: Saver, *, k: int = 5, first_step: int = 0, done_epochs: int = 0) -> None:
+        self._k = k  # of the column that is called val_top5
         self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
         self._rows: dict[int, str] = {}
         if self._csv.exists():
@@ -175,7 +176,7 @@ class MetricsLog(Handler):
     def on_epoch(self, state: TrainState) -> None:
         self._rows[state.epoch] = ",".join(_cell(state.row.get(name)) for name in METRICS)
         if self._saver(self._csv.name, self._write):
-            self._saver(self._curves.name, lambda: plot_curves(self._csv, self._curves))
+            self._saver(self._curves.name, lambda: plot_curves(self._csv, self._curves, k=self._k))
 
     def _write(self) -> None:
         write_atomically(self._csv, "\n".join([",".join(METRICS), *self._rows.values()]) + "\n")

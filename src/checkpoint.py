@@ -81,13 +81,14 @@ def fingerprint(network: nn.Cell) -> int:
     return checksum
 
 
+def _checkpoints_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith(".")]
+
+
 def find_checkpoints(named: str) -> list[Path]:
-    """The checkpoints that a file, a folder or a pattern names, newest first; InputError if there are none."""
-    path = Path(named)
-    if path.is_dir():
-        found = [item for item in path.rglob("*") if item.suffix in SUFFIXES and not item.name.startswith(".")]
-    else:
-        found = [path] if path.is_file() else [Path(item) for item in glob(named, recursive=True)]
+    """The checkpoints that a file, a folder or a pattern of both names, newest first; InputError if there are none."""
+    places = [Path(named)] if Path(named).exists() else map(Path, glob(named, recursive=True))
+    found = {path for place in places for path in (_checkpoints_below(place) if place.is_dir() else [place])}
     checkpoints = newest_first(sorted(found, key=lambda item: item.name))
     if not checkpoints:
         raise InputError(f"pre_trained: there is no checkpoint {named}")

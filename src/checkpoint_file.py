@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from src.utils.util import InputError, replaced_when_whole
+from src.utils.wire import LENGTH, VARINT, WireError, message, varint, varint_at
 
 TRAILER = b"crc_num"
 TRAILER_BYTES = len(TRAILER) + 10
@@ -33,18 +34,6 @@ class Contents(NamedTuple):
     is_verified: bool  # False: the file carries no checksum
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes(out + bytes([number]))
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
 class _Writer:
     """Adds up the checksum of all that it writes."""
 
@@ -58,14 +47,14 @@ class _Writer:
 
     def entry(self, name: str, dims: tuple[int, ...], type_name: str, content: memoryview) -> None:
         """One entry, in slices where it is large; the bytes of the tensor are not copied."""
-        header = b"".join(b"\x08" + _varint(size) for size in dims or (0,)) + _field(2, type_name.encode())
+        header = b"".join(b"\x08" + varint(size) for size in dims or (0,)) + message(2, type_name.encode())
         for start in range(0, max(1, len(content)), SLICE_BYTES):
             part = content[start:start + SLICE_BYTES]
-            content_head = b"\x1a" + _varint(len(part))
-            tensor_head = b"\x12" + _varint(len(header) + len(content_head) + len(part))
-            tag = _field(1, name.encode())
+            content_head = b"\x1a" + varint(len(part))
+            tensor_head = b"\x12" + varint(len(header) + len(content_head) + len(part))
+            tag = message(1, name.encode())
             value_bytes = len(tag) + len(tensor_head) + len(header) + len(content_head) + len(part)
-            self.write(b"\x0a" + _varint(value_bytes), tag, tensor_head, header, content_head, part)
+            self.write(b"\x0a" + varint(value_bytes), tag, tensor_head, header, content_head, part)
 
 
 def write_contents(file: BinaryIO, texts: Mapping[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -104,29 +93,16 @@ class _Damaged(Exception):
     """The bytes are no checkpoint; caught and turned into an InputError that names the file."""
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 64, 7):
-        if at >= len(data):
-            raise _Damaged("it ends in the middle of an entry")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise _Damaged("it holds bytes that are no checkpoint")
-
-
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """The protobuf fields of a message: (number, value), where a value is a number or the bytes of a payload."""
     at = 0
     while at < len(data):
-        key, at = _read_varint(data, at)
+        key, at = varint_at(data, at)
         number, wire_type = key >> 3, key & 7
-        if wire_type not in (0, 2) or number not in (1, 2, 3):
+        if wire_type not in (VARINT, LENGTH) or number not in (1, 2, 3):
             raise _Damaged("it holds bytes that are no checkpoint")
-        value, at = _read_varint(data, at)
-        if wire_type == 0:
+        value, at = varint_at(data, at)
+        if wire_type == VARINT:
             yield number, value
             continue
         if at + value > len(data):
@@ -167,7 +143,7 @@ def _entry(data: memoryview) -> _Entry:
 def _packed(data: memoryview) -> Iterator[int]:
     at = 0
     while at < len(data):
-        size, at = _read_varint(data, at)
+        size, at = varint_at(data, at)
         yield size
 
 
@@ -237,6 +213,6 @@ def read_file(path: Path, *, must_be_verified: bool = False, own_mark: str = "")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (_Damaged, ValueError) as error:  # ValueError: text or sizes that do not decode
-        reason = str(error) if isinstance(error, _Damaged) else "it holds bytes that are no checkpoint"
+        reason = str(error) if isinstance(error, (_Damaged, WireError)) else "it holds bytes that are no checkpoint"
         raise InputError(f"{path}: is not a checkpoint, or is damaged: {reason}") from None
     return Contents(arrays, texts, is_verified)

@@ -83,10 +83,10 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
 
 
 class TimedEngine:
-    """An engine whose calls are timed."""
+    """An engine whose calls are timed. `at_once` is the batch of one that takes any number of pictures."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.batch_size = engine, engine.name, engine.batch_size
+    def __init__(self, engine: Engine, *, at_once: int | None = None) -> None:
+        self._engine, self.name, self.batch_size = engine, engine.name, engine.batch_size or at_once
         self.milliseconds: list[float] = []
         self.pictures = 0
         self.most_at_once = 0
@@ -94,7 +94,6 @@ class TimedEngine:
     def run(self, images: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         answers = self._engine.run(images)
-        self.most_at_once = max(self.most_at_once, len(images))
         self.milliseconds.append(1000 * (time.perf_counter() - start))
         return answers
 
@@ -102,6 +101,7 @@ class TimedEngine:
         """The logits of any number of pictures, in batches that the engine takes; they count."""
         answers = predict(self, images)
         self.pictures += len(answers)
+        self.most_at_once = max(self.most_at_once, min(len(answers), self.batch_size or len(answers)))
         return answers
 
     def warm_up(self, image_size: tuple[int, int]) -> int:

@@ -8,6 +8,7 @@ Each picture is written under a temporary name and renamed, so that a viewer nev
 import csv
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +106,11 @@ def _draw_loss(axes: "Axes", columns: dict[str, np.ndarray]) -> None:
                   textcoords="offset points", ha="center", color=BLUE, fontsize=9, fontweight="bold")
 
 
-def _draw_accuracy(axes: "Axes", columns: dict[str, np.ndarray]) -> None:
+def _draw_accuracy(axes: "Axes", columns: dict[str, np.ndarray], *, k: int) -> None:
     axes.set_title("accuracy on the test set, %", loc="left", color=INK, fontsize=10.5)
-    epochs, top1, top5 = columns["epoch"], columns["val_top1"] * 100, columns["val_top5"] * 100
-    _line(axes, epochs, top5, ORANGE, "top-5")
+    epochs, top1, topk = columns["epoch"], columns["val_top1"] * 100, columns["val_top5"] * 100
+    if k > 1:
+        _line(axes, epochs, topk, ORANGE, f"top-{k}")
     if not _line(axes, epochs, top1, GREEN, "top-1"):
         return _note(axes, "no evaluation yet")
     best = int(np.nanargmax(top1))
@@ -129,17 +131,18 @@ def _draw_rate(axes: "Axes", columns: dict[str, np.ndarray]) -> None:
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
 
 
-def plot_curves(metrics_csv: Path, out: Path) -> None:
+def plot_curves(metrics_csv: Path, out: Path, *, k: int = 5) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a metrics.csv, whatever of it is there yet.
 
-    Needs the columns epoch, loss, lr, val_top1 and val_top5 (KeyError); accuracies are 0 to 1, empty cells are gaps.
+    Needs the columns epoch, loss, lr, val_top1 and val_top5, which is top-`k` (KeyError); accuracies are 0 to 1, empty
+    cells are gaps.
     """
     from matplotlib.ticker import MaxNLocator
 
     columns = read_metrics(metrics_csv)
     figure = _figure(8, 8.4)
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
-    for axes, draw in zip(panels, (_draw_loss, _draw_accuracy, _draw_rate), strict=True):
+    for axes, draw in zip(panels, (_draw_loss, partial(_draw_accuracy, k=k), _draw_rate), strict=True):
         draw(axes, columns)
         _tidy(axes)
         axes.margins(x=0.04)

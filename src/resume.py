@@ -230,6 +230,7 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
     state.epoch_losses = point.record["epoch_losses"][:point.step // point.record["steps_per_epoch"]]
     state.best_top1 = point.record["best_top1"]
+    state.saved_step = point.step
     if keeps_position(point, state):
         state.step = point.step
         state.losses = arrays[LOSSES].tolist()

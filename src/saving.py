@@ -35,7 +35,7 @@ class Saver:
                        f"{self._needed_bytes / 2**20:.0f} MiB there, {_free(self._folder)}")
             if self._stops:
                 raise SaveError(message) from None
-            get_logger().error("error: %s. Older files are intact; the next save is tried as planned.", message)
+            get_logger().error("error: %s. Older files are intact.", message)
             return False
         return True
 
@@ -60,17 +60,19 @@ class SaveCheckpoints(Handler):
             return
         path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
         if self._saver(f"checkpoint {path.name}", lambda: self._save(path)):
-            files = sorted(self._folder.glob(f"{self._rank}-*.ckpt"), key=_epoch_and_step)
+            files = self._written()
             for old in files[:files.index(path) + 1][:-self._keep]:  # later ones: the run was taken back behind them
                 old.unlink(missing_ok=True)
+
+    def _written(self) -> list[Path]:
+        """The checkpoints of this rank, the oldest first; a copy under a name of the user's own is none of them."""
+        found = {path: re.fullmatch(rf"{self._rank}-(\d+)_(\d+)", path.stem) for path in self._folder.glob("*.ckpt")}
+        steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
+        return sorted(steps, key=steps.get)
 
     def _save(self, path: Path) -> None:
         self._folder.mkdir(exist_ok=True)
         self._write(path)
-
-
-def _epoch_and_step(path: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", path.stem)]
 
 
 class SaveStates(Handler):
@@ -97,7 +99,7 @@ class SaveStates(Handler):
             state.stop_signal = signal_number
         if due:
             state.read_losses()  # a state with weights that are no numbers must not push out the last good ones
-            self._save(state.step)
+            self._save(state)
 
     def _agree(self) -> tuple[int, bool]:
         """The signal and the time-based save that any rank has, so that all ranks act at the same step."""
@@ -107,11 +109,13 @@ class SaveStates(Handler):
         number = next((int(number) for number, count in zip(self._signals.NUMBERS, signals, strict=True) if count), 0)
         return number, bool(times)
 
-    def _save(self, step: int) -> None:
+    def _save(self, state: TrainState) -> None:
         written = self._saver("the resume state", self._write)
         everywhere = int(sum_integers([int(written)], self._world_size)[0]) == self._world_size
+        if everywhere:
+            state.saved_step = state.step
         if everywhere and self._rank == 0:
-            remove_old_states(self._folder, step)
+            remove_old_states(self._folder, state.step)
         self._last_save_s = time.monotonic()
 
 

@@ -84,6 +84,7 @@ class TrainState:
     learning_rates: np.ndarray  # one per step of the whole run
     images_per_step: int  # over all ranks
     step: int = 0  # finished steps of the whole run
+    saved_step: int = 0  # of the newest resume state, 0 for none
     row: dict[str, float] = field(default_factory=dict)  # of metrics.csv, for the epoch that ends
     losses: list[float] = field(default_factory=list)  # of this epoch, as far as read
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch

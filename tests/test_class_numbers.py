@@ -1,27 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model is not counted on pictures whose classes are numbered otherwise: the accuracy would be wrong, silently."""
+"""A model is not counted on pictures whose classes are numbered otherwise, or that are prepared as those of another
+kind: the accuracy would be wrong, silently."""
 
 import shutil
+from pathlib import Path
 
 import pytest
-from toy_data import run_main
+from toy_data import Outcome, run_main
+
+READERS = pytest.mark.parametrize(("script", "flag"), [
+    ("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.checkpoint}"),
+    ("infer", "--model_path={0.onnx}"), ("preprocess", "--model_path={0.mindir}")])
 
 
 @pytest.fixture
-def renumbered(photo_model, tmp_path):
-    """The test pictures in a list in which the first class is the last one."""
+def listed(photo_model, tmp_path):
+    """The test pictures in a list."""
     shutil.copytree(photo_model.data / "val", tmp_path / "pictures")
     pictures = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("pictures/*/*"))
     names = sorted({path.parent.name for path in pictures})
-    lines = [f"{path} {len(names) - 1 - names.index(path.parent.name)}\n" for path in pictures]
-    (tmp_path / "val_list.txt").write_text("".join(lines))
+    (tmp_path / "val_list.txt").write_text("".join(f"{path} {names.index(path.parent.name)}\n" for path in pictures))
     return tmp_path
 
 
-@pytest.mark.parametrize(("script", "flags"), [
-    ("eval", ["--pre_trained={0.checkpoint}"]), ("infer", ["--model_path={0.checkpoint}"]),
-    ("infer", ["--model_path={0.onnx}"]), ("preprocess", ["--model_path={0.mindir}"])])
-def test_classes_under_other_numbers_are_refused(photo_model, renumbered, script, flags):
-    said = run_main(script, "--dataset=imagenet2012", f"--data_dir={renumbered}", f"--ckpt_path={renumbered}/runs",
-                    f"--result_path={renumbered}/prepared", *(flag.format(photo_model) for flag in flags))
+def count(script: str, folder: Path, *flags: str) -> Outcome:
+    return run_main(script, f"--data_dir={folder}", f"--ckpt_path={folder}/runs", f"--result_path={folder}/prepared",
+                    *flags)
+
+
+@READERS
+def test_classes_under_other_numbers_are_refused(photo_model, listed, script, flag):
+    lines = (listed / "val_list.txt").read_text().splitlines()
+    turned = [f"{path} {2 - int(label)}\n" for path, label in map(str.split, lines)]
+    (listed / "val_list.txt").write_text("".join(turned))
+    said = count(script, listed, flag.format(photo_model), "--dataset=imagenet2012")
     assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
+
+
+@READERS
+def test_photos_are_not_taken_for_small_pictures(photo_model, listed, script, flag):
+    """As the recipe that is used where `--dataset` is not given would have it."""
+    said = count(script, listed, flag.format(photo_model))
+    assert said.status == 2 and "the model was trained on photos, which --dataset=imagenet2012 prepares" in said.err
+    if script == "eval":  # the others need files of their own, or labels of this data set
+        assert count(script, listed, flag.format(photo_model), "--dataset=cifar10").status == 0
+
+
+def test_small_pictures_are_not_taken_for_photos(cifar_model, listed):
+    recipe = listed / "own.yaml"
+    recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
+    said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")
+    assert said.status == 2
+    assert "--dataset=cifar10 prepares as it knows them; --dataset=imagenet2012 insists" in said.err

@@ -203,6 +203,8 @@ finally:
     (("--lr_scheduler=cosine_annealing", "--lr_max=0.3"), ["--lr_max has no effect without --lr_scheduler=step"]),
     (("--lr_scheduler=multi_step", "--lr_gamma=1"), []), (("--lr_gamma=1",), ["without --lr_scheduler=exponential"]),
     (("--T_max=9", "--eta_min=0"), ["--eta_min has", "--T_max has"]), (("--lr=0.2",), []), (("--lr_max=0.2",), []),
+    (("--lr=0.2", "--lr_max=0.3"), ["--lr has no effect without --lr_scheduler=exponential or cosine_annealing"]),
+    (("--resume_force",), ["--resume_force has no effect without --resume"]), (("--resume_force", "--resume"), []),
     (("--eval_step_per_epoch=3",), ["without --mode=train_and_evaluate"]),
     (("--eval_step_per_epoch=3", "--mode=train_and_evaluate"), []),
     (("--lr_base_batch=32",), ["without --lr_scale=linear"]), (("--lr_base_batch=32", "--lr_scale=linear"), []),
@@ -213,3 +215,12 @@ finally:
 def test_a_flag_that_counts_for_nothing_is_said_to(flags, said):
     notes = [note for note in get_config(list(flags)).notes if "no effect" in note]
     assert len(notes) == len(said) and all(text in note for text, note in zip(said, notes, strict=True))
+
+
+def test_a_log_of_another_name_is_for_training():
+    assert "warning: --log_name has no effect here: it is for training" in get_config(["--log_name=a"], "eval.py").notes
+    assert not [note for note in get_config(["--log_name=a"], "train.py").notes if "log_name" in note]
+
+
+def test_a_value_of_two_dashes_is_refused_like_any_other():
+    assert "lr: must be a valid number, not '--' (from --lr)" in refusal("--lr=--")

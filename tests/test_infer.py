@@ -18,7 +18,7 @@ from toy_data import ROOT, Outcome, run_main
 
 from infer import run_infer
 from model_utils.config import get_config
-from src.engines import open_engine, predict
+from src.engines import CellEngine, open_engine, predict
 from src.inference import Answer, Item
 from src.pictures import Preset, prepare, read_picture
 from src.predictions import best_guesses, predictions_of, softmax
@@ -74,6 +74,17 @@ def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, pictures, 
             assert [guess["name"] for guess in row["predictions"]] == [item["name"] for item in first["predictions"]]
             probabilities = [[guess["probability"] for guess in one["predictions"]] for one in (row, first)]
             assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
+
+
+def test_a_network_computes_no_more_pictures_than_there_are(photo_model: Deployed, pictures, tmp_path, monkeypatch):
+    """It is compiled for each number of pictures, so a last batch is filled up; but not beyond all there are."""
+    batches, run = [], CellEngine.run
+    monkeypatch.setattr(CellEngine, "run", lambda engine, images: batches.append(len(images)) or run(engine, images))
+    for source, together, pictures_each in ((pictures, 5, 5), (pictures / "b.png", 1, 1)):
+        assert infer(photo_model.checkpoint, source, f"--time_dir={tmp_path}").status == 0
+        assert set(batches) == {together} and len(batches) == 2  # one to warm up
+        assert f"over {pictures_each} pictures, up to {pictures_each} at a time" in next(tmp_path.iterdir()).read_text()
+        batches.clear()
 
 
 def test_pictures_are_prepared_as_the_model_was_trained(photo_model: Deployed, pictures):

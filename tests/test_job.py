@@ -168,8 +168,10 @@ def test_the_ranks_do_not_outlive_a_killed_launcher():
         wait_until(lambda: not any(map(is_running, ranks)), timeout_s=10, what="the end of the ranks")
 
 
-def test_a_closed_terminal_does_not_end_a_job_under_nohup():
-    with start_ready("echo ready; sleep 1", before=("nohup",)) as launcher:
+@pytest.mark.parametrize(("name", "number"), [("HUP", signal.SIGHUP), ("INT", signal.SIGINT)])
+def test_what_was_ignored_does_not_end_a_job(name, number):
+    """As under nohup, or in the background of a script."""
+    with start_ready("echo ready; sleep 1", before=("sh", "-c", f"trap '' {name}; exec \"$@\"", "sh")) as launcher:
         wait_for_ranks(1)
-        launcher.send_signal(signal.SIGHUP)
+        launcher.send_signal(number)
         assert launcher.wait(20) == 0

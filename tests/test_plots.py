@@ -66,6 +66,15 @@ def test_curves_keep_the_old_picture_when_drawing_fails(tmp_path):
     assert (tmp_path / "curves.png").read_bytes() == before
 
 
+@pytest.mark.parametrize(("k", "labels"), [(5, ["top-5", "top-1"]), (2, ["top-2", "top-1"]), (1, ["top-1"])])
+def test_curves_say_how_many_guesses_count(tmp_path, monkeypatch, k, labels):
+    drawn = []
+    monkeypatch.setattr(plots, "_write_png", lambda figure, out: drawn.append(figure))
+    (tmp_path / "metrics.csv").write_text(HEADER + "1,10,2.3,0.1,900,1.5,0.21,0.7\n")
+    plots.plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", k=k)
+    assert [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()] == labels
+
+
 def test_confusion_of_ten_classes_is_a_matrix(tmp_path):
     matrix = np.diag([50] * 10)
     plots.plot_confusion(matrix, [f"class {i}" for i in range(10)], tmp_path / "right.png")

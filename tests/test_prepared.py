@@ -39,6 +39,15 @@ def test_inputs_of_an_earlier_call_go(cifar_model: Deployed, tmp_path):
     assert (tmp_path / "cifar10_label_ids.npy").exists()  # nothing was touched
 
 
+def test_a_model_that_is_not_there_or_not_exported_is_refused(cifar_model: Deployed, tmp_path):
+    flags = (f"--data_dir={cifar_model.data}", f"--result_path={tmp_path}")
+    done = preprocess(*flags, f"--model_path={tmp_path / 'absent.onnx'}")
+    assert done.status == 2 and f"model_path: there is no file {tmp_path / 'absent.onnx'}" in done.err
+    done = preprocess(*flags, f"--model_path={cifar_model.checkpoint}")
+    assert done.status == 2 and "is no exported model (.mindir, .air, .onnx)" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_inputs_for_another_model_are_refused(cifar_model: Deployed, tmp_path):
     assert preprocess(f"--data_dir={cifar_model.data}", f"--result_path={tmp_path}", "--image_size=32",
                       "--image_mean=0.5,0.5,0.5").status == 0

@@ -4,13 +4,10 @@
 import json
 import os
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,37 +208,6 @@ def test_a_disk_that_says_no_is_reported_and_training_goes_on_if_asked_to(cifar,
         folder = next(tmp_path.iterdir())
         assert len(failures) == 3 and (folder / "ckpt_0" / "0-2_5.ckpt").is_file()
         assert [row[0] for row in rows(folder)] == ["epoch", "1", "2"] and (folder / "curves.png").is_file()
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_finishes_the_step_and_prints_the_command_that_goes_on(cifar, tmp_path, number, status):
-    # Long epochs: while an iterator starts, MindData turns a SIGINT into a SIGTERM.
-    command = [sys.executable, ROOT / "train.py", *FLAGS, "--max_epoch=1000", "--batch_size=1", "--ckpt_interval=1000",
-               f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        while "epoch: 1" not in run.stdout.readline():
-            assert run.poll() is None, run.stderr.read()
-        run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
-        run.send_signal(signal.SIGCONT)
-        time.sleep(0.5)
-        run.send_signal(number)
-        out, err = run.communicate(timeout=60)
-    assert run.returncode == status
-    step = int(re.search(r"stopped by \S+ after step (\d+)", err)[1])
-    folder = next(tmp_path.iterdir())
-    assert (folder / "resume" / f"step-{step:08d}.state").is_file()
-    program, script, *flags = shlex.split(err.splitlines()[-1])
-    assert flags == [f"--config_path={folder / 'config.yaml'}", f"--resume={folder}"]
-    assert Path(shutil.which(program)).samefile(sys.executable) and Path.cwd() / script == ROOT / "train.py"
-    assert "Traceback" not in err
-    assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
-
-
-def test_a_signal_before_training_ends_the_run_with_a_line():
-    program = ("import os, signal, time\nfrom src.stopping import StopSignals\n"
-               "with StopSignals():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT before training began\n")
 
 
 def test_the_printed_command_goes_on(reference, tmp_path):

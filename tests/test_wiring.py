@@ -13,7 +13,7 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.schema import GROUPS, Config
 from src import build, saving
 from src.build_data import build_preset
-from src.checkpoint import save_checkpoint
+from src.checkpoint import find_checkpoints, save_checkpoint
 from src.dropout import RepeatableDropout
 from src.model_card import find_card
 from src.resume import FIXED_KEYS, FORCEABLE_KEYS, Identity, ResumePoint, check_differences
@@ -106,13 +106,26 @@ def test_a_checkpoint_brings_its_own_normalisation(tmp_path):
     assert find_card(tmp_path / "own.mindir").preset[1:3] == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
+def test_folders_that_a_pattern_names_are_searched(tmp_path):
+    for name in ("a.ckpt", "run1/ckpt_0/0-1_5.ckpt", "run2/best.ckpt", "run2/curves.png", "other/best.ckpt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = {str(path.relative_to(tmp_path)) for path in find_checkpoints(f"{tmp_path}/[ar]*")}
+    assert found == {"a.ckpt", "run1/ckpt_0/0-1_5.ckpt", "run2/best.ckpt"}
+    assert len(find_checkpoints(f"{tmp_path}/**/*.ckpt")) == 4
+
+
 def test_the_oldest_checkpoint_is_that_of_the_first_epoch(tmp_path):
     handler = SaveCheckpoints(tmp_path / "c", lambda path: path.touch(), lambda name, write: not write(), rank=0,
                               interval=1, keep=2)
+    own_copies = ["0-3_5 of the paper.ckpt", "0-best.ckpt", "1-3_5.ckpt"]
+    for name in own_copies:
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / name).touch()
     for epoch in (*range(8, 12), 10):  # in the end taken back
         handler.on_epoch(SimpleNamespace(epoch=epoch, step=5 * epoch, is_over=False, step_in_epoch=5 - epoch // 11))
         assert (tmp_path / "c" / f"0-{epoch}_{5 - epoch // 11}.ckpt").exists()
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["0-10_5.ckpt", "0-11_4.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["0-10_5.ckpt", "0-11_4.ckpt", *own_copies]
 
 
 @pytest.mark.parametrize("saved_everywhere", [True, False])

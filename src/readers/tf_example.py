@@ -9,17 +9,13 @@ each list is a message { 1: repeated value }.
 import struct
 from collections.abc import Callable, Iterator, Mapping
 
+from src.utils.wire import FIXED32, FIXED64, LENGTH, LONGEST_VARINT, VARINT, WireError, message, varint, varint_at
+
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 BYTES, INTEGERS = 1, 3  # kinds of a Feature
-LONGEST_VARINT = 10
 USUAL_HEAD = 80  # bytes, enough for the name of a feature and what stands around it
 
 Fetch = Callable[[int, int], bytes]  # (position, length) -> that part of a record, shorter at its end
-
-
-class WireError(ValueError):
-    """The bytes are no Example."""
 
 
 def masked_crc(data: bytes) -> int:
@@ -39,43 +35,17 @@ def frame(data: bytes) -> bytes:
 # Writing
 
 
-def _varint(value: int) -> bytes:
-    value &= 0xFFFFFFFFFFFFFFFF  # negative numbers are their 64-bit complement
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | LENGTH]) + _varint(len(content)) + content
-
-
 def encode_example(features: Mapping[str, bytes | int]) -> bytes:
     """An Example with one value per feature."""
     entries = []
     for name, value in features.items():
         is_integer = isinstance(value, int)
-        values = _message(INTEGERS, _message(1, _varint(value))) if is_integer else _message(BYTES, _message(1, value))
-        entries.append(_message(1, _message(1, name.encode()) + _message(2, values)))
-    return _message(1, b"".join(entries))
+        values = message(INTEGERS, message(1, varint(value))) if is_integer else message(BYTES, message(1, value))
+        entries.append(message(1, message(1, name.encode()) + message(2, values)))
+    return message(1, b"".join(entries))
 
 
 # Reading
-
-
-def _varint_at(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins there, and where it ends."""
-    value = shift = 0
-    while at < len(data):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise WireError("a number has no end")
 
 
 def fields(fetch: Fetch, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -85,8 +55,8 @@ def fields(fetch: Fetch, start: int, end: int) -> Iterator[tuple[int, int, int]]
     """
     while start < end:
         head = fetch(start, 2 * LONGEST_VARINT)
-        key, used = _varint_at(head, 0)
-        value, behind = _varint_at(head, used) if key & 7 in (VARINT, LENGTH) else (0, used)
+        key, used = varint_at(head, 0)
+        value, behind = varint_at(head, used) if key & 7 in (VARINT, LENGTH) else (0, used)
         if key & 7 == VARINT:
             yield key >> 3, value, -1
             start += behind
@@ -104,7 +74,7 @@ def _entry(fetch: Fetch, start: int, end: int) -> tuple[bytes, tuple[int, int]]:
     if len(head) > 2 and head[0] == 1 << 3 | LENGTH and head[1] < 0x80:  # as everybody writes it: the name comes first
         name_end = 2 + head[1]
         if name_end < len(head) and head[name_end] == 2 << 3 | LENGTH:
-            return head[2:name_end], (_varint_at(head, name_end + 1)[1] + start, end)
+            return head[2:name_end], (varint_at(head, name_end + 1)[1] + start, end)
     parts = {number: (first, last) for number, first, last in fields(fetch, start, end) if last >= 0}
     name = fetch(parts[1][0], parts[1][1] - parts[1][0]) if 1 in parts else b""
     return name, parts.get(2, (0, 0))
@@ -136,6 +106,6 @@ def integer_value(fetch: Fetch, feature: tuple[int, int, int]) -> int | None:
         return None
     for number, first, last in fields(fetch, start, end):
         if number == 1:
-            value = first if last < 0 else _varint_at(fetch(first, LONGEST_VARINT), 0)[0]
+            value = first if last < 0 else varint_at(fetch(first, LONGEST_VARINT), 0)[0]
             return value - (1 << 64) if value >> 63 else value
     return None

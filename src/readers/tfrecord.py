@@ -16,16 +16,9 @@ from src.readers.base import wrong_layout
 from src.readers.class_names import complete_names, read_class_names
 from src.readers.encoded import EncodedReader, raise_problems
 from src.readers.shards import find_shards
-from src.readers.tf_example import (
-    FOOTER,
-    HEADER,
-    WireError,
-    bytes_value,
-    find_features,
-    integer_value,
-    masked_crc,
-)
+from src.readers.tf_example import FOOTER, HEADER, bytes_value, find_features, integer_value, masked_crc
 from src.utils.util import InputError
+from src.utils.wire import WireError
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
 IMAGE, LABEL, NAME = b"image/encoded", b"image/class/label", b"image/class/synset"

@@ -89,7 +89,7 @@ def find_checkpoints(named: str) -> list[Path]:
     """The checkpoints that a file, a folder or a pattern of both names, newest first; InputError if there are none."""
     places = [Path(named)] if Path(named).exists() else map(Path, glob(named, recursive=True))
     found = {path for place in places for path in (_checkpoints_below(place) if place.is_dir() else [place])}
-    checkpoints = newest_first(sorted(found, key=lambda item: item.name))
+    checkpoints = newest_first(sorted(found, key=lambda item: (item.name, item)))
     if not checkpoints:
         raise InputError(f"pre_trained: there is no checkpoint {named}")
     return checkpoints

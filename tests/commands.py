@@ -13,8 +13,8 @@ MODEL_ZOO, MINDCV, MODEL_ZOO_CN, PYTORCH, TENSORFLOW = range(5)
 TITLES = {
     "en": ("the model zoo's VGG16 (English README)", "MindCV", "the model zoo's VGG16 (Chinese README)",
            "VGG for PyTorch on GCU", "VGG for TensorFlow on Ascend"),
-    "zh": ("Model Zoo 的 VGG16（英文 README）", "MindCV", "Model Zoo 的 VGG16（中文 README）",
-           "GCU 上的 PyTorch 版 VGG", "昇腾上的 TensorFlow 版 VGG"),
+    "zh": ("model zoo 的 VGG16（英文 README）", "MindCV", "model zoo 的 VGG16（中文 README）",
+           "GCU 上的 PyTorch 版 VGG", "Ascend 上的 TensorFlow 版 VGG"),
 }
 
 
@@ -158,15 +158,16 @@ COMMANDS = (
 )
 
 INTRODUCTION = {
-    "en": "The commands of the older projects, as their READMEs print them (behind `#`), and as they are typed here.\n"
-          "The tests run the latter on a CPU; on your card leave `--device_target` as it was, `DEVICE_TARGET` out.\n"
+    "en": "Below are the commands of the older projects, as their READMEs print them (behind `#`), each followed by\n"
+          "what is typed here. The tests run the latter on a CPU. On your card, keep the original `--device_target`, give\n"
+          "`--device=Ascend` or `GPU` where `--device=gcu` stands, and leave out `DEVICE_TARGET=CPU`.\n"
           "`data` and `imagenet` stand for your data, `rank_table.json`, `0-70_781.ckpt`, `0-150_5004.ckpt`,\n"
           "`checkpoints` and `vgg16.mindir` for files of yours, and `--num_classes` says how many classes they have.\n"
           "Each line is for itself; `&` leaves it running.\n",
     "zh": "下面是各个旧项目 README 中的命令（`#` 之后）以及在本项目中的写法。测试在 CPU 上运行后者；在您的设备上\n"
-          "请保留原来的 `--device_target`，并去掉 `DEVICE_TARGET`。`data` 和 `imagenet` 代表您的数据，\n"
-          "`rank_table.json`、`0-70_781.ckpt`、`0-150_5004.ckpt`、`checkpoints` 和 `vgg16.mindir` 代表您的文件，\n"
-          "`--num_classes` 是它们的类别数。每行单独执行；`&` 使其在后台运行。\n",
+          "请保留原来的 `--device_target`（原为 `--device=gcu` 的改为 `Ascend` 或 `GPU`），并去掉 `DEVICE_TARGET`。\n"
+          "`data` 和 `imagenet` 代表您的数据，`rank_table.json`、`0-70_781.ckpt`、`0-150_5004.ckpt`、`checkpoints` 和\n"
+          "`vgg16.mindir` 代表您的文件，`--num_classes` 是它们的类别数。每行单独执行；`&` 使其在后台运行。\n",
 }
 
 

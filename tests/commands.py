@@ -159,8 +159,8 @@ COMMANDS = (
 
 INTRODUCTION = {
     "en": "Below are the commands of the older projects, as their READMEs print them (behind `#`), each followed by\n"
-          "what is typed here. The tests run the latter on a CPU. On your card, keep the original `--device_target`, give\n"
-          "`--device=Ascend` or `GPU` where `--device=gcu` stands, and leave out `DEVICE_TARGET=CPU`.\n"
+          "what is typed here. The tests run the latter on a CPU. On your card, keep the original `--device_target`,\n"
+          "give `--device=Ascend` or `GPU` where `--device=gcu` stands, and leave out `DEVICE_TARGET=CPU`.\n"
           "`data` and `imagenet` stand for your data, `rank_table.json`, `0-70_781.ckpt`, `0-150_5004.ckpt`,\n"
           "`checkpoints` and `vgg16.mindir` for files of yours, and `--num_classes` says how many classes they have.\n"
           "Each line is for itself; `&` leaves it running.\n",

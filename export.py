@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model_utils.ctrl_c import ends_on_ctrl_c
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.entry import run_entry
 from model_utils.errors import ConfigError
@@ -92,7 +93,7 @@ def describe_parity(parity: dict[str, Any] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_entry(run_export, argv, "export.py")
+    return run_entry(run_export, argv, "export.py", within=ends_on_ctrl_c("export.py"))
 
 
 if __name__ == "__main__":

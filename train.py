@@ -44,6 +44,7 @@ def run_train(config: Config) -> TrainResult:
         rank = set_up_device(config)
         from src import build, build_run
         from src.readers.traffic import naming_bad_pictures
+        from src.saving import SaveError
         from src.utils.logging import get_logger
 
         point = build_run.find_point(config, rank)
@@ -61,6 +62,9 @@ def run_train(config: Config) -> TrainResult:
                 with naming_bad_pictures(data.reader):
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
+            if state.unsaved:
+                raise SaveError(f"the run is over, but could not save {' and '.join(state.unsaved)}; make room, and "
+                                f"{how_to_go_on(folder, rank, state)}")
             if state.stop_signal and not state.is_over:
                 raise Stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
     return TrainResult(folder, state.step, tuple(state.epoch_losses), state.best_top1)
@@ -93,6 +97,7 @@ def build_parts(config: Config, rank: Rank, point: Any = None) -> Parts:
     from src import build
     from src.build_data import build_reader, note_on_test_set
     from src.build_weights import open_pre_trained, without_file
+    from src.readers.base import NoDataError
     from src.training import Throughput, TrainState
 
     mindspore.set_seed(config.seed)
@@ -104,7 +109,10 @@ def build_parts(config: Config, rank: Rank, point: Any = None) -> Parts:
     data = build.build_train_data(config, rank)
     test = None
     if config.mode == "train_and_evaluate":
-        test = build_reader(config, "test", classes=data.reader.class_names)
+        try:
+            test = build_reader(config, "test", classes=data.reader.class_names)
+        except NoDataError as error:
+            raise NoDataError(f"{error}\n  for the evaluations; --mode=train does without them") from None
     network, about = build.build_start(start, rank)
     about += note_on_test_set(data.reader, test) if test else []
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)

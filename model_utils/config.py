@@ -239,6 +239,8 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=aliases)
     if unknown:
         name = unknown[0].split("=")[0]
+        if not name.startswith("-"):
+            raise ConfigError(f"{name}: belongs to no flag; values are given as --name=value")
         raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
     names = ("dataset", "dataset_name") if program in ("preprocess.py", "postprocess.py") else ("dataset",)
     dataset = next((flags[name] for name in names if name in flags), DEFAULT_DATASET)

@@ -35,12 +35,12 @@ def _parse(path: Path, asked_by: str) -> list[yaml.Node]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file (from {asked_by})") from None
     except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+        raise ConfigError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     try:
         return [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)  # it may lie behind
         raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 

@@ -173,7 +173,8 @@ def write_list(findings: Findings, data_dir: Path) -> str:
     packing.write_lines(path, lines)
     if not (data_dir / CLASS_NAMES).exists():
         write_class_names(data_dir, reader.class_names)
-    return f"{path}: lists {len(good)} of {len(findings.facts)} pictures"
+    return (f"{path}: lists {len(good)} of {len(findings.facts)} pictures; dataset_format=auto reads it from now on in "
+            "place of the folders, which --dataset_format=folder still reads")
 
 
 def as_json(findings: Findings) -> dict[str, Any]:

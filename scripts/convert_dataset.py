@@ -177,7 +177,7 @@ def list_in_place(source: Source, config: Config) -> None:
     reader = open_source(source)
     path = source.data_dir / LIST_FILES[source.split]
     if path.exists():
-        raise InputError(f"{path}: is there already")
+        raise InputError(f"{path}: is there already; remove it, or copy the pictures with --output=FOLDER")
     kept = find_kept(source, config, config.num_parallel_workers or usable_cores())
     packing.write_lines(path, packing.list_lines(reader, kept, source.data_dir))
     if not (source.data_dir / CLASS_NAMES).exists():

@@ -80,8 +80,9 @@ def build_reader(config: Config, split: str, *, classes: tuple[str, ...] = ()) -
 def check_class_count(reader: Reader, config: Config) -> None:
     found = len(reader.class_names)
     if found != config.num_classes:
-        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but there are "
-                         f"{found} classes: {reader.source}")
+        there_are = "there is 1 class" if found == 1 else f"there are {found} classes"
+        raise InputError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
+                         f"{there_are}: {reader.source}; --num_classes={found} fits these")
 
 
 def check_classes(reader: Reader, classes: Sequence[str]) -> None:
@@ -101,7 +102,7 @@ def check_kind(config: Config, *, photos: bool) -> None:
         return
     kind, right = ("photos", "imagenet2012") if photos else ("small pictures of one size", "cifar10")
     raise InputError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), but the model was trained on "
-                     f"{kind}, which --dataset={right} prepares as it knows them; --dataset={config.dataset} insists")
+                     f"{kind}: give --dataset={right}, or --dataset={config.dataset} if that is what you want")
 
 
 def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:

@@ -196,9 +196,8 @@ def describe_model(config: Config, network: nn.Cell) -> str:
     total = sum(parameter.size for parameter in network_weights(network) if not is_moving_statistic(parameter.name))
     trainable = sum(parameter.size for parameter in network.trainable_params())
     frozen = f" of {total:,} (frozen: {config.freeze})" if trainable < total else ""
-    faster = f", the last layer learns {config.head_lr_multiplier:g} times as fast"
     return (f"{config.network}, {trainable:,} trainable parameters{frozen}, {config.num_classes} classes, pictures of "
-            f"{config.image_size[0]}x{config.image_size[1]}{faster if config.head_lr_multiplier != 1 else ''}")
+            f"{config.image_size[0]}x{config.image_size[1]}")
 
 
 def _describe_rates(config: Config, world_size: int) -> list[str]:
@@ -236,7 +235,8 @@ def _describe_limits(config: Config, rank: Rank, data: TrainData) -> list[str]:
 
 def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
-    return [describe_model(config, network),
+    faster = f", the last layer learns {config.head_lr_multiplier:g} times as fast"
+    return [describe_model(config, network) + (faster if config.head_lr_multiplier != 1 else ""),
             f"{data.reader.source}: {len(data.reader)} pictures, {data.steps_per_epoch} steps of "
             f"{config.batch_size} x {data.shard.world_size} per epoch, {data.shard.workers} data workers",
             *_describe_limits(config, rank, data), *_describe_rates(config, data.shard.world_size)]

@@ -4,7 +4,7 @@
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,5 +91,6 @@ def find_checkpoints(named: str) -> list[Path]:
     found = {path for place in places for path in (_checkpoints_below(place) if place.is_dir() else [place])}
     checkpoints = newest_first(sorted(found, key=lambda item: (item.name, item)))
     if not checkpoints:
-        raise InputError(f"pre_trained: there is no checkpoint {named}")
+        matches = "" if escape(named) == named else ", and nothing that matches this pattern"
+        raise InputError(f"pre_trained: there is no checkpoint {named}{matches}")
     return checkpoints

@@ -63,6 +63,8 @@ class SaveCheckpoints(Handler):
             files = self._written()
             for old in files[:files.index(path) + 1][:-self._keep]:  # later ones: the run was taken back behind them
                 old.unlink(missing_ok=True)
+        elif state.is_over:
+            state.unsaved.append(f"the checkpoint {path.name}")
 
     def _written(self) -> list[Path]:
         """The checkpoints of this rank, the oldest first; a copy under a name of the user's own is none of them."""
@@ -114,6 +116,8 @@ class SaveStates(Handler):
         everywhere = int(sum_integers([int(written)], self._world_size)[0]) == self._world_size
         if everywhere:
             state.saved_step = state.step
+        elif state.is_over:
+            state.unsaved.append("the resume state")
         if everywhere and self._rank == 0:
             remove_old_states(self._folder, state.step)
         self._last_save_s = time.monotonic()

@@ -85,6 +85,7 @@ class TrainState:
     images_per_step: int  # over all ranks
     step: int = 0  # finished steps of the whole run
     saved_step: int = 0  # of the newest resume state, 0 for none
+    unsaved: list[str] = field(default_factory=list)  # what could not be written at the end of the run
     row: dict[str, float] = field(default_factory=dict)  # of metrics.csv, for the epoch that ends
     losses: list[float] = field(default_factory=list)  # of this epoch, as far as read
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch

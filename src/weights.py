@@ -12,6 +12,7 @@ from mindspore import nn
 
 from src.checkpoint import INFO_KEY, ModelInfo, network_weights, read_info
 from src.pictures import STATISTICS
+from src.resume import RECORD
 from src.utils.util import InputError, listed
 from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
 from src.weight_files import CKPT, as_float32, is_float, read_weight_file, type_name
@@ -62,6 +63,9 @@ class Weights(NamedTuple):
 def read_weights(path: Path) -> Weights:
     """Read a checkpoint of this project or another one's; InputError if it is damaged, refused, or holds no VGG."""
     file = read_weight_file(path, own_mark=INFO_KEY)
+    if RECORD in file.texts:
+        raise InputError(f"{path}: is the state of a run, with which train.py --resume goes on; its checkpoints are in "
+                         "ckpt_0 beside its folder")
     names = translate({name: array.ndim for name, array in file.arrays.items()})
     theirs = {ours: name for ours, name in names.theirs.items() if is_float(file.arrays[name])}
     left_out = {name: f"numbers of the type {type_name(file.arrays[name])}"

@@ -168,6 +168,8 @@ def test_an_image_size_that_is_no_multiple_of_32(here, size):
 def test_a_yaml_file_that_does_not_parse(here):
     (here / "recipe.yaml").write_text("max_epoch: 3\nlr: [0.1}\n")
     assert "recipe.yaml:2: is not valid YAML" in refused(here, "--config_path=recipe.yaml")
+    (here / "recipe.yaml").write_text("lr: 0.1\nseed 3\n")
+    assert "recipe.yaml:2: is not valid YAML" in refused(here, "--config_path=recipe.yaml")  # where it ends
 
 
 def test_a_yaml_file_that_is_not_there(here):

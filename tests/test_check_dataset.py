@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,18 @@ def test_the_nearest_layout_is_named(tmp_path, monkeypatch, place, dataset, said
     training = run_main("train", "--device_target=CPU", "--data_dir=data", f"--dataset={dataset}", "--num_classes=3")
     assert training.status == 2 and outcome.err.splitlines()[1:6] == training.err.splitlines()[1:6]
     assert (said or "") in training.err and ("nearest layout" in training.err) == bool(said)
+
+
+def test_data_of_the_same_kind_is_nearer_than_other_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_coloured(Path("data/a/photos"))
+    write_cifar10(Path("data/b/c"))
+    assert "cifar10 data was found with --data_dir=data/b/c\n" in check("--data_dir=data", dataset="cifar10").err
+    shutil.rmtree("data/b")
+    Path("data/a/photos").rename("photos")
+    Path("data/b/cifar-10-batches-py").mkdir(parents=True)
+    Path("data/b/cifar-10-batches-py/data_batch_1").touch()
+    assert "cifar-10-batches-py holds the Python version of CIFAR-10" in check("--data_dir=data", dataset="cifar10").err
 
 
 def test_another_number_of_classes_than_asked_for_is_an_error(tmp_path):

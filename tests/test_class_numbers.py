@@ -41,7 +41,7 @@ def test_classes_under_other_numbers_are_refused(photo_model, listed, script, fl
 def test_photos_are_not_taken_for_small_pictures(photo_model, listed, script, flag):
     """As the recipe that is used where `--dataset` is not given would have it."""
     said = count(script, listed, flag.format(photo_model))
-    assert said.status == 2 and "the model was trained on photos, which --dataset=imagenet2012 prepares" in said.err
+    assert said.status == 2 and "the model was trained on photos: give --dataset=imagenet2012, or" in said.err
     if script == "eval":  # the others need files of their own, or labels of this data set
         assert count(script, listed, flag.format(photo_model), "--dataset=cifar10").status == 0
 
@@ -51,4 +51,4 @@ def test_small_pictures_are_not_taken_for_photos(cifar_model, listed):
     recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
     said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")
     assert said.status == 2
-    assert "--dataset=cifar10 prepares as it knows them; --dataset=imagenet2012 insists" in said.err
+    assert "give --dataset=cifar10, or --dataset=imagenet2012 if that is what you want" in said.err

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packing a data set: what is written is what was read, an interrupted command goes on, nothing foreign is touched."""
 
+import sys
+
 import numpy as np
 import pytest
+from launches import children, is_running, started, wait_until
 from packed import COUNTS, convert, open_format, write_coloured
 from PIL import Image
 from toy_data import ROOT, run_main, run_python, write_cifar10
@@ -49,6 +52,17 @@ def test_several_processes_write_the_shards(tmp_path, to):
     records = Cifar10Reader(written.folder, "train")
     assert all(packing.same_picture(records, index, reader, index) for index in range(0, 450, 7))
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / to).iterdir()} == {0o644}
+
+
+def test_a_killed_command_leaves_no_process_behind(tmp_path):
+    data = write_cifar10(tmp_path / "cifar", train_count=450)
+    with started([sys.executable, SCRIPT, "--to=tfrecord", f"--output={tmp_path / 'packed'}",
+                  "--num_parallel_workers=2", "--shards=3", f"--data_dir={data.folder}"], cwd=tmp_path) as command:
+        wait_until(lambda: len(children(command.pid)) >= 3, timeout_s=60, what="its processes")  # one serves the others
+        workers = children(command.pid)
+        command.kill()
+        command.wait()
+        wait_until(lambda: not any(map(is_running, workers)), timeout_s=30, what="their end")
 
 
 def test_a_list_is_written_beside_pictures_that_are_files(source):

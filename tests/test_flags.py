@@ -222,5 +222,9 @@ def test_a_log_of_another_name_is_for_training():
     assert not [note for note in get_config(["--log_name=a"], "train.py").notes if "log_name" in note]
 
 
+def test_a_value_without_a_flag_is_refused_as_one():
+    assert refusal("--data_dir", "data", "extra") == "extra: belongs to no flag; values are given as --name=value"
+
+
 def test_a_value_of_two_dashes_is_refused_like_any_other():
     assert "lr: must be a valid number, not '--' (from --lr)" in refusal("--lr=--")

@@ -152,6 +152,26 @@ def test_a_signal_that_comes_when_all_is_done_does_not_spoil_it(reference, tmp_p
     assert outcome.status == 0 and not outcome.err
 
 
+def test_a_run_whose_end_could_not_be_saved_does_not_end_well(reference, tmp_path, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if ".state" in str(target) or ".ckpt" in str(target):
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
+    assert outcome.status == 1
+    assert "the run is over, but could not save the checkpoint 0-2_5.ckpt and the resume state; make" in outcome.err
+
+
+def test_a_state_is_no_checkpoint(reference, tmp_path):
+    state = next((reference.folder / "resume").glob("*.state"))
+    outcome = run_main("eval", "--dataset=synthetic", f"--pre_trained={state}", f"--ckpt_path={tmp_path}")
+    assert outcome.status == 2 and f"{state}: is the state of a run, with which train.py --resume goes" in outcome.err
+
+
 def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
     write = build_run.save_state
 

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import chain, product
 from pathlib import Path
 
 from src.readers.base import SPLIT_FOLDERS
@@ -50,11 +51,18 @@ def _flags(name: str, folder: Path, dataset: str) -> str:
 
 def nearest_layout(data_dir: Path, split: str, dataset: str) -> str | None:
     """What to type or to rename so that the split is found; None if nothing that looks like data is near."""
-    candidates = [data_dir, *list(_below(data_dir))[1:], data_dir.parent]
-    for folder in candidates:
-        for name in sorted(FORMATS, key=lambda name: name not in DATA_SETS[dataset].formats):
-            if _is_there(name, folder, split):
-                return f"{name} data was found with {_flags(name, folder, dataset)}"
+    below = list(_below(data_dir))[1:]
+    candidates = [data_dir, *below, data_dir.parent]
+    own = DATA_SETS[dataset].formats
+    others = [name for name in FORMATS if name not in own]
+    for folder, name in chain(product([data_dir], [*own, *others]), product(below, own), product(below, others),
+                              product([data_dir.parent], [*own, *others])):
+        if _is_there(name, folder, split):
+            return f"{name} data was found with {_flags(name, folder, dataset)}"
+    python_version = next((folder for folder in candidates if (folder / "data_batch_1").is_file()), None)
+    if python_version:
+        return (f"{python_version} holds the Python version of CIFAR-10; the binary version is read, which "
+                "scripts/download_cifar10.py fetches")
     for folder in candidates:
         for other in OTHER_NAMES[split]:
             classes = _entries(folder / other)

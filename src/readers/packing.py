@@ -15,7 +15,7 @@ from src.readers.base import Reader
 from src.readers.list_file import LIST_FILES
 from src.readers.shards import shard_name
 from src.readers.tf_example import encode_example, frame
-from src.utils.util import InputError, printable, replaced_when_whole
+from src.utils.util import InputError, printable, replaced_when_whole, under_its_name
 
 SPLIT_STEMS = {"tfrecord": {"train": "train", "test": "validation"},  # as slim calls them
                "mindrecord": {"train": "train", "test": "val"},
@@ -118,7 +118,8 @@ def write_shard(folder: Path, to: str, split: str, piece: Piece, reader: Reader,
     workshop = folder / f".{path.name}{PARTIAL}"
     shutil.rmtree(workshop, ignore_errors=True)
     workshop.mkdir(parents=True)
-    WRITERS[to](workshop / path.name, items(reader, piece.indices, on_picture))
+    with under_its_name(path):
+        WRITERS[to](workshop / path.name, items(reader, piece.indices, on_picture))
     for written in sorted(workshop.iterdir(), reverse=True):  # the index of a MindRecord file before the file
         written.chmod(0o644)
         written.replace(folder / written.name)

@@ -3,6 +3,8 @@
 
 import functools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
@@ -32,6 +34,7 @@ class _Process:
 
     @classmethod
     def start(cls, source: Source, done: Any) -> None:
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
         cls.reader, cls.done = open_source(source), done
 
     @classmethod
@@ -42,6 +45,12 @@ class _Process:
     @classmethod
     def call(cls, work: Work, arguments: tuple) -> Any:
         return work(cls.reader, cls.count, *arguments)
+
+
+def _end_with_the_parent() -> None:
+    """A parent that was killed can end nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def cut(indices: Sequence[int], count: int) -> list[list[int]]:

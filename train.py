@@ -63,7 +63,7 @@ def run_train(config: Config) -> TrainResult:
                     train(parts, conductor, sink_size=build.sink_size(config, rank, data.steps_per_epoch))
                 get_logger().info(state.throughput.summary(state.images_per_step))
             if state.unsaved:
-                raise SaveError(f"the run is over, but could not save {' and '.join(state.unsaved)}; make room, and "
+                raise SaveError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
                                 f"{how_to_go_on(folder, rank, state)}")
             if state.stop_signal and not state.is_over:
                 raise Stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")

@@ -112,7 +112,8 @@ class SaveStates(Handler):
         return number, bool(times)
 
     def _save(self, state: TrainState) -> None:
-        written = self._saver("the resume state", self._write)
+        # without its last checkpoint the end of a run is to be done again, from the state before
+        written = not state.unsaved and self._saver("the resume state", self._write)
         everywhere = int(sum_integers([int(written)], self._world_size)[0]) == self._world_size
         if everywhere:
             state.saved_step = state.step

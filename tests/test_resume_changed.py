@@ -156,14 +156,19 @@ def test_a_run_whose_end_could_not_be_saved_does_not_end_well(reference, tmp_pat
     real = os.replace
 
     def full(source, target):
-        if ".state" in str(target) or ".ckpt" in str(target):
+        if "0-2_5.ckpt" in str(target):
             raise OSError(28, "No space left on device")
         return real(source, target)
 
-    monkeypatch.setattr(os, "replace", full)
-    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
     assert outcome.status == 1
-    assert "the run is over, but could not save the checkpoint 0-2_5.ckpt and the resume state; make" in outcome.err
+    assert "the run is over, but could not save the checkpoint 0-2_5.ckpt and the resume state; the newest state is " \
+           "that of step 9; this goes on with it:" in outcome.err
+    folder = only_folder(tmp_path)
+    assert run_main("train", *reference.flags, f"--resume={folder}").status == 0
+    assert (folder / "ckpt_0" / "0-2_5.ckpt").is_file()
 
 
 def test_a_state_is_no_checkpoint(reference, tmp_path):
@@ -187,7 +192,8 @@ def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("first", "steps", "saved"), [(0, [125, 250, 375], [125, 250, 375]), (125, [250], [250]),
                                                        (200, [240, 280, 320], [320])])
 def test_a_state_that_falls_due_within_a_sink_is_written_at_its_end(tmp_path, first, steps, saved):
-    written, state = [], SimpleNamespace(epoch_ends=False, read_losses=lambda: None, stop_signal=0, problem=None)
+    written, state = [], SimpleNamespace(epoch_ends=False, unsaved=[], read_losses=lambda: None, stop_signal=0,
+                                               problem=None)
     handler = SaveStates(lambda: written.append(state.step), lambda name, write: not write(), StopSignals(),
                          folder=tmp_path, rank=0, world_size=1, interval_epochs=1, interval_steps=100,
                          interval_minutes=None, agree_every=1000, first_step=first)

@@ -135,7 +135,8 @@ def test_minutes_are_minutes_and_old_states_go_when_all_ranks_have_the_new_one(t
     monkeypatch.setattr(saving, "sum_integers", lambda values, size: np.asarray(values) * size if saved_everywhere
                         else np.asarray(values))
     monkeypatch.setattr(saving, "remove_old_states", lambda folder, step: removed.append(step))
-    state = SimpleNamespace(epoch_ends=False, is_over=False, read_losses=lambda: None, stop_signal=0, problem=None)
+    state = SimpleNamespace(epoch_ends=False, is_over=False, unsaved=[], read_losses=lambda: None, stop_signal=0,
+                            problem=None)
     handler = SaveStates(lambda: written.append(clock.s), lambda name, write: not write(), StopSignals(),
                          folder=tmp_path, rank=0, world_size=2, interval_epochs=1, interval_steps=None,
                          interval_minutes=1, agree_every=1, first_step=0)

@@ -2,6 +2,7 @@
 """What every test shares: the --slow option, the repository root on sys.path, quiet MindSpore logs."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_heard() -> None:
+    """Whoever runs the tests under nohup or in the background of a script ignores signals; what they start does not."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # as before for the tests, and the default for what they start
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -123,14 +123,6 @@ def wait_for_ranks(count: int) -> None:
                timeout_s=20, what="ready")
 
 
-@pytest.fixture(autouse=True)
-def hang_up_is_heard():
-    """Whoever runs the tests under nohup hands on an ignored SIGHUP."""
-    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, previous)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_the_ranks_may_save(number):
     with start_ready(HEEDS, HEEDS) as launcher:

@@ -89,7 +89,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _Damaged(Exception):
+class _Damaged(WireError):
     """The bytes are no checkpoint; caught and turned into an InputError that names the file."""
 
 
@@ -212,7 +212,7 @@ def read_file(path: Path, *, must_be_verified: bool = False, own_mark: str = "")
             raise _Damaged("its end is missing: it was cut off")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (_Damaged, ValueError) as error:  # ValueError: text or sizes that do not decode
-        reason = str(error) if isinstance(error, (_Damaged, WireError)) else "it holds bytes that are no checkpoint"
+    except ValueError as error:  # any other than ours: text or sizes that do not decode
+        reason = str(error) if isinstance(error, WireError) else "it holds bytes that are no checkpoint"
         raise InputError(f"{path}: is not a checkpoint, or is damaged: {reason}") from None
     return Contents(arrays, texts, is_verified)

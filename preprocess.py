@@ -1,66 +1,25 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare a test set for inference on a device: CIFAR-10 as .bin inputs with labels, ImageNet as a json of labels.
-
-Runs without MindSpore.
-"""
+"""Prepare a test set for inference on Ascend 310. Needs no MindSpore."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from model_utils.entry import run_entry
-from model_utils.schema import Config
-
-
-def run_preprocess(config: Config) -> Path:
-    """Write into `result_path`; returns the file of labels, which is written last.
-
-    Size and normalisation are those of `model_path` where it is given, else those of the recipe.
-    """
-    from src.build_deploy import deployed_reader, evaluated_dataset, settle
-    from src.prepared import label_file
-    from src.utils.logging import set_up_logging
-    from src.utils.util import make_folder
-
-    log = set_up_logging()
-    settled = settle(evaluated_dataset(config), Path(config.model_path) if config.model_path else None)
-    for line in settled.notes:
-        log.info(line)
-    reader = deployed_reader(settled.config, settled.class_names, photos=settled.photos)
-    folder = make_folder(Path(config.result_path))
-    labels = label_file(folder, settled.config.dataset)
-    WRITERS[labels.suffix](settled, reader, folder, labels)
-    log.info("%s: %d pictures, labels in %s", reader.source, len(reader), labels)
-    return labels
+from model_utils.config import get_config
+from model_utils.errors import run_command
+from model_utils.moxing_adapter import on_platform
 
 
-def write_names(settled: Any, reader: Any, folder: Path, labels: Path) -> None:
-    """The pictures stay where they are: only what each of them shows is written down."""
-    from src.build_deploy import file_names
-    from src.prepared import write_label_names
-
-    write_label_names(labels, dict(zip(file_names(reader), reader.labels.tolist(), strict=True)))
-
-
-def write_inputs(settled: Any, reader: Any, folder: Path, labels: Path) -> None:
-    """The pictures as the network takes them, several per file, and their labels in the same order."""
-    from src.build_data import build_preset
-    from src.build_deploy import dataset_items
-    from src.prepared import write_prepared
-
-    config = settled.config
-    batch_size = config.per_batch_size or settled.batch_size or config.batch_size
-    write_prepared(folder, [item.read for item in dataset_items(config, reader)], reader.labels, build_preset(config),
-                   prefix=f"{config.network.upper()}_data", batch_size=batch_size, labels_file=labels)
-
-
-WRITERS = {".json": write_names, ".npy": write_inputs}
+def run(argv: Sequence[str] | None) -> None:
+    config = get_config(argv, "preprocess.py")
+    with on_platform(config) as config:
+        from src.deploy.run_preprocess import run_preprocess
+        run_preprocess(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_entry(run_preprocess, argv, "preprocess.py")
+    return run_command(partial(run, argv), "preprocess.py")
 
 
 if __name__ == "__main__":

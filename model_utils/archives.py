@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
+from model_utils.errors import UserError
+
 CHUNK_BYTES = 1 << 20
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
-
-
-class ArchiveError(ValueError):
-    """An archive that is broken, or that must not be unpacked."""
-
-    exit_status = 2
 
 
 class Member(NamedTuple):
@@ -33,14 +29,14 @@ class Member(NamedTuple):
 def _safe_path(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or PureWindowsPath(name).drive:
-        raise ArchiveError(f"{archive}: holds {name!r}, which would lie outside the folder; nothing was unpacked")
+        raise UserError(f"{archive}: holds {name!r}, which would lie outside the folder; nothing was unpacked")
     return path
 
 
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> Iterator[Member]:
     for info in file.infolist():
         if info.external_attr >> 28 == 0xA:  # the Unix mode of a symbolic link
-            raise ArchiveError(f"{archive}: holds the link {info.filename!r}; links are not unpacked")
+            raise UserError(f"{archive}: holds the link {info.filename!r}; links are not unpacked")
         if not info.is_dir():
             yield Member(info.filename, info.file_size, lambda info=info: file.open(info))
 
@@ -49,7 +45,7 @@ def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
     for info in file:
         if not (info.isfile() or info.isdir()):
             kind = "link" if info.issym() or info.islnk() else "special file"
-            raise ArchiveError(f"{archive}: holds the {kind} {info.name!r}; only files and folders are unpacked")
+            raise UserError(f"{archive}: holds the {kind} {info.name!r}; only files and folders are unpacked")
         if info.isfile():
             yield Member(info.name, info.size, lambda info=info: file.extractfile(info))
 
@@ -57,7 +53,7 @@ def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[Member]]:
     if not archive.is_file():
-        raise ArchiveError(f"{archive}: there is no such file")
+        raise UserError(f"{archive}: there is no such file")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
@@ -66,23 +62,23 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
             with tarfile.open(archive) as file:
                 yield _tar_members(archive, file)
     except BROKEN as error:
-        raise ArchiveError(f"{archive}: cannot be unpacked: {error or type(error).__name__}") from error
+        raise UserError(f"{archive}: cannot be unpacked: {error or type(error).__name__}") from error
 
 
 def check_archive(archive: Path) -> int:
-    """The size of all its files in bytes. ArchiveError if it is broken, or if a name in it leads out of a folder."""
+    """The size of all its files in bytes. UserError if it is broken, or if a name in it leads out of a folder."""
     with _members(archive) as members:
         return sum(member.size for member in members if _safe_path(archive, member.name))
 
 
 def extract(archive: Path, folder: Path) -> list[Path]:
-    """Unpack a zip or tar archive into a folder and return the files. ArchiveError before anything is written if the
+    """Unpack a zip or tar archive into a folder and return the files. UserError before anything is written if the
     archive is unsafe or larger than the disk has room for."""
     needed = check_archive(archive)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ArchiveError(f"{archive}: needs {needed:,} bytes, and {folder} has {free:,} left; nothing was unpacked")
+        raise UserError(f"{archive}: needs {needed:,} bytes, and {folder} has {free:,} left; nothing was unpacked")
     root, written = os.path.realpath(folder), []
     with _members(archive) as members:
         for member in members:
@@ -90,7 +86,7 @@ def extract(archive: Path, folder: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A link that lay in the folder before must not lead out of it either.
             if os.path.commonpath([root, os.path.realpath(path)]) != root:
-                raise ArchiveError(f"{archive}: {path} leads out of {folder} through a link")
+                raise UserError(f"{archive}: {path} leads out of {folder} through a link")
             _write(member, path)
             written.append(path)
     return written

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from model_utils import local_adapter
-from model_utils.errors import ConfigError
+from model_utils.dialects import is_mindcv, label_smoothing, translate
+from model_utils.errors import UserError
 from model_utils.flags import OtherName, parse_flags
-from model_utils.mindcv import is_mindcv, label_smoothing, translate
 from model_utils.schema import DATASETS, Config, ExportKeys, InferKeys
 from model_utils.values import FALSE_WORDS, NOTHING_WORDS, Values, parse_flag
 from model_utils.yaml_files import read_yaml
@@ -93,10 +93,10 @@ def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
         try:
             meant = {alias.meaning: value} if isinstance(alias.meaning, str) else alias.meaning(value)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}: {error}, not {value!r} (from {origin})") from None
+            raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
         return {key: (item, origin) for key, item in meant.items()}
     if name not in Config.model_fields:
-        raise ConfigError(f"{origin}: unknown key `{name}`{_nearest(name)}")
+        raise UserError(f"{origin}: unknown key `{name}`{_nearest(name)}")
     return {name: (value, origin)}
 
 
@@ -109,7 +109,7 @@ def _merge(target: Values, new: Values) -> None:
     """Add what one source says; two names of one key must not disagree there."""
     for name, (value, origin) in new.items():
         if name in target and str(target[name][0]) != str(value):
-            raise ConfigError(f"{name}: is {target[name][0]!r} by {target[name][1]} and {value!r} by {origin}")
+            raise UserError(f"{name}: is {target[name][0]!r} by {target[name][1]} and {value!r} by {origin}")
         target[name] = (value, origin)
 
 
@@ -141,7 +141,7 @@ def _flag_values(flags: dict[str, str], program: str) -> Values:
         flags = {"pre_trained" if name == "ckpt_path" else name: text for name, text in flags.items()}
     if program == "infer.py" and "pre_trained" in flags:
         if "model_path" in flags:
-            raise ConfigError("--pre_trained: is the model, and so is --model_path; give one of them")
+            raise UserError("--pre_trained: is the model, and so is --model_path; give one of them")
         flags = {"model_path" if name == "pre_trained" else name: text for name, text in flags.items()}
     for name, text in flags.items():
         if name not in NOT_HONOURED:
@@ -150,12 +150,12 @@ def _flag_values(flags: dict[str, str], program: str) -> Values:
 
 
 def _check_modes(flags: Collection[str], values: Values, program: str) -> None:
-    """ConfigError for a flag that is known in one mode, in another one."""
+    """UserError for a flag that is known in one mode, in another one."""
     mode = "evaluate" if program == "eval.py" else str(values.get("mode", ("", ""))[0]).lower()
     for name in flags:
         only_mode = ALIASES[name].only_mode if name in ALIASES else None
         if only_mode and mode != only_mode:
-            raise ConfigError(f"--{name}: is known with --mode={only_mode} alone")
+            raise UserError(f"--{name}: is known with --mode={only_mode} alone")
 
 
 def _is_checkpoint(text: str) -> bool:
@@ -206,11 +206,11 @@ def _explain(error: ValidationError, values: Values) -> str:
 
 
 def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
-    """Check the values against the schema; ConfigError says what is wrong and where it was written."""
+    """Check the values against the schema; UserError says what is wrong and where it was written."""
     try:
         config = Config.model_validate({name: value for name, (value, _) in values.items()})
     except ValidationError as error:
-        raise ConfigError(_explain(error, values)) from None
+        raise UserError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
     config._notes = (*notes, *_without_effect(config))
     return config
@@ -232,7 +232,7 @@ def default_recipe(dataset: str) -> Path:
 def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
     """The Config of a command line: flags over YAML over defaults.
 
-    Raises ConfigError for anything unknown or wrong; `--help` prints and exits.
+    Raises UserError for anything unknown or wrong; `--help` prints and exits.
     """
     aliases = [OtherName(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
     aliases += [OtherName(name, f"has no effect: {reason}") for name, reason in NOT_HONOURED.items()]
@@ -240,13 +240,13 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
-            raise ConfigError(f"{name}: belongs to no flag; values are given as --name=value")
-        raise ConfigError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
+            raise UserError(f"{name}: belongs to no flag; values are given as --name=value")
+        raise UserError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
     names = ("dataset", "dataset_name") if program in ("preprocess.py", "postprocess.py") else ("dataset",)
     dataset = next((flags[name] for name in names if name in flags), DEFAULT_DATASET)
     for name in ("config_path", "resume"):
         if not flags.get(name, name).strip():
-            raise ConfigError(f"--{name}: is empty; name a file or folder, or leave the flag out")
+            raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
     recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(dataset)
     values, notes = _yaml_values(recipe)
     values.update(_flag_values(flags, program))

@@ -4,13 +4,14 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from model_utils import local_adapter
-from model_utils.errors import DeviceError
+from model_utils.errors import UserError
 from model_utils.schema import Config
 
 DEVICE_FILES = {"Ascend": "/dev/davinci[0-9]*", "GPU": "/dev/nvidia[0-9]*"}
@@ -25,11 +26,11 @@ HOW_TO_START = """is_distributed is set, but no launcher started this process. T
 class Rank(NamedTuple):
     """This process among its equals; one process alone is rank 0 of 1."""
 
-    rank: int
-    world_size: int
-    device_id: int
-    device_target: str
-    workers: int
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 1  # threads of its data pipeline
+    device_target: str = "CPU"
+    device_id: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -43,7 +44,7 @@ def mindspore_version() -> tuple[int, int]:
     try:
         major, minor = version("mindspore").split(".")[:2]
     except PackageNotFoundError:
-        raise DeviceError("MindSpore is not installed: pip install -r requirements.txt") from None
+        raise UserError("MindSpore is not installed: pip install -r requirements.txt") from None
     return int(major), int(minor)
 
 
@@ -61,8 +62,9 @@ def guard_cpu_convolution(env: MutableMapping[str, str], *, mindspore: tuple[int
             "convolutions on AVX-512 processors without it")
 
 
+@cache
 def guard_this_machine() -> str | None:
-    """`guard_cpu_convolution` for the versions and the processor that are here."""
+    """`guard_cpu_convolution` for this machine; call it before MindSpore is imported."""
     return guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=_cpu_flags(),
                                  machine=platform.machine())
 
@@ -74,13 +76,13 @@ def _is_available(target: str) -> bool:
 
 
 def choose_target(asked: str, is_available: Callable[[str], bool] = _is_available) -> tuple[str, str | None]:
-    """The device to use and, where it was left open, the line that says so. DeviceError if it is not there."""
+    """The device to use and, where it was left open, the line that says so. UserError if it is not there."""
     if asked == "auto":
         target = next((name for name in DEVICE_FILES if is_available(name)), "CPU")
         return target, f"device_target=auto: running on {target}"
     if asked != "CPU" and not is_available(asked):
         others = [name for name in DEVICE_FILES if name != asked and is_available(name)] + ["CPU"]
-        raise DeviceError(f"device_target={asked}: MindSpore finds no {asked} here; "
+        raise UserError(f"device_target={asked}: MindSpore finds no {asked} here; "
                           f"use --device_target={others[0]} or --device_target=auto")
     return asked, None
 
@@ -90,7 +92,7 @@ def _is_distributed(config: Config, target: str) -> bool:
     if launcher == "rank table" and target != "Ascend":
         launcher = None  # it tells no other device anything
     if config.is_distributed and launcher is None:
-        raise DeviceError(HOW_TO_START)
+        raise UserError(HOW_TO_START)
     # msrun's scheduler, a second copy of the script, ends where the job is joined, even that of one rank.
     return config.is_distributed or launcher == "msrun" or launcher is not None and local_adapter.launched_size() > 1
 
@@ -105,7 +107,7 @@ def _join_job() -> tuple[int, int]:
         init()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise DeviceError(f"the job could not be joined, or has lost a rank: {reason}") from error
+        raise UserError(f"the job could not be joined, or has lost a rank: {reason}") from error
     rank, world_size = get_rank(), get_group_size()
     # No parameter_broadcast: the common seed makes the weights equal, and it would also overwrite the moving statistics
     # that a resumed rank has of its own.
@@ -127,9 +129,9 @@ def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None
 
 
 def check_size(config: Config, world_size: int) -> None:
-    """DeviceError if the job has not as many ranks as `rank_size` says."""
+    """UserError if the job has not as many ranks as `rank_size` says."""
     if config.rank_size not in (None, world_size):
-        raise DeviceError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
+        raise UserError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
                           f"{world_size} rank(s); start that many with msrun --worker_num={config.rank_size} "
                           f"--local_worker_num={config.rank_size} --join=True, or leave rank_size out")
 
@@ -156,7 +158,7 @@ def set_up_device(config: Config) -> Rank:
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=sharers)
     notes = (choice, guard, other_card, _unsunk(config, target))
-    return Rank(rank, world_size, device_id, target, workers, tuple(line for line in notes if line))
+    return Rank(rank, world_size, workers, target, device_id, tuple(line for line in notes if line))
 
 
 def _unsunk(config: Config, target: str) -> str | None:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user can put right, and how every command ends.
-
-An exception with an `exit_status` is meant for the user: its message is printed without a traceback, and the command
-exits with that status. `src` has its own such exceptions, because it imports nothing from here.
-"""
+"""The one error that is meant for people, and how every command ends."""
 
 import errno
 import os
@@ -11,36 +7,27 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-# What the machine refuses, and the user can mend; any other OSError is a defect of ours.
+# Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
             errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
-INTERRUPTED_STATUS, BROKEN_PIPE_STATUS = 128 + 2, 128 + 13  # as if SIGINT or SIGPIPE had ended it
+INTERRUPTED_STATUS, BROKEN_PIPE_STATUS = 128 + 2, 128 + 13  # as if SIGINT or SIGPIPE had ended the process
 
 
-class ConfigError(ValueError):
-    """A file, key, value or flag that is wrong: the message says which, where, and what is allowed."""
+class UserError(Exception):
+    """Something the user can put right. The message says what is wrong, where, and what to type instead.
 
-    exit_status = 2
+    It is printed without a traceback, and the command exits with `exit_status`.
+    """
 
-
-class DeviceError(RuntimeError):
-    """A device or a job that was asked for and is not there."""
-
-    exit_status = 2
-
-
-class PlatformError(RuntimeError):
-    """The cloud platform has not what was asked of it."""
-
-    exit_status = 2
+    def __init__(self, message: str, exit_status: int = 2) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def run_command(run: Callable[[], int | None], program: str, *, stopped: str = "stopped") -> int:
-    """Run it; the exit status is what it answers, or what the error that the user can mend asks for.
-
-    `stopped` is said where Ctrl-C ends it.
-    """
-    print_any_name()
+    """Run it and return the exit status: its own, or that of a UserError. `stopped` is printed on Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot encode
     try:
         return run() or 0
     except KeyboardInterrupt:
@@ -50,23 +37,17 @@ def run_command(run: Callable[[], int | None], program: str, *, stopped: str = "
         return explain(error, program)
 
 
-def print_any_name() -> None:
-    """Have standard output take what it cannot encode, as names of files that are not UTF-8, escaped."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error always is
-
-
 def explain(error: Exception, program: str) -> int:
-    """Print an error that the user can mend and answer its exit status; any other is raised again."""
-    if isinstance(error, BrokenPipeError):  # nobody reads the answers any more, as with `| head`
+    """Print a UserError and return its exit status; raise any other error again."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_STATUS
     status = getattr(error, "exit_status", None)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if status is None:
-        raise error  # a defect of ours: the traceback is what helps
-    label = "" if status > 128 else "error: "  # ended by a signal is no error
-    with suppress(OSError):  # the terminal is closed, which may be what ended it
+        raise error  # a bug: the traceback helps
+    label = "" if status > 128 else "error: "  # a stop by a signal is no error
+    with suppress(OSError):  # the terminal may be closed
         print(f"{program}: {label}{error}", file=sys.stderr)
     return status

@@ -9,10 +9,10 @@ from model_utils.schema import GROUPS
 from model_utils.values import Choices
 
 PROGRAMS = {  # what each does with the keys, which are the same for all: one recipe serves them
-    "train.py": "Train a network on the pictures of --data_dir; leaves a run folder in --ckpt_path.",
-    "eval.py": "Count how many test pictures of --data_dir the checkpoints of --pre_trained get right.",
+    "train.py": "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
+    "eval.py": "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
     "export.py": "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
-    "infer.py": "Let the model of --model_path name the pictures of --input, or of the test set in --data_dir.",
+    "infer.py": "Let the model of --model_path name the images of --input, or of the test set in --data_dir.",
     "preprocess.py": "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
     "postprocess.py": "Count how many results of an inference are right: those in --result_dir.",
 }

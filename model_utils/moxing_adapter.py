@@ -13,7 +13,7 @@ from typing import Any
 
 from model_utils import local_adapter
 from model_utils.archives import extract
-from model_utils.errors import ConfigError, PlatformError
+from model_utils.errors import UserError
 from model_utils.schema import Config
 
 Process = list[int]  # process number and start time, which no other process of this host ever had together
@@ -23,7 +23,7 @@ def _moxing(config: Config) -> Any:
     try:
         import moxing
     except ImportError:
-        raise PlatformError(f"enable_modelarts: is True (from {config.origin('enable_modelarts')}), but the Python "
+        raise UserError(f"enable_modelarts: is True (from {config.origin('enable_modelarts')}), but the Python "
                             "module moxing is not installed; it exists on ModelArts alone. Elsewhere leave "
                             "enable_modelarts out or set it to False") from None
     return moxing.file
@@ -88,7 +88,7 @@ class Desk:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             file = self._lock.open("a")
         except OSError as error:
-            raise ConfigError(f"data_path: {self._lock.parent} cannot be written: {error.strerror}") from None
+            raise UserError(f"data_path: {self._lock.parent} cannot be written: {error.strerror}") from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)  # freed by the system, should this process die
             yield
@@ -127,21 +127,21 @@ class Desk:
 
 
 def _copy_in(file: Any, key: str, url: str, target: Path) -> None:
-    """A folder as a folder, a file into it. PlatformError if it is not there."""
+    """A folder as a folder, a file into it. UserError if it is not there."""
     exists, is_folder = getattr(file, "exists", None), getattr(file, "is_directory", None)
     _say(f"copying {url} to {target}")
     try:
         if exists and not exists(url):
-            raise PlatformError(f"{key}: there is no {url}")
+            raise UserError(f"{key}: there is no {url}")
         target.mkdir(parents=True, exist_ok=True)
         if is_folder and not is_folder(url):
             file.copy(url, str(target / url.rstrip("/").rsplit("/", 1)[-1]))
         else:
             file.copy_parallel(url, str(target))
-    except PlatformError:
+    except UserError:
         raise
     except Exception as error:  # whatever the storage answers
-        raise PlatformError(f"{key}: {url} could not be copied to {target}: {error}") from error
+        raise UserError(f"{key}: {url} could not be copied to {target}: {error}") from error
 
 
 def _zip_stem(config: Config) -> str:
@@ -179,7 +179,7 @@ def _bring_out(config: Config, file: Any) -> None:
     try:
         file.copy_parallel(config.output_path, config.train_url)
     except Exception as error:
-        raise PlatformError(f"train_url: {config.output_path} could not be copied to {config.train_url}: "
+        raise UserError(f"train_url: {config.output_path} could not be copied to {config.train_url}: "
                             f"{error}") from error
 
 
@@ -223,7 +223,7 @@ def _leave(config: Config, file: Any, desk: Desk, *, is_failing: bool) -> None:
         try:
             if is_last:
                 _bring_out(config, file)
-        except PlatformError as error:
+        except UserError as error:
             if not is_failing:
                 raise
             print(f"ModelArts: {error}", file=sys.stderr)  # what made the run fail is the error to report

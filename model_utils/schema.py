@@ -2,11 +2,11 @@
 """Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 from model_utils.values import (
     Flag,
     Floats,
@@ -24,9 +24,27 @@ from model_utils.values import (
 )
 
 NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19")
-DATASETS = ("cifar10", "imagenet2012", "synthetic")
+
+
+class DataSet(NamedTuple):
+    """What the images of a data set are like, and the formats in which dataset_format=auto looks for them."""
+
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, R,G,B on the scale 0 to 1
+    photos: bool  # of any size, cropped; False: small images of one size
+    formats: tuple[str, ...] = ()  # none: the images are generated
+
+
+DATASETS = {
+    "cifar10": DataSet(((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), photos=False,
+                       formats=("cifar10", "list", "tfrecord", "mindrecord")),
+    "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
+                            formats=("folder", "list", "tfrecord", "mindrecord")),
+    "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
+}
+SMALL = (32, 32)  # the size of images that are no photos
 DATASET_FORMATS = ("auto", "cifar10", "folder", "list", "tfrecord", "mindrecord")
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area")
+# -> their names in OpenCV and MindData
+INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA"}
 FILES_OF_A_RUN = ("config.yaml", "metrics.csv", "curves.png", "run.lock", "best.ckpt")
 FOLDERS_OF_A_RUN = re.compile(r"resume|ckpt_\d+")
 MOST_EPOCHS = 100_000  # a rate for each of their steps is made in advance
@@ -44,6 +62,26 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+class Preset(NamedTuple):
+    """How images become the network's input, apart from the random part."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875  # share of a photo's short side that the evaluation crop keeps
+    interpolation: str = "bilinear"
+
+    @property
+    def short_side(self) -> int:
+        """The short side of a photo before the evaluation crop."""
+        return round(max(self.image_size) / self.crop_pct)
+
+    @property
+    def scaled(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation on the scale 0 to 255, that of the pixels."""
+        return [255.0 * value for value in self.mean], [255.0 * value for value in self.std]
+
+
 class RunKeys(BaseModel):
     """What to do"""
 
@@ -51,7 +89,7 @@ class RunKeys(BaseModel):
     seed: int = key(1, "weights, sample order, augmentation and dropout all follow from it", ge=0, lt=2**31)
     log_interval: int = key(100, "steps between two loss lines", ge=1)
     training_step_per_epoch: StepLimit = key(-1, "steps of a training epoch; -1 takes all of the data")
-    eval_step_per_epoch: StepLimit = key(-1, "batches of an evaluation on each device; -1 takes every picture")
+    eval_step_per_epoch: StepLimit = key(-1, "batches of an evaluation on each device; -1 takes every image")
     max_train_steps: OptionalInt = key(None, "ends the run after so many steps, if max_epoch does not end it before; "
                                              "the learning rate stays that of max_epoch", ge=1)
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
@@ -78,22 +116,22 @@ class DataKeys(BaseModel):
 
     dataset: choice(*DATASETS) = key("cifar10", "which data set, and so which layout and transforms")
     data_dir: OptionalText = key(None, "its folder")
-    dataset_format: choice(*DATASET_FORMATS) = key("auto", "how its pictures are stored; auto looks, and says so")
+    dataset_format: choice(*DATASET_FORMATS) = key("auto", "how its images are stored; auto looks, and says so")
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
-    on_bad_image: choice("error", "replace", "skip") = key("error", "what a picture that cannot be read does: end the "
+    on_bad_image: choice("error", "replace", "skip") = key("error", "what a image that cannot be read does: end the "
                                                            "run, be replaced by another, or be left out (one rank)")
     num_classes: int = key(10, "number of classes", ge=2)
-    batch_size: int = key(64, "pictures per step on each device", ge=1)
-    per_batch_size: OptionalInt = key(None, "pictures per evaluation step; batch_size unless given", ge=1)
+    batch_size: int = key(64, "images per step on each device", ge=1)
+    per_batch_size: OptionalInt = key(None, "images per evaluation step; batch_size unless given", ge=1)
     image_size: ImageSize = key((224, 224), "height,width; one number is a square")
     image_mean: Floats = key((), "R,G,B mean on the scale 0 to 1; the data set's own unless given")
     image_std: Floats = key((), "R,G,B deviation on the scale 0 to 1; the data set's own unless given")
     augment: Flag = key(True, "random crops and flips in training")
     scale: Floats = key((0.08, 1.0), "smallest,largest share of a photo's area that a random crop takes")
     ratio: Floats = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop of a photo")
-    hflip: float = key(0.5, "how often a training picture is flipped, 0 to 1", ge=0, le=1)
-    cutout: int = key(0, "side of the black square put on each training picture, in pixels; 0 for none", ge=0)
-    interpolation: choice(*INTERPOLATIONS) = key("bilinear", "how pictures are resized")
+    hflip: float = key(0.5, "how often a training image is flipped, 0 to 1", ge=0, le=1)
+    cutout: int = key(0, "side of the black square put on each training image, in pixels; 0 for none", ge=0)
+    interpolation: choice(*INTERPOLATIONS) = key("bilinear", "how images are resized")
     crop_pct: float = key(0.875, "share of a photo's short side that the evaluation crop keeps", gt=0, le=1)
     buffer_size: int = key(10, "model-zoo key; the shuffle here is always a full one", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
@@ -113,7 +151,7 @@ class NetworkKeys(BaseModel):
     initialize_mode: choice("XavierUniform", "KaimingNormal", "Dirac") = key("XavierUniform", "initial weights")
     include_top: Flag = key(True, "False leaves the classifier out")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4)
-    average_pool: Flag = key(False, "pool the last feature map to 7x7, so that a classifier fits other picture sizes")
+    average_pool: Flag = key(False, "pool the last feature map to 7x7, so that a classifier fits other image sizes")
     pre_trained: OptionalText = key(None, "weights to start from (train) or to evaluate (eval): .ckpt, .safetensors, "
                                           ".pth or .pt of this project, the model zoo, MindCV, torchvision or timm")
     pre_trained_strict: Flag = key(True, "False trains on although more than the head is missing in pre_trained")
@@ -169,8 +207,8 @@ class ExportKeys(BaseModel):
     ckpt_file: OptionalText = key(None, "checkpoint to export")
     file_name: Text = key("vgg16", "name of the exported files, without their ending")
     file_format: choices("MINDIR", "AIR", "ONNX") = key(("MINDIR",), "one format or several, such as MINDIR,ONNX")
-    export_batch_size: int = key(1, "pictures that the exported model takes at a time", ge=1)
-    dynamic_batch: Flag = key(False, "let an ONNX file take any number of pictures at a time")
+    export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1)
+    dynamic_batch: Flag = key(False, "let an ONNX file take any number of images at a time")
     parity_check: Flag = key(True, "load each exported file again and compare its answers with the network's")
     dataset_name: choice(*DATASETS) = key("cifar10", "data set of preprocess.py and postprocess.py")
     result_path: Text = key("./preprocess_Result/", "where preprocess.py writes")
@@ -185,11 +223,11 @@ class InferKeys(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     model_path: OptionalText = key(None, "exported model (.mindir or .onnx), or a checkpoint")
-    input: OptionalText = key(None, "picture, folder of them, list of them (.txt), or folder of prepared .bin files")
+    input: OptionalText = key(None, "image, folder of them, list of them (.txt), or folder of prepared .bin files")
     engine: choice("auto", "lite", "mindspore", "onnxruntime") = key("auto", "what runs it; auto goes by its format")
-    top: int = key(5, "how many classes are named for each picture", ge=1)
+    top: int = key(5, "how many classes are named for each image", ge=1)
     save: OptionalText = key(None, "write the predictions here, as .csv or .json")
-    annotate: OptionalText = key(None, "folder for the pictures with their predictions drawn in")
+    annotate: OptionalText = key(None, "folder for the images with their predictions drawn in")
 
 
 class ModelArtsKeys(BaseModel):
@@ -239,12 +277,12 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
     def giving_way(self, values: dict[str, Any], owner: str) -> tuple["Config", list[str]]:
         """This Config with what a model says of itself, and what the recipe had said differently, to be reported.
 
-        ConfigError where a flag says something else.
+        UserError where a flag says something else.
         """
         changed = {name: value for name, value in values.items() if getattr(self, name) != value}
         for name, value in changed.items():
             if self.is_flag(name):
-                raise ConfigError(f"{name}: {self.origin(name)} says {_shown(getattr(self, name))}, but {owner} has "
+                raise UserError(f"{name}: {self.origin(name)} says {_shown(getattr(self, name))}, but {owner} has "
                                   f"{_shown(value)}; give --{name}={_shown(value)}, or leave the flag out")
         said = [f"{name}={_shown(value)} (not {_shown(getattr(self, name))}, {self.origin(name)})"
                 for name, value in changed.items() if getattr(self, name) not in (None, ())]
@@ -280,8 +318,18 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
         if self.log_name in FILES_OF_A_RUN or FOLDERS_OF_A_RUN.fullmatch(self.log_name):
             raise ValueError("log_name: is the name of something else in the run folder")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
-            raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the picture's size")
+            raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the image's size")
         return self
+
+    @property
+    def photos(self) -> bool:
+        return DATASETS[self.dataset].photos
+
+    @property
+    def preset(self) -> Preset:
+        mean, std = DATASETS[self.dataset].statistics
+        return Preset(self.image_size, self.image_mean or mean, self.image_std or std, self.crop_pct,
+                      self.interpolation)
 
     @property
     def eval_batch_size(self) -> int:

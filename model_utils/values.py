@@ -46,7 +46,7 @@ def parse_image_size(value: Any) -> Any:
         sides = sides * 2
     if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
         raise ValueError("must be one or two multiples of 32 (height,width), such as 224,224: "
-                         "the network halves the picture five times")
+                         "the network halves the image five times")
     return sides
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.(\d|\d*[1-9]))?([eE][-+]?\d+)?")
 MAX_DOCUMENTS = 3  # the model zoo's files: values, help texts, choices
@@ -33,31 +33,31 @@ def _parse(path: Path, asked_by: str) -> list[yaml.Node]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file (from {asked_by})") from None
+        raise UserError(f"{path}: there is no such file (from {asked_by})") from None
     except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
-        raise ConfigError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     try:
         return [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)  # it may lie behind
-        raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _mapping(node: yaml.Node, path: Path) -> dict[str, tuple[Any, int]]:
     """The key -> (value, line) pairs of one document."""
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: must be `key: value` lines")
+        raise UserError(f"{path}:{node.start_mark.line + 1}: must be `key: value` lines")
     values: dict[str, tuple[Any, int]] = {}
     loader = _PlainLoader("")
     for key_node, value_node in node.value:
         name, line = str(key_node.value), key_node.start_mark.line + 1
         if name in values:
-            raise ConfigError(f"{path}:{line}: `{name}` stands here again (first in line {values[name][1]})")
+            raise UserError(f"{path}:{line}: `{name}` stands here again (first in line {values[name][1]})")
         try:
             values[name] = (loader.construct_object(value_node, deep=True), line)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}:{line}: `{name}`: {getattr(error, 'problem', None) or error}") from None
+            raise UserError(f"{path}:{line}: `{name}`: {getattr(error, 'problem', None) or error}") from None
     return values
 
 
@@ -65,15 +65,15 @@ def read_yaml(path: Path, asked_by: str = "--config_path",
               seen: tuple[Path, ...] = ()) -> list[dict[str, tuple[Any, str]]]:
     """The values of a recipe, each with `file:line` as its origin, behind those of its base, which they override.
 
-    Raises ConfigError for a file that is missing, does not parse, or is its own base.
+    Raises UserError for a file that is missing, does not parse, or is its own base.
     """
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: is its own `base`")
+        raise UserError(f"{path}: is its own `base`")
     documents = _parse(path, asked_by)
     if not documents:
-        raise ConfigError(f"{path}: holds no values")
+        raise UserError(f"{path}: holds no values")
     if len(documents) > MAX_DOCUMENTS:
-        raise ConfigError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
+        raise UserError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
     own = {name: (value, f"{path}:{line}") for name, (value, line) in _mapping(documents[0], path).items()}
     for node in documents[1:]:
         _mapping(node, path)
@@ -81,6 +81,6 @@ def read_yaml(path: Path, asked_by: str = "--config_path",
         return [own]
     base, line = own.pop("base")
     if "\0" in str(base):
-        raise ConfigError(f"{line}: `base`: {base!r} is no name of a file")
+        raise UserError(f"{line}: `base`: {base!r} is no name of a file")
     below = Path(os.path.normpath(path.parent / str(base)))
     return [*read_yaml(below, f"`base`, {line}", (*seen, path.resolve())), own]

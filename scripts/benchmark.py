@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scaling", action="store_true",
                         help="1, 2, 4 and so on CPU ranks by msrun, up to one per core; as --what=scaling")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
-                        help="several networks, picture sizes and batches, such as vgg16:32:64,vgg16:224:8")
+                        help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=positive, default=20, help="steps per block")
     parser.add_argument("--compare", choices=["torch"],

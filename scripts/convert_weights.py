@@ -18,8 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command  # noqa: E402
-from src.utils.util import InputError, writing  # noqa: E402
+from model_utils.errors import (
+    UserError,
+    run_command,  # noqa: E402
+)
+from src.utils.util import writing  # noqa: E402
 
 NAMES = ("ours", "model_zoo", "mindcv", "torchvision", "timm")
 
@@ -37,11 +40,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.overwrite:
-        raise InputError(f"{args.target} is there already; --overwrite replaces it")
+        raise UserError(f"{args.target} is there already; --overwrite replaces it")
     from model_utils.device_adapter import mindspore_version
 
     mindspore_version()  # an error here if there is none
-    from src.convert import convert
+    from src.weights.convert import convert
 
     with writing(args.target):
         lines = convert(args.source, args.target, args.names)

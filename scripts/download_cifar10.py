@@ -27,8 +27,11 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.archives import ArchiveError, extract  # noqa: E402
-from model_utils.errors import ConfigError, run_command  # noqa: E402
+from model_utils.archives import extract  # noqa: E402
+from model_utils.errors import (
+    UserError,
+    run_command,  # noqa: E402
+)
 from src.utils.progress import Progress  # noqa: E402
 from src.utils.util import writing  # noqa: E402
 
@@ -129,11 +132,11 @@ def check_md5(url: str, part: Path, wanted: str) -> None:
 
 
 def lay_out(unpacked: Path, dest: Path) -> None:
-    """Move the files where they belong, the test file out of the training folder. ArchiveError if one is missing."""
+    """Move the files where they belong, the test file out of the training folder. UserError if one is missing."""
     for file in FILES:
         path = unpacked / TRAIN / Path(file).name
         if not path.is_file() or not path.stat().st_size or path.stat().st_size % RECORD_BYTES:
-            raise ArchiveError(f"the archive has no {TRAIN}/{path.name}, or it is no file of CIFAR-10 records")
+            raise UserError(f"the archive has no {TRAIN}/{path.name}, or it is no file of CIFAR-10 records")
     for file in FILES:
         (dest / file).parent.mkdir(exist_ok=True)
         (unpacked / TRAIN / Path(file).name).replace(dest / file)
@@ -148,12 +151,12 @@ def is_complete(dest: Path) -> bool:
 
 
 def download(args: argparse.Namespace) -> bool:
-    """Get the set; False if it was there. DownloadError, ArchiveError or OSError if it cannot be had."""
+    """Get the set; False if it was there. DownloadError, UserError or OSError if it cannot be had."""
     dest: Path = args.dest
     if is_complete(dest):
         return False
     if urlsplit(args.url).scheme not in ("http", "https", "file"):
-        raise ConfigError(f"--url: {args.url} is no http, https or file address")
+        raise UserError(f"--url: {args.url} is no http, https or file address")
     dest.mkdir(parents=True, exist_ok=True)
     with alone_in(dest):
         fetch_and_unpack(args)
@@ -215,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
         with writing(args.dest):
             is_new = download(args)
     except ValueError as error:  # of an address or a time that the library does not take
-        raise error if hasattr(error, "exit_status") else ConfigError(str(error)) from None
+        raise error if hasattr(error, "exit_status") else UserError(str(error)) from None
     print(f"CIFAR-10 {'is now' if is_new else 'was already'} in {args.dest}; this trains on it:\n"
           f"  python train.py --data_dir={args.dest}")
 

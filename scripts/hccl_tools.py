@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import ConfigError, run_command  # noqa: E402
-from model_utils.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
+from model_utils.errors import UserError, run_command  # noqa: E402
+from scripts.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
 from src.utils.util import write_atomically, writing  # noqa: E402
 
 
@@ -36,7 +36,7 @@ def device_range(text: str) -> list[int]:
     else:
         devices = []
     if not devices:
-        raise ConfigError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
+        raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
     return devices
 
 
@@ -44,19 +44,19 @@ def _address(text: str, flag: str) -> str:
     try:
         return str(ip_address(text.strip()))
     except ValueError:
-        raise ConfigError(f"{flag}: {text!r} is not an IP address") from None
+        raise UserError(f"{flag}: {text!r} is not an IP address") from None
 
 
 def _servers(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, str]]]]:
     devices = device_range(options.device_num)
     if len(options.server_ip) != len(options.device_ips):
-        raise ConfigError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} "
+        raise UserError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} "
                           "server(s), but needed once for each (`hccn_tool -i DEVICE -ip -g` shows an address)")
     servers = []
     for server, addresses in zip(options.server_ip, options.device_ips, strict=True):
         ips = [_address(item, "--device_ips") for item in addresses.split(",")]
         if len(ips) != len(devices):
-            raise ConfigError(f"--device_ips: {len(ips)} address(es) for {len(devices)} device(s) of server {server}")
+            raise UserError(f"--device_ips: {len(ips)} address(es) for {len(devices)} device(s) of server {server}")
         servers.append((_address(server, "--server_ip"), list(zip(devices, ips, strict=True))))
     return servers
 
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{options.check}: is in order: {_describe(read_rank_table(options.check))}")
         return
     if not options.server_ip:
-        raise ConfigError("--server_ip: is not given (or --check FILE to look at a table that exists)")
+        raise UserError("--server_ip: is not given (or --check FILE to look at a table that exists)")
     table = make_rank_table(_servers(options))
     path = options.output or Path(f"hccl_{sum(len(server['device']) for server in table['server_list'])}p.json")
     devices = check_rank_table(table, path)

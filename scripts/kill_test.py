@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kill a training run again and again, resume it each time, and compare its end with a run that was never killed.
 
-A narrow vgg11 on generated pictures. Every other kill waits for the moment in which a resume state is being written.
+A narrow vgg11 on generated images. Every other kill waits for the moment in which a resume state is being written.
 Exits with 1 if a state was lost or the final weights differ in a single bit.
 """
 
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.benchmarks.record import describe_run  # noqa: E402
-from src.checkpoint_file import read_file  # noqa: E402
-from src.utils.util import InputError  # noqa: E402
+from src.utils.util import UserError  # noqa: E402
+from src.weights.checkpoint_file import read_file  # noqa: E402
 
 INTERVAL_STEPS = 3
 STEPS_PER_EPOCH = 20
@@ -43,7 +43,7 @@ def newest_step(folder: Path) -> int:
     for path in sorted(folder.glob("*/resume/step-*.state"), reverse=True):
         try:
             read_file(path, must_be_verified=True)
-        except InputError:
+        except UserError:
             continue
         return int(path.stem.removeprefix("step-"))
     return 0

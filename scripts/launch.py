@@ -41,10 +41,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model_utils.errors import ConfigError, DeviceError, run_command  # noqa: E402
-from model_utils.job import Job, Process  # noqa: E402
+from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import core_shares  # noqa: E402
-from model_utils.rank_table import Device, read_rank_table  # noqa: E402
+from scripts.job import Job, Process  # noqa: E402
+from scripts.rank_table import Device, read_rank_table  # noqa: E402
 
 SAYS_DATASET = {"--dataset", "--config", "--config-path", "-c"}  # with dashes for underscores
 DEFAULT_SECONDS = {"JOIN_SECONDS": 600, "GRACE_SECONDS": 60}
@@ -53,7 +53,7 @@ DEFAULT_SECONDS = {"JOIN_SECONDS": 600, "GRACE_SECONDS": 60}
 def seconds(env: Mapping[str, str], name: str) -> str:
     text = env.get(name) or str(DEFAULT_SECONDS[name])
     if not text.isdecimal():
-        raise ConfigError(f"{name}: must be a number of seconds, not {text!r}")
+        raise UserError(f"{name}: must be a number of seconds, not {text!r}")
     return text
 
 
@@ -69,11 +69,11 @@ def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tup
     for target in (own, "CPU"):
         if options.device_target.lower() == target.lower():
             return target, rest
-    raise ConfigError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
+    raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
 
 
 def implied_dataset(folder: Path) -> list[str]:
-    from src.readers.base import SPLIT_FOLDERS  # loads NumPy and OpenCV, which a launcher needs for nothing else
+    from src.data.base import SPLIT_FOLDERS  # loads NumPy and OpenCV, which a launcher needs for nothing else
 
     is_half = folder.name in SPLIT_FOLDERS["train"] and any(item.is_dir() for item in folder.glob("*"))
     return ["--dataset=imagenet2012"] if is_half else []
@@ -110,7 +110,7 @@ def free_port() -> int:
 def port(env: Mapping[str, str]) -> str:
     text = env.get("MASTER_PORT") or str(free_port())
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise ConfigError(f"MASTER_PORT: must be a port from 1 to 65535, not {text!r}")
+        raise UserError(f"MASTER_PORT: must be a port from 1 to 65535, not {text!r}")
     return text
 
 
@@ -167,7 +167,7 @@ def this_server(servers: Mapping[str, list[Device]], env: Mapping[str, str]) -> 
     else:
         own = list(servers) if len(servers) == 1 else [server for server in servers if server in _own_addresses()]
     if len(own) != 1 or own[0] not in servers:
-        raise DeviceError(f"this host is none of the table's servers ({', '.join(servers)}); SERVER_ID=... says which")
+        raise UserError(f"this host is none of the table's servers ({', '.join(servers)}); SERVER_ID=... says which")
     return own[0]
 
 
@@ -175,7 +175,7 @@ def visible_cards(env: Mapping[str, str]) -> int:
     """DEVICE_NUM, or the GPUs that this process may use."""
     if env.get("DEVICE_NUM"):
         if not env["DEVICE_NUM"].isdigit() or int(env["DEVICE_NUM"]) < 1:
-            raise ConfigError(f"DEVICE_NUM: must be a number of ranks, not {env['DEVICE_NUM']!r}")
+            raise UserError(f"DEVICE_NUM: must be a number of ranks, not {env['DEVICE_NUM']!r}")
         return int(env["DEVICE_NUM"])
     chosen = env.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -183,7 +183,7 @@ def visible_cards(env: Mapping[str, str]) -> int:
     else:
         cards = len(list(takewhile(lambda card: card not in ("", "-1"), chosen.replace(" ", "").split(","))))
     if not cards:
-        raise DeviceError("no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
+        raise UserError("no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
     return cards
 
 
@@ -223,7 +223,7 @@ def run(argv: Sequence[str], env: Mapping[str, str]) -> int:
     plan, needed = PLANS[argv[0]]
     given = argv[1:1 + len(needed.split())]
     if len(given) < len(needed.split()) or any(argument.startswith("-") for argument in given):
-        raise ConfigError(f"{needed} must come first; --help says more")
+        raise UserError(f"{needed} must come first; --help says more")
     processes = plan(argv[1:], env)
     grace = float(seconds(env, "GRACE_SECONDS"))
     if is_rehearsal(env):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write a generated picture set of drawn shapes, as CIFAR-10 records or as class folders of PNG pictures.
+"""Write a generated image set of drawn shapes, as CIFAR-10 records or as class folders of PNG images.
 
 The set appears under its name when it is complete. A set that is there already is left alone, and so is a folder
 with anything in it that this command did not write.
@@ -18,18 +18,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command  # noqa: E402
-from src.utils.util import InputError, writing  # noqa: E402
+from model_utils.errors import (
+    UserError,
+    run_command,  # noqa: E402
+)
+from src.utils.util import writing  # noqa: E402
 
 RECORD = "shapes.json"  # what was asked for, and every file with its size
-GENERATOR = 1  # to be raised when src/readers/shapes.py draws other pictures
+GENERATOR = 1  # to be raised when src/readers/shapes.py draws other images
 
 
 def write_cifar10(folder: Path, args: argparse.Namespace) -> None:
-    from src.readers import shapes
+    from src.data import shapes
 
     if (args.size, args.classes) != (32, 10):
-        raise InputError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
+        raise UserError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
     shapes.write_cifar10(folder, train_count=args.train, test_count=args.test, seed=args.seed)
 
 
@@ -37,7 +40,7 @@ def write_folders(folder: Path, args: argparse.Namespace) -> None:
     """ImageNet style: train/<class>/00001.png and val/<class>/00001.png, numbered through the split."""
     from PIL import Image
 
-    from src.readers.shapes import SHAPE_NAMES, draw_splits
+    from src.data.shapes import SHAPE_NAMES, draw_splits
 
     splits = draw_splits(args.train, args.test, seed=args.seed, size=args.size, classes=args.classes)
     for split, name in (("train", "train"), ("test", "val")):
@@ -66,19 +69,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier set; InputError if anything else is there, which is never removed."""
+    """Remove an earlier set; UserError if anything else is there, which is never removed."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder")
     foreign = sorted(set(files_below(folder)) - set(read_record(folder).get("files", {})))
     if foreign:
-        raise InputError(f"{folder} holds other files, such as {foreign[0]}; name another folder")
+        raise UserError(f"{folder} holds other files, such as {foreign[0]}; name another folder")
     shutil.rmtree(folder)
 
 
 def make_shapes(args: argparse.Namespace) -> bool:
-    """Write the set unless it is there; False if it was. InputError or OSError if it cannot be."""
+    """Write the set unless it is there; False if it was. UserError or OSError if it cannot be."""
     folder: Path = args.folder
     wanted = {name: getattr(args, name) for name in ("layout", "train", "test", "size", "classes", "seed")}
     wanted["generator"] = GENERATOR
@@ -103,11 +106,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the set goes, such as data/shapes")
     parser.add_argument("--layout", choices=LAYOUTS, default="cifar10", help="default: cifar10")
-    parser.add_argument("--train", type=int, default=10000, help="training pictures (default 10000)")
-    parser.add_argument("--test", type=int, default=2000, help="test pictures (default 2000)")
+    parser.add_argument("--train", type=int, default=10000, help="training images (default 10000)")
+    parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default 32)")
     parser.add_argument("--classes", type=int, default=10, help="2 to 10 classes (default 10)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed, other pictures (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="another seed, other images (default 1)")
     args = parser.parse_args(argv)
     args.folder = args.folder.absolute()
     return args
@@ -115,13 +118,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed: must be 0 to {2**32 - 1}, not {args.seed}")
+        raise UserError(f"--seed: must be 0 to {2**32 - 1}, not {args.seed}")
     try:
         with writing(args.folder):
             done = "written to" if make_shapes(args) else "are in"
     except ModuleNotFoundError as error:
-        raise InputError(f"this Python has no {error.name}; requirements.txt lists what is needed") from None
-    print(f"{args.train} training and {args.test} test pictures {done} {args.folder}")
+        raise UserError(f"this Python has no {error.name}; requirements.txt lists what is needed") from None
+    print(f"{args.train} training and {args.test} test images {done} {args.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

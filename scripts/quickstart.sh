@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# From nothing to a network that predicts, in a few minutes on a laptop: set up the environment, generate a picture set,
+# From nothing to a network that predicts, in a few minutes on a laptop: set up the environment, generate a image set,
 # train a small VGG11 on it, evaluate it, export it, look at a few predictions, and say where everything is.
 #
 #   bash scripts/quickstart.sh [--retrain]
@@ -12,11 +12,11 @@ set -euo pipefail
 source "$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/env.sh"
 
 DATA="data/shapes"
-PICTURES="data/shapes_to_predict"  # ten more, as files
+IMAGES="data/shapes_to_predict"  # ten more, as files
 RUNS="outputs/quickstart"
 RECIPE="configs/quickstart.yaml"
 
-# What a trained network depends on, as text: the environment, the pictures, and a check sum of each file.
+# What a trained network depends on, as text: the environment, the images, and a check sum of each file.
 describe_sources() {
     printf '%s\n' "$VIRTUAL_ENV"
     find src model_utils train.py requirements.txt cifar10_config.yaml "$RECIPE" "$DATA/shapes.json" -type f \
@@ -46,12 +46,12 @@ train() {
     printf '%s\n' "$1" >"$run/sources.txt"
 }
 
-# deploy: export the network of `run`, compared with the original, and let the exported file name ten new pictures.
+# deploy: export the network of `run`, compared with the original, and let the exported file name ten new images.
 deploy() {
     python export.py --config_path="$RECIPE" --ckpt_file="$run/best.ckpt" --file_name="$run/vgg11" \
         --file_format=MINDIR,ONNX
-    python scripts/make_shapes.py "$PICTURES" --layout=folders --train=1 --test=10 --seed=2
-    python infer.py --config_path="$RECIPE" --model_path="$run/vgg11.mindir" --input="$PICTURES/val" --top=2 \
+    python scripts/make_shapes.py "$IMAGES" --layout=folders --train=1 --test=10 --seed=2
+    python infer.py --config_path="$RECIPE" --model_path="$run/vgg11.mindir" --input="$IMAGES/val" --top=2 \
         --annotate="$run/predictions"
 }
 
@@ -83,7 +83,7 @@ main() {
         metrics.csv "the same as numbers, one row per epoch" train.log "everything that was printed" \
         best.ckpt "the checkpoint of the best epoch" config.yaml "every setting of the run" \
         "vgg11.mindir, vgg11.onnx" "the exported network; vgg11.json describes it" \
-        predictions/ "ten pictures with their prediction, and all of them in contact_sheet.png"
+        predictions/ "ten images with their prediction, and all of them in contact_sheet.png"
 }
 
 main "$@"

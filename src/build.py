@@ -10,29 +10,25 @@ import numpy as np
 from mindspore import nn
 
 from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.build_data import build_preset, build_reader
-from src.build_weights import Start, agree_with_weights
-from src.checkpoint import ModelInfo
 from src.crossentropy import CrossEntropy
-from src.dataset import Augmentation, Shard, create_dataset, steps_per_epoch
-from src.dropout import repeatable_dropout
-from src.finetune import freeze, speed_up_head
-from src.nesterov import NesterovStep
-from src.readers.base import Reader
-from src.small_maps import cpu_conv
-from src.utils.util import InputError, get_param_groups, listed
+from src.data.base import Reader
+from src.data.build_data import build_reader
+from src.dataset import Augmentation, create_dataset, steps_per_epoch
+from src.training.cpu_layers import repeatable_dropout
+from src.training.nesterov import NesterovStep
+from src.training.optimizer import freeze, speed_up_head
+from src.training.small_maps import cpu_conv
+from src.utils.util import get_param_groups, listed
 from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights import fill, match_weights, read_weights, report
+from src.weights.agree import Start, agree_with_weights
+from src.weights.load import fill, match_weights, read_weights, report
 
 SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
-
-
-def build_shard(rank: Rank) -> Shard:
-    return Shard(rank.rank, rank.world_size, rank.workers)
 
 
 def build_augmentation(config: Config) -> Augmentation | None:
@@ -40,11 +36,11 @@ def build_augmentation(config: Config) -> Augmentation | None:
 
 
 class TrainData(NamedTuple):
-    """The training pictures of this rank, epoch by epoch."""
+    """The training images of this rank, epoch by epoch."""
 
     config: Config
     reader: Reader
-    shard: Shard
+    shard: Rank
     steps_per_epoch: int
 
     def dataset(self, epoch: int, *, done_steps: int = 0) -> Any:
@@ -53,25 +49,25 @@ class TrainData(NamedTuple):
         These are made and dropped, so that the random operations stand where they stood.
         """
         config = self.config
-        dataset = create_dataset(self.reader, build_preset(config), self.shard, batch_size=config.batch_size,
+        dataset = create_dataset(self.reader, config.preset, self.shard, batch_size=config.batch_size,
                                  seed=config.seed, epoch=epoch, augmentation=build_augmentation(config),
                                  on_bad_image=config.on_bad_image, steps=self.steps_per_epoch)
         return dataset.skip(done_steps) if done_steps else dataset
 
 
 def build_train_data(config: Config, rank: Rank) -> TrainData:
-    """The training pictures. InputError if they are not there, or if broken ones cannot be treated as asked."""
+    """The training images. UserError if they are not there, or if broken ones cannot be treated as asked."""
     if config.on_bad_image == "skip" and rank.world_size > 1:
-        raise InputError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device, because with "
-                         f"{rank.world_size} one would run out of pictures before the others and all would wait for "
+        raise UserError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device, because with "
+                         f"{rank.world_size} one would run out of images before the others and all would wait for "
                          "ever; use --on_bad_image=replace")
     if config.on_bad_image != "error" and config.dataset_sink_mode == "True" and rank.device_target != "CPU":
-        raise InputError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
+        raise UserError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
                          "--dataset_sink_mode=False")
     reader = build_reader(config, "train")
     steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size,
                             limit=config.training_step_per_epoch)
-    return TrainData(config, reader, build_shard(rank), steps)
+    return TrainData(config, reader, rank, steps)
 
 
 def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> nn.Cell:
@@ -103,7 +99,7 @@ def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:
         lines = report(start.weights, match, network, start.taken)
     frozen = freeze(network, config.freeze)
     if start.weights is not None and set(frozen) & set(match.new):
-        raise InputError(f"freeze: {config.freeze} freezes {listed(sorted(set(frozen) & set(match.new)))}, which begin "
+        raise UserError(f"freeze: {config.freeze} freezes {listed(sorted(set(frozen) & set(match.new)))}, which begin "
                          "with their initial values: they would never learn")
     return network, lines
 
@@ -150,12 +146,12 @@ class Solver(NamedTuple):
 
 
 def build_solver(config: Config, network: nn.Cell, learning_rates: np.ndarray, rank: Rank) -> Solver:
-    """Optimizer and loss scale, made together: both must know the same scale. InputError for dynamic on CPU."""
+    """Optimizer and loss scale, made together: both must know the same scale. UserError for dynamic on CPU."""
     groups = speed_up_head(get_param_groups(network, config.weight_decay), learning_rates, config.head_lr_multiplier)
     fixed = 1.0 if config.loss_scale == "dynamic" else config.loss_scale
     if config.loss_scale == "dynamic":
         if rank.device_target == "CPU":
-            raise InputError("loss_scale: dynamic works on Ascend and GPU only; on CPU give a number, such as 1.0")
+            raise UserError("loss_scale: dynamic works on Ascend and GPU only; on CPU give a number, such as 1.0")
         manager = mindspore.DynamicLossScaleManager()
     else:
         manager = mindspore.FixedLossScaleManager(fixed, drop_overflow_update=False)
@@ -184,7 +180,7 @@ def build_model(config: Config, network: nn.Cell, learning_rates: np.ndarray, ra
 
 def can_sink(config: Config, rank: Rank) -> bool:
     """Not on CPU, where MindSpore silently does not sink, nor op by op, where a sink cannot be left after a signal, nor
-    where broken pictures are let through: how MindData treats them is one setting for all pipelines, which an
+    where broken images are let through: how MindData treats them is one setting for all pipelines, which an
     evaluation would change for a training pipeline that lives on."""
     return (rank.device_target != "CPU" and config.graph_mode and config.dataset_sink_mode != "False"
             and config.on_bad_image == "error")
@@ -209,16 +205,6 @@ def set_step(model: mindspore.Model, step: int) -> None:
     counter.set_data(mindspore.Tensor(np.full(counter.shape, step), counter.dtype))
 
 
-def model_info(config: Config, class_names: tuple[str, ...]) -> ModelInfo:
-    preset = build_preset(config)
-    return ModelInfo(network=config.network, num_classes=config.num_classes, class_names=class_names,
-                     image_size=preset.image_size, image_mean=preset.mean, image_std=preset.std,
-                     batch_norm=config.batch_norm, has_bias=config.has_bias, pad_mode=config.pad_mode,
-                     padding=config.effective_padding, include_top=config.include_top, width=config.width,
-                     dataset=config.dataset, average_pool=config.average_pool, crop_pct=preset.crop_pct,
-                     interpolation=preset.interpolation)
-
-
 class LoadedModel(NamedTuple):
     """A network with the weights of a checkpoint, and what that says of it."""
 
@@ -241,7 +227,7 @@ class ModelLoader:
         self._network: nn.Cell | None = None
 
     def load(self, path: Path) -> LoadedModel:
-        """The network of the checkpoint, with all of its weights. InputError if some are missing or do not fit."""
+        """The network of the checkpoint, with all of its weights. UserError if some are missing or do not fit."""
         weights = read_weights(path)
         config, taken = agree_with_weights(self._asked, weights)
         if self._network is None or config.model_dump() != self._config.model_dump():
@@ -252,6 +238,6 @@ class ModelLoader:
         fill(self._network, weights, match)
         lines = report(weights, match, self._network, taken)
         if weights.trained_on is None and not config.is_flag("dataset"):
-            lines.append("warning: the file does not say what it was trained on; pictures are prepared as those of "
+            lines.append("warning: the file does not say what it was trained on; images are prepared as those of "
                          f"dataset={config.dataset}, unless --dataset says otherwise")
         return LoadedModel(config, self._network, weights.class_names, weights.trained_on, lines)

@@ -8,12 +8,12 @@ import mindspore.dataset as ds
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
-from src.pictures import SMALL, Preset
-from src.readers.base import Reader
+from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
+from model_utils.schema import INTERPOLATIONS, SMALL, Preset
+from src.data.base import Reader
 from src.utils.sampler import eval_shard, train_shard
-from src.utils.util import InputError
 
-INTERPOLATIONS = {"bilinear": Inter.LINEAR, "bicubic": Inter.BICUBIC, "nearest": Inter.NEAREST, "area": Inter.AREA}
 BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.config.ErrorSamplesMode.REPLACE,
                    "skip": ds.config.ErrorSamplesMode.SKIP}
 
@@ -28,27 +28,19 @@ class Augmentation(NamedTuple):
     cutout: int = 0
 
 
-class Shard(NamedTuple):
-    """The part of the pictures that one rank works on, and with how many threads."""
-
-    rank: int
-    world_size: int
-    workers: int
-
-
 def _resize(preset: Preset, size: Any) -> Any:
-    return vision.Resize(size, INTERPOLATIONS[preset.interpolation])
+    return vision.Resize(size, Inter[INTERPOLATIONS[preset.interpolation]])
 
 
 def _flip(random: Augmentation) -> Any:
     """Independent of the crop. `RandomHorizontalFlip` is not: MindData seeds all operations of a worker alike, it draws
-    twice for each picture as `RandomCrop` does, and so every crop that lies high is flipped and none that lies low."""
+    twice for each image as `RandomCrop` does, and so every crop that lies high is flipped and none that lies low."""
     return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), random.hflip)]])
 
 
 def _cutout(random: Augmentation) -> list[Any]:
     """Independent of the crop: a single `CutOut` would draw in step with it, as said of flips. Of two, of which chance
-    takes one for each picture, neither does."""
+    takes one for each image, neither does."""
     if not random.cutout:
         return []
     return [vision.RandomSelectSubpolicy([[(vision.CutOut(random.cutout), 1.0)] for _ in range(2)])]
@@ -56,7 +48,7 @@ def _cutout(random: Augmentation) -> list[Any]:
 
 def _train_photo(preset: Preset, random: Augmentation) -> list[Any]:
     crop = vision.RandomCropDecodeResize(preset.image_size, random.scale, random.ratio,
-                                         INTERPOLATIONS[preset.interpolation])
+                                         Inter[INTERPOLATIONS[preset.interpolation]])
     return [crop, _flip(random)]
 
 
@@ -77,7 +69,7 @@ EVAL_TRANSFORMS = {True: _eval_photo, False: _eval_small}
 
 
 def image_transforms(preset: Preset, augmentation: Augmentation | None, *, photos: bool, encoded: bool) -> list[Any]:
-    """The operations on one picture: the train preset when augmenting, else the eval preset."""
+    """The operations on one image: the train preset when augmenting, else the eval preset."""
     special = TRAIN_TRANSFORMS[photos](preset, augmentation) if augmentation else EVAL_TRANSFORMS[photos](preset)
     decode = [vision.Decode(), vision.Resize(SMALL)] if encoded and not photos else []  # photos: with the crop
     squares = _cutout(augmentation) if augmentation else []
@@ -85,7 +77,7 @@ def image_transforms(preset: Preset, augmentation: Augmentation | None, *, photo
 
 
 def _open(reader: Reader, sampler: Any, operations: list[Any], *, workers: int, on_bad_image: str) -> Any:
-    """Transformed pictures and labels, one at a time."""
+    """Transformed images and labels, one at a time."""
     ds.config.set_error_samples_mode(BAD_IMAGE_MODES[on_bad_image])
     follow = bool(reader.traffic) and on_bad_image != "error"
     dataset = reader.open(sampler, workers, follow=follow).map(operations, "image", num_parallel_workers=workers)
@@ -97,7 +89,7 @@ def _open(reader: Reader, sampler: Any, operations: list[Any], *, workers: int, 
 class EpochSampler(ds.Sampler):
     """The order of one epoch after the other: MindData asks for a new one whenever an epoch begins."""
 
-    def __init__(self, count: int, shard: Shard, *, batch_size: int, seed: int, first_epoch: int,
+    def __init__(self, count: int, shard: Rank, *, batch_size: int, seed: int, first_epoch: int,
                  steps: int | None) -> None:
         self._rows = (steps or count // (batch_size * shard.world_size)) * batch_size
         super().__init__(self._rows)
@@ -112,20 +104,20 @@ class EpochSampler(ds.Sampler):
 
 
 def steps_per_epoch(reader: Reader, *, batch_size: int, world_size: int, limit: int = -1) -> int:
-    """Whole global batches in the data, at most `limit` where that is not -1; InputError if there is not even one."""
+    """Whole global batches in the data, at most `limit` where that is not -1; UserError if there is not even one."""
     steps = len(reader) // (batch_size * world_size)
     if not steps:
-        raise InputError(f"batch_size: {batch_size} on {world_size} device(s) is more than the {len(reader)} pictures "
+        raise UserError(f"batch_size: {batch_size} on {world_size} device(s) is more than the {len(reader)} images "
                          f"of {reader.source}")
     return steps if limit < 0 else min(limit, steps)
 
 
-def create_dataset(reader: Reader, preset: Preset, shard: Shard, *, batch_size: int, seed: int, epoch: int = 0,
+def create_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int, seed: int, epoch: int = 0,
                    augmentation: Augmentation | None = None, on_bad_image: str = "error",
                    steps: int | None = None) -> Any:
     """The training pipeline from `epoch` (0 is the first) on, shuffled, the last partial batch dropped.
 
-    Without `augmentation` the pictures are those of an evaluation. `steps` is how many batches an epoch has: each takes
+    Without `augmentation` the images are those of an evaluation. `steps` is how many batches an epoch has: each takes
     its part of the shuffled whole. All there are, unless given.
 
     The order follows from (seed, epoch) whatever the number of ranks; crops and flips from (seed, epoch, rank) and the
@@ -140,11 +132,11 @@ def create_dataset(reader: Reader, preset: Preset, shard: Shard, *, batch_size: 
     return dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=shard.workers)
 
 
-def create_eval_dataset(reader: Reader, preset: Preset, shard: Shard, *, batch_size: int,
+def create_eval_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int,
                         on_bad_image: str = "error") -> Any:
-    """The evaluation pipeline of one rank: over all ranks every picture stands there exactly once.
+    """The evaluation pipeline of one rank: over all ranks every image stands there exactly once.
 
-    The last batch may be smaller than the others. None for a rank that gets no picture. A broken picture is never
+    The last batch may be smaller than the others. None for a rank that gets no image. A broken image is never
     replaced here: where that is asked for, it is left out, because another one would count twice.
     """
     indices = eval_shard(len(reader), rank=shard.rank, world_size=shard.world_size)

@@ -21,18 +21,18 @@ CONFIGURATIONS: dict[str, tuple[int, ...]] = {
     "vgg19": (64, 64, POOL, 128, 128, POOL, *4 * (256,), POOL, *4 * (512,), POOL, *4 * (512,), POOL),
 }
 
-SIDE_MULTIPLE = 32  # five poolings halve each side of the picture
+SIDE_MULTIPLE = 32  # five poolings halve each side of the image
 HIDDEN_UNITS = 4096
-POOLED_SIDE = 7  # of the feature map that `average_pool` makes: a picture of 224 pixels has it anyway
+POOLED_SIDE = 7  # of the feature map that `average_pool` makes: a image of 224 pixels has it anyway
 
 
 class VGG(nn.Cell):
-    """VGG11, 13, 16 or 19, from pictures [N, 3, H, W] to logits [N, num_classes].
+    """VGG11, 13, 16 or 19, from images [N, 3, H, W] to logits [N, num_classes].
 
     `image_size` is (height, width); both must be multiples of 32. `padding` counts with pad_mode "pad" only,
     `has_bias` concerns the convolutions only, a `dropout_rate` of 0 means none, and `width` scales the
     channels and the hidden dense layers. `dropout` makes the dropout layers from their rate. With `average_pool`
-    the classifier takes 7x7 features whatever the picture's size. Without `include_top` the answer is the feature
+    the classifier takes 7x7 features whatever the image's size. Without `include_top` the answer is the feature
     map [N, C, H/32, W/32]. `conv` makes the convolutions and is told the size of their maps. Parameters are named as
     in the model zoo's checkpoints. Initial values repeat after `mindspore.set_seed`. Values that are not allowed raise
     ValueError.
@@ -150,14 +150,14 @@ def _padding(pad_mode: str, padding: int) -> int:
 
 
 def _map_sides(side: int, channels: list[int], padding: int) -> list[int]:
-    """One side of the map that each item of `channels` gets, and last of the result, for this side of the picture."""
+    """One side of the map that each item of `channels` gets, and last of the result, for this side of the image."""
     if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
         raise ValueError(f"image_size has a side of {side}: both must be multiples of {SIDE_MULTIPLE}")
     sides = [side]
     for item in channels:
         sides.append(sides[-1] // 2 if item == POOL else sides[-1] + 2 * (padding - 1))
         if sides[-1] < 1:
-            raise ValueError(f"padding {padding} leaves nothing of the picture: 1 keeps the size of the maps")
+            raise ValueError(f"padding {padding} leaves nothing of the image: 1 keeps the size of the maps")
     return sides
 
 

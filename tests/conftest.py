@@ -49,7 +49,7 @@ def device() -> None:
 
 @pytest.fixture(scope="session")
 def cifar_model(tmp_path_factory):
-    """A trained network for small pictures, exported as MINDIR and ONNX, with its data."""
+    """A trained network for small images, exported as MINDIR and ONNX, with its data."""
     from deployed import make_cifar_model
 
     return make_cifar_model(tmp_path_factory.mktemp("cifar_model"))
@@ -65,7 +65,7 @@ def photo_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def formats(tmp_path_factory):
-    """The same pictures in every data format: the data_dir of each."""
+    """The same images in every data format: the data_dir of each."""
     from packed import write_every_format
 
     return write_every_format(tmp_path_factory.mktemp("formats"))

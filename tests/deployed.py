@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as somebody deploys them: trained for a moment, given a head that tells pictures apart, exported, their
+"""Networks as somebody deploys them: trained for a moment, given a head that tells images apart, exported, their
 accuracy counted by eval.py."""
 
 import re
@@ -9,14 +9,15 @@ from typing import NamedTuple
 import cv2
 import mindspore
 import numpy as np
+from helpers import TINY, Outcome, run_main, write_cifar10, write_class_folders, write_image
 from packed import eval_batches
-from toy_data import TINY, Outcome, run_main, write_cifar10, write_class_folders, write_picture
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
 from src import build
-from src.build_data import build_preset, build_reader
-from src.checkpoint import save_checkpoint
+from src.data.build_data import build_reader
+from src.weights.checkpoint import save_checkpoint
+from src.weights.model_info import ModelInfo
 
 PHOTOS = ("--dataset=imagenet2012", "--num_classes=3", "--batch_norm=True")
 
@@ -47,7 +48,7 @@ def make_photo_model(folder: Path) -> Deployed:
     data = write_class_folders(folder / "data", each=7)  # names repeat from class to class
     grey = np.random.RandomState(5).randint(0, 256, (70, 50)).astype(np.uint8)
     (data / "val" / "ant" / "n01_00000001.JPEG").write_bytes(cv2.imencode(".jpg", grey)[1].tobytes())
-    write_picture(data / "val" / "readme.png", np.zeros((9, 9, 3), np.uint8))  # of no class: never counted
+    write_image(data / "val" / "readme.png", np.zeros((9, 9, 3), np.uint8))  # of no class: never counted
     checkpoint = train(data, folder, *TINY, *PHOTOS, "--image_size=64")
     spread_answers(checkpoint, data, "--dataset=imagenet2012")
     export(checkpoint, folder / "photos", "--export_batch_size=4", "--dynamic_batch")
@@ -62,13 +63,13 @@ def train(data: Path, folder: Path, *flags: str) -> Path:
 
 
 def spread_answers(checkpoint: Path, data: Path, *flags: str) -> None:
-    """Give it a random head that is centred on its test pictures: so short a training has one answer for all, and
-    results that belong to other pictures would count as right."""
+    """Give it a random head that is centred on its test images: so short a training has one answer for all, and
+    results that belong to other images would count as right."""
     asked = get_config([f"--data_dir={data}", "--device_target=CPU", *flags])
     model = build.ModelLoader(asked, set_up_device(asked)).load(checkpoint)
     config, network = model.config, model.network
     reader = build_reader(config, "test")
-    images = np.concatenate([images for images, _ in eval_batches(reader, preset=build_preset(config))])
+    images = np.concatenate([images for images, _ in eval_batches(reader, preset=config.preset)])
     head = network.parameters_dict()
     weights = np.random.RandomState(3).randn(*head["classifier.6.weight"].shape)
     head["classifier.6.weight"].set_data(mindspore.Tensor(weights, mindspore.float32))
@@ -77,7 +78,7 @@ def spread_answers(checkpoint: Path, data: Path, *flags: str) -> None:
                                                         + head["classifier.6.bias"].asnumpy()))
     answers = network(mindspore.Tensor(images)).asnumpy().argmax(axis=1)
     assert len(set(answers.tolist())) > 1 + config.num_classes // 4
-    save_checkpoint(checkpoint, network, build.model_info(config, model.class_names))
+    save_checkpoint(checkpoint, network, ModelInfo.of(config, model.class_names))
 
 
 def export(checkpoint: Path, name: Path, *flags: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One recipe in three dialects: MindCV's, the model zoo's and our own; and short files in MindCV's."""
 
-from toy_data import ROOT, read_recipe
+from helpers import ROOT, read_recipe
 
 from model_utils.schema import Config
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toy_data import ROOT
+from helpers import ROOT
 
 from scripts import hccl_tools
 from scripts.launch import free_port

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same pictures in every format, each told from the others by its colour, and batches as tests look at them."""
+"""The same images in every format, each told from the others by its colour, and batches as tests look at them."""
 
 from pathlib import Path
 
 import numpy as np
-from toy_data import TINY, run_main, write_picture
+from helpers import TINY, run_main, write_image
 
-from src.dataset import Augmentation, Shard, create_dataset, create_eval_dataset
-from src.pictures import Preset
-from src.readers.formats import FORMATS, Wanted
+from model_utils.device_adapter import Rank
+from model_utils.schema import Preset
+from src.data.formats import FORMATS, Wanted
+from src.dataset import Augmentation, create_dataset, create_eval_dataset
 
 CLASSES = ("ant", "bee", "cow")
-COUNTS = {"train": (9, 5, 8), "val": (3, 4, 4)}  # per class; 22 and 11 pictures, which no batch of the tests divides
+COUNTS = {"train": (9, 5, 8), "val": (3, 4, 4)}  # per class; 22 and 11 images, which no batch of the tests divides
 PACKED = ("list", "tfrecord", "mindrecord")
 PLAIN = Preset((32, 32), (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the pixels as they are
-ALONE = Shard(0, 1, 2)
+ALONE = Rank(0, 1, 2)
 
 
 def write_coloured(root: Path) -> Path:
-    """Class folders of PNG pictures, the n-th of a split in the grey 10 * n."""
+    """Class folders of PNG images, the n-th of a split in the grey 10 * n."""
     for split, counts in COUNTS.items():
         number = 0
         for name, count in zip(CLASSES, counts, strict=True):
             for _ in range(count):
                 grey = np.full(({"train": 40, "val": 80}[split] + number, 50, 3), 10 * number, np.uint8)
-                write_picture(root / split / name / f"picture {number:02}.png", grey)
+                write_image(root / split / name / f"image {number:02}.png", grey)
                 number += 1
     return root
 
@@ -64,8 +65,8 @@ def eval_batches(reader, *, preset=PLAIN, shard=ALONE, batch_size=4, **kwargs):
 
 
 def numbers(rows) -> list[int]:
-    """Which coloured pictures these batches hold, in order."""
-    return [round(float(picture.mean()) / 10) for images, _ in rows for picture in images]
+    """Which coloured images these batches hold, in order."""
+    return [round(float(image.mean()) / 10) for images, _ in rows for image in images]
 
 
 def labels(rows) -> list[int]:

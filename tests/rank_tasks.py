@@ -13,7 +13,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from toy_data import TINY  # noqa: E402
+from helpers import TINY  # noqa: E402
 
 import eval as eval_script  # noqa: E402
 import train as train_script  # noqa: E402
@@ -22,7 +22,7 @@ from model_utils.device_adapter import Rank, set_up_device  # noqa: E402
 
 FLAGS = (*TINY, "--dataset=synthetic", "--num_parallel_workers=1", "--warmup_epochs=0", "--log_interval=1")
 EVAL_COUNTS, EVAL_BATCH = (1, 63, 64, 65, 1000), 64
-SAMPLE_COUNT, SAMPLE_BATCH = 50, 4  # 50 pictures: 8, 4 and 12 are left over with 1, 2 and 3 ranks
+SAMPLE_COUNT, SAMPLE_BATCH = 50, 4  # 50 images: 8, 4 and 12 are left over with 1, 2 and 3 ranks
 GLOBAL_BATCH, STEPS = 32, 5
 PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--initialize_mode=KaimingNormal",
          "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1")
@@ -31,7 +31,7 @@ FULL = ("--mode=train_and_evaluate", "--synthetic_test_images=37", "--synthetic_
 
 
 def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
-    """The counters after evaluating the first so many pictures, by eval.py's own function."""
+    """The counters after evaluating the first so many images, by eval.py's own function."""
     results = {}
     for count in EVAL_COUNTS:
         config = get_config([*FLAGS, f"--pre_trained={folder / 'given.ckpt'}", f"--synthetic_test_images={count}",
@@ -43,7 +43,7 @@ def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
 
 
 def samples(rank: Rank) -> dict[str, np.ndarray]:
-    """The numbers of the pictures that this rank trains on, epoch by epoch."""
+    """The numbers of the images that this rank trains on, epoch by epoch."""
     from src.build import build_train_data
 
     data = build_train_data(get_config([*FLAGS, f"--synthetic_train_images={SAMPLE_COUNT}",
@@ -57,21 +57,21 @@ def samples(rank: Rank) -> dict[str, np.ndarray]:
 
 
 def train(folder: Path, rank: Rank, name: str, *flags: str) -> None:
-    train_script.run_train(get_config([*FLAGS, *flags, f"--ckpt_path={folder / name}", "--is_save_on_master=False",
+    train_script.train(get_config([*FLAGS, *flags, f"--ckpt_path={folder / name}", "--is_save_on_master=False",
                                        f"--is_distributed={rank.world_size > 1}"]))
 
 
 def disagreements(rank: Rank) -> dict[str, np.ndarray]:
     """Whether this rank hears of it where all have the same number, and where the last one has another."""
-    from src.collective import check_agreed
-    from src.utils.util import InputError
+    from model_utils.errors import UserError
+    from src.utils.ranks import check_agreed
 
     found = []
     for value in (7, int(rank.rank == rank.world_size - 1)):
         try:
             check_agreed([value], rank=rank.rank, world_size=rank.world_size, disagreement="they differ")
             found.append(False)
-        except InputError:
+        except UserError:
             found.append(True)
     return {"disagreements": np.array(found)}
 
@@ -80,7 +80,7 @@ def sums(rank: Rank) -> dict[str, np.ndarray]:
     """The sum over the ranks of numbers with carries, and the mean of one that each has of its own."""
     from mindspore import Parameter, Tensor
 
-    from src.collective import average_parameters, sum_integers
+    from src.utils.ranks import average_parameters, sum_integers
 
     own = Parameter(Tensor(np.float32([rank.rank + 1, -2])))
     average_parameters([own], rank.world_size)

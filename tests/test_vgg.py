@@ -23,7 +23,7 @@ def graph_mode() -> Iterator[None]:
     mindspore.set_context(mode=before)
 
 
-def pictures(count: int, size: tuple[int, int] = (32, 32)) -> Tensor:
+def images(count: int, size: tuple[int, int] = (32, 32)) -> Tensor:
     return Tensor(np.random.RandomState(0).standard_normal((count, 3, *size)).astype(np.float32))
 
 
@@ -37,7 +37,7 @@ def gradients(network: VGG, images: Tensor) -> dict[str, np.ndarray]:
 
 
 def without_gradient(network: VGG) -> list[str]:
-    found = gradients(network, pictures(16))
+    found = gradients(network, images(16))
     assert all(np.isfinite(gradient).all() for gradient in found.values())
     return [name for name, gradient in found.items() if not gradient.any()]
 
@@ -72,13 +72,13 @@ def test_every_parameter_of_the_deeper_networks_gets_a_gradient(make) -> None:
     assert without_gradient(make(10, **SMALL)) == []
 
 
-def test_sixteen_pictures_are_learnt_by_heart() -> None:
+def test_sixteen_images_are_learnt_by_heart() -> None:
     mindspore.set_seed(1)
     network = vgg11(10, dropout_rate=0.0, **SMALL)
     labels = Tensor(np.arange(16) % 10, mindspore.int32)
     optimizer = nn.Momentum(network.trainable_params(), 0.02, 0.9)
     step = nn.TrainOneStepCell(nn.WithLossCell(network, CrossEntropy(0.0, 10)), optimizer).set_train()
-    losses = [float(step(pictures(16), labels).asnumpy()) for _ in range(60)]
+    losses = [float(step(images(16), labels).asnumpy()) for _ in range(60)]
     assert losses[0] == pytest.approx(np.log(10), abs=0.5)
     assert min(losses[-5:]) < 0.05
 
@@ -128,11 +128,11 @@ def test_rectangles_and_no_top() -> None:
     network = vgg11(10, image_size=(64, 96), width=0.125)
     assert network.classifier[0].weight.shape == (512, 64 * 2 * 3)
     network.set_train(False)
-    assert network(pictures(2, (64, 96))).shape == (2, 10)
+    assert network(images(2, (64, 96))).shape == (2, 10)
     trunk = vgg11(10, include_top=False, **SMALL)
     assert not any(parameter.name.startswith("classifier") for parameter in trunk.get_parameters())
     trunk.set_train(False)
-    assert trunk(pictures(2)).shape == (2, 64, 1, 1)
+    assert trunk(images(2)).shape == (2, 64, 1, 1)
 
 
 def test_width_scales_channels_and_classifier_down_to_eight() -> None:
@@ -147,14 +147,14 @@ def test_pad_mode_same_is_a_padding_of_one() -> None:
     ours = vgg11(10, padding=0, **SMALL).layers[0]
     ours.weight.set_data(weight)
     same = nn.Conv2d(3, 8, 3, pad_mode="same", weight_init=weight)
-    np.testing.assert_allclose(ours(pictures(2)).asnumpy(), same(pictures(2)).asnumpy(), atol=1e-5)
+    np.testing.assert_allclose(ours(images(2)).asnumpy(), same(images(2)).asnumpy(), atol=1e-5)
 
 
 def test_other_paddings_change_the_maps_and_the_first_dense_layer_follows() -> None:
     network = vgg11(10, pad_mode="pad", padding=2, **SMALL)
     network.set_train(False)
     assert network.classifier[0].weight.shape == (512, 64 * 4 * 4)  # 34 17 19 9 13 6 10 5 9 4
-    assert network(pictures(2)).shape == (2, 10)
+    assert network(images(2)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,16 @@ def matrix_product(task: Task) -> Contenders:
 def saving(task: Task) -> Contenders:
     """The bare step against what a run writes at the end of an epoch."""
     bench, folder = set_up(task.config, task.steps), make_folder(task)
-    from src import build, build_run, resume
-    from src.checkpoint import save_checkpoint
-    from src.training import TrainState
+    from src import build
+    from src.training import build_run, resume
+    from src.training.state import TrainState
+    from src.weights.checkpoint import save_checkpoint
+    from src.weights.model_info import ModelInfo
 
     config = bench.config
     model = build.build_model(config, bench.network, bench.rates, bench.rank)
     parameters = resume.state_parameters(model.train_network)
-    info = build.model_info(config, bench.data.reader.class_names)
+    info = ModelInfo.of(config, bench.data.reader.class_names)
     state = TrainState(bench.data.steps_per_epoch, bench.rates, config.batch_size)
     identity = build_run.build_identity(config, bench.rank, bench.data)
 
@@ -87,12 +89,13 @@ def loading(task: Task) -> Contenders:
     """Reading the file of `pre_trained` as it is against making a network of it; without one, a checkpoint is made."""
     rank, config = set_up_device(task.config), task.config
     from src import build
-    from src.checkpoint import save_checkpoint
+    from src.weights.checkpoint import save_checkpoint
+    from src.weights.model_info import ModelInfo
 
     path = Path(config.pre_trained or make_folder(task) / "new.ckpt")
     if not config.pre_trained:
         names = tuple(map(str, range(config.num_classes)))
-        save_checkpoint(path, build.build_network(config, rank), build.model_info(config, names))
+        save_checkpoint(path, build.build_network(config, rank), ModelInfo.of(config, names))
 
     def read() -> None:
         with path.open("rb") as file:
@@ -104,11 +107,11 @@ def loading(task: Task) -> Contenders:
 
 
 def deploying(task: Task) -> Contenders:
-    """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size pictures at a time."""
+    """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size images at a time."""
     rank, config, folder = set_up_device(task.config), task.config, make_folder(task)
     from src import build
-    from src.engines import open_engine, run_batch
-    from src.export import write_format
+    from src.deploy.engines import open_engine, run_batch
+    from src.deploy.export import write_format
 
     network = build.build_network(config, rank, for_export=True).set_train(False)
     images = np.random.RandomState(config.seed).randn(config.batch_size, 3, *config.image_size).astype(np.float32)
@@ -123,21 +126,21 @@ def deploying(task: Task) -> Contenders:
 
 
 def evaluating(task: Task) -> Contenders:
-    """The bare network on one fixed batch against the evaluation loop on the test pictures, timed from its first batch
+    """The bare network on one fixed batch against the evaluation loop on the test images, timed from its first batch
     on."""
     rank, config = set_up_device(task.config), task.config
     from mindspore import Tensor
 
     from src import build
-    from src.build_data import build_preset, build_reader
+    from src.data.build_data import build_reader
     from src.dataset import create_eval_dataset, steps_per_epoch
-    from src.evaluate import evaluate
+    from src.evaluation.evaluate import evaluate
 
     network, reader = build.build_network(config, rank).set_train(False), build_reader(config, "test")
-    preset, shard, size = build_preset(config), build.build_shard(rank), config.batch_size
+    preset, shard, size = config.preset, rank, config.batch_size
     steps_per_epoch(reader, batch_size=2 * size, world_size=1)  # the first batch and another: an error if there are not
-    pictures = create_eval_dataset(reader, preset, shard, batch_size=size)
-    batch = Tensor(next(pictures.create_tuple_iterator(num_epochs=1, output_numpy=True))[0])
+    images = create_eval_dataset(reader, preset, shard, batch_size=size)
+    batch = Tensor(next(images.create_tuple_iterator(num_epochs=1, output_numpy=True))[0])
 
     def evaluation() -> float:
         done = evaluate(network, reader, preset, shard, batch_size=size, num_classes=config.num_classes,

@@ -23,7 +23,7 @@ if str(ROOT) not in sys.path:
 
 from model_utils.config import get_config  # noqa: E402
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
-from model_utils.errors import ConfigError  # noqa: E402
+from model_utils.errors import UserError  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from scripts.benchmarks.measure import (  # noqa: E402
@@ -80,7 +80,7 @@ def scaling(task: Task) -> Contenders:
 
 
 def in_fresh_process(kind: str, task: Task, *, ranks: int = 1) -> Any:
-    """What a process of this kind finds out; with several ranks, what their rank 0 does. ConfigError if it fails."""
+    """What a process of this kind finds out; with several ranks, what their rank 0 does. UserError if it fails."""
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "worker_0.log"  # msrun writes the latter
         job = ["--is_distributed=1", "--device_target=CPU"] if ranks > 1 else []
@@ -90,10 +90,10 @@ def in_fresh_process(kind: str, task: Task, *, ranks: int = 1) -> Any:
             done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                   text=True, timeout=LONGEST_S)
         except subprocess.TimeoutExpired:
-            raise ConfigError(f"{kind}: took more than {LONGEST_S} s; ask for fewer --steps") from None
+            raise UserError(f"{kind}: took more than {LONGEST_S} s; ask for fewer --steps") from None
         if not result.is_file():
             said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else done.stdout
-            raise ConfigError(f"{kind}: the process that measures it failed: {last_line(said)}")
+            raise UserError(f"{kind}: the process that measures it failed: {last_line(said)}")
         return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -106,7 +106,7 @@ def msrun(ranks: int, log_folder: str) -> list[str]:
     beside = Path(sys.executable).with_name("msrun")
     program = str(beside) if beside.is_file() else shutil.which("msrun")
     if program is None:
-        raise ConfigError("--scaling: msrun, which comes with MindSpore, is not found")
+        raise UserError("--scaling: msrun, which comes with MindSpore, is not found")
     return [program, f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True",
             f"--master_port={free_port()}", f"--log_dir={log_folder}"]
 
@@ -124,7 +124,7 @@ def first_loss_s(flags: Sequence[str]) -> float:
                     seconds = time.perf_counter() - start
                     process.kill()
                     return seconds
-        raise ConfigError(f"startup: train.py ended before its first loss: {line.strip()}")
+        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
 
 
 # What the fresh process does

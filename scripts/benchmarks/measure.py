@@ -39,7 +39,7 @@ class Contender:
 
     run: Callable[[], float]
     kind: str = "s"
-    images: float | None = None  # per step, where a step handles pictures
+    images: float | None = None  # per step, where a step handles images
     gflop: float | None = None  # per step, where they are counted
     is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
     cores: int | None = None  # that it may use, where throughput per core is asked for

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data pipelines alone: the same pictures in every data format, and one data set under every preset."""
+"""The data pipelines alone: the same images in every data format, and one data set under every preset."""
 
 import time
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from typing import Any
 from model_utils.device_adapter import set_up_device
 from model_utils.schema import Config
 from scripts.benchmarks.measure import Contender, Contenders, Task, make_folder
-from src.readers import packing
-from src.readers.base import Reader
-from src.readers.folder import FolderReader
-from src.readers.formats import FORMATS, Wanted
-from src.readers.list_file import LIST_FILES
-from src.readers.packing import Piece
-from src.readers.parallel import cut
+from src.data import packing
+from src.data.base import Reader
+from src.data.folder import FolderReader
+from src.data.formats import FORMATS, Wanted
+from src.data.list_file import LIST_FILES
+from src.data.packing import Piece
+from src.data.parallel import cut
 
 SHARDS = 2
 
@@ -49,10 +49,10 @@ def _contender(create: Callable[[int], Any], steps: int, images: float) -> Conte
 
 
 def pipeline(task: Task) -> Contenders:
-    """The pictures of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
+    """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, config = set_up_device(task.config), task.config
     from src import build
-    from src.build_data import build_preset, build_reader
+    from src.data.build_data import build_reader
     from src.dataset import create_eval_dataset
     from src.utils.sampler import eval_shard
 
@@ -64,25 +64,24 @@ def pipeline(task: Task) -> Contenders:
     test = build_reader(config, "test")
     # One share of about as many steps, not the first steps of all: MindData would prepare far more than is taken.
     ranks = max(1, len(test) // (task.steps * size))
-    pictures = len(eval_shard(len(test), rank=0, world_size=ranks))
-    steps = -(-pictures // size)
+    images = len(eval_shard(len(test), rank=0, world_size=ranks))
+    steps = -(-images // size)
 
     def evaluation(_epoch: int) -> Any:
-        return create_eval_dataset(test, build_preset(config), build.build_shard(rank)._replace(
+        return create_eval_dataset(test, config.preset, rank._replace(
             rank=0, world_size=ranks), batch_size=size)
 
-    return {**contenders, "evaluation": _contender(evaluation, steps, pictures / steps)}
+    return {**contenders, "evaluation": _contender(evaluation, steps, images / steps)}
 
 
 def formats(task: Task) -> Contenders:
-    """The training pipeline of the class folders in `data_dir` and of the same pictures in every other format."""
+    """The training pipeline of the class folders in `data_dir` and of the same images in every other format."""
     folder = make_folder(task)
     readers, rank, config = pack(task.config, folder), set_up_device(task.config), task.config
-    from src.build import build_augmentation, build_shard
-    from src.build_data import build_preset
+    from src.build import build_augmentation
     from src.dataset import create_dataset, steps_per_epoch
 
-    preset, shard = build_preset(config), build_shard(rank)
+    preset, shard = config.preset, rank
     first = next(iter(readers.values()))
     steps = steps_per_epoch(first, batch_size=config.batch_size, world_size=1, limit=task.steps)
 
@@ -95,7 +94,7 @@ def formats(task: Task) -> Contenders:
 
 
 def pack(config: Config, folder: Path) -> dict[str, Reader]:
-    """Readers of the training pictures in every format; the list points to the pictures where they are."""
+    """Readers of the training images in every format; the list points to the images where they are."""
     source = FolderReader(Path(config.data_dir or ""), "train")
     readers: dict[str, Reader] = {"class folders": source}
     wanted = Wanted(len(source.class_names), photos=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model_utils.device_adapter import GUARD_VARIABLE, choose_target
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
 from src.utils.util import write_atomically, writing
@@ -50,9 +50,9 @@ def without_absolute_paths(flags: Sequence[str]) -> list[str]:
 
 
 def check_can_write(path: Path) -> None:
-    """ConfigError if a record cannot be written there, before anything is measured."""
+    """UserError if a record cannot be written there, before anything is measured."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--json: {path} cannot be written: it is a folder, or its folder is missing or "
+        raise UserError(f"--json: {path} cannot be written: it is a folder, or its folder is missing or "
                           "read-only")
 
 
@@ -62,13 +62,13 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """ConfigError if the file is none."""
+    """UserError if the file is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         record = None
     if not isinstance(record, dict) or not PARTS.issubset(record):
-        raise ConfigError(f"{path}: is no file that benchmark.py --json has written")
+        raise UserError(f"{path}: is no file that benchmark.py --json has written")
     return record

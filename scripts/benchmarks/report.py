@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 from scripts.benchmarks.record import Record, read_record
 
 TITLES = {
@@ -131,7 +131,7 @@ def diff(first: Record, second: Record) -> str:
     """The rows of two records side by side: their medians, the second over the first, and each record's own ratios."""
     sides = [{(line.what, line.case, line.name): line for line in lines_of(record)} for record in (first, second)]
     if not set(sides[0]) & set(sides[1]):
-        raise ConfigError("--diff: the two files have no row in common; --table shows what is in each")
+        raise UserError("--diff: the two files have no row in common; --table shows what is in each")
     rows = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         a, b = (side.get(key) for side in sides)
@@ -149,15 +149,15 @@ def refresh(pages: Sequence[Path]) -> None:
     try:
         texts = {page: page.read_text(encoding="utf-8") for page in pages}  # all, before one is written
         for page in [page for page, text in texts.items() if not MARKED.search(text)]:
-            raise ConfigError(f"--refresh: {page} has no line `<!-- scripts/benchmark.py --table FILE ... -->` with a "
+            raise UserError(f"--refresh: {page} has no line `<!-- scripts/benchmark.py --table FILE ... -->` with a "
                               "line `<!-- end of tables -->` behind it")
         for page, text in texts.items():
             page.write_text(MARKED.sub(partial(_renewed, page.parent), text), encoding="utf-8")
             print(f"{page}: {len(MARKED.findall(text))} group(s) of tables written")
     except OSError as error:
-        raise ConfigError(f"--refresh: {error.filename} cannot be read or written: {error.strerror}") from None
+        raise UserError(f"--refresh: {error.filename} cannot be read or written: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError("--refresh: a page is not UTF-8 text") from None
+        raise UserError("--refresh: a page is not UTF-8 text") from None
 
 
 def _renewed(folder: Path, mark: re.Match[str]) -> str:

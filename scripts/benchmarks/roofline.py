@@ -18,7 +18,7 @@ class Layer(NamedTuple):
 
     kind: str
     cell: Any
-    shape: tuple[int, ...]  # of its input, pictures first
+    shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
 
     @property
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(network: Any, shape: tuple[int, ...]) -> list[Layer]:
-    """The layers in their order, for pictures of this shape."""
+    """The layers in their order, for images of this shape."""
     from mindspore import nn
 
     kinds = ((nn.Conv2d, "convolution"), (nn.BatchNorm2d, "batch normalisation"), (nn.ReLU, "ReLU"),

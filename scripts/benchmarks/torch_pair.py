@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 from model_utils.schema import Config
 from scripts.benchmarks.measure import USERS_ENVIRONMENT, Contender, Contenders, Task, last_line
 
@@ -17,7 +17,7 @@ VERSIONS: dict[str, str] = {}  # of what has answered so far, for the record
 
 
 class TorchProcess:
-    """torch_worker.py under an interpreter that has torch. ConfigError where it does not answer."""
+    """torch_worker.py under an interpreter that has torch. UserError where it does not answer."""
 
     def __init__(self, python: str, request: dict[str, Any]) -> None:
         self._python, self._errors = python, tempfile.TemporaryFile("w+")  # noqa: SIM115, lives as long as the process
@@ -26,7 +26,7 @@ class TorchProcess:
                 [python, str(WORKER)], env=USERS_ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self._errors, text=True)
         except OSError as error:
-            raise ConfigError(f"--torch_python: {python} cannot be started: {error.strerror}") from None
+            raise UserError(f"--torch_python: {python} cannot be started: {error.strerror}") from None
         about = self.ask(json.dumps(request))
         VERSIONS["torch"] = about["torch"]
         self.names: list[str] = about["contenders"]
@@ -39,7 +39,7 @@ class TorchProcess:
             self.close()
             self._errors.seek(0)
             said = last_line(self._errors.read())
-            raise ConfigError(f"--compare=torch: PyTorch does not answer under {self._python}: {said}; "
+            raise UserError(f"--compare=torch: PyTorch does not answer under {self._python}: {said}; "
                               "--torch_python=PYTHON names an interpreter that has it") from None
 
     def close(self) -> None:
@@ -71,12 +71,12 @@ def torch_contenders(task: Task, network: Any, gflop: float, *, mode: str) -> Co
 
 
 def check_comparable(config: Config) -> None:
-    """ConfigError where PyTorch would do something else than we do."""
+    """UserError where PyTorch would do something else than we do."""
     if config.device_target not in ("auto", "CPU"):
-        raise ConfigError(f"--compare=torch: works on CPU only, not on {config.device_target}")
+        raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
     for key in ("freeze", "pre_trained"):
         if getattr(config, key):
-            raise ConfigError(f"--compare=torch: knows nothing of --{key}; leave it out")
+            raise UserError(f"--compare=torch: knows nothing of --{key}; leave it out")
 
 
 def describe(network: Any, config: Config) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model_utils.device_adapter import Rank, set_up_device
-from model_utils.errors import ConfigError
+from model_utils.errors import UserError
 from model_utils.schema import Config
 from scripts.benchmarks.measure import seconds_per_call
 
-STEPS_WITHOUT_DATA = 100  # that an epoch is taken to have where no pictures say it
+STEPS_WITHOUT_DATA = 100  # that an epoch is taken to have where no images say it
 
 
 class Bench(NamedTuple):
@@ -31,7 +31,7 @@ def set_up(config: Config, steps: int, *, with_data: bool = True) -> Bench:
     import mindspore
 
     from src import build
-    from src.build_weights import open_pre_trained
+    from src.weights.agree import open_pre_trained
 
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)
@@ -75,8 +75,9 @@ def bare_step(bench: Bench, batch: Sequence[Any]) -> Callable[[], float]:
 
 def train_loop(bench: Bench) -> Callable[[], float]:
     """What train.py runs: `Model.train` with callbacks on the real pipeline, timed from the end of its first step."""
-    from src import build, callbacks
-    from src.training import Conductor, Handler, TrainState
+    from src import build
+    from src.training import hooks as callbacks
+    from src.training.state import Conductor, Handler, TrainState
 
     class StepTimes(Handler):
         def __init__(self) -> None:
@@ -88,8 +89,8 @@ def train_loop(bench: Bench) -> Callable[[], float]:
                 state.stop_signal = 1  # of no consequence here but that the run ends
 
     if min(bench.data.steps_per_epoch, len(bench.rates)) <= bench.steps:
-        raise ConfigError(f"--steps: {bench.steps} steps and a first one do not fit into an epoch of "
-                          f"{bench.data.steps_per_epoch}; ask for fewer, or give more pictures")
+        raise UserError(f"--steps: {bench.steps} steps and a first one do not fit into an epoch of "
+                          f"{bench.data.steps_per_epoch}; ask for fewer, or give more images")
     model = build.build_model(bench.config, bench.network, bench.rates, bench.rank)
 
     def block() -> float:

@@ -12,14 +12,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_utils.errors import UserError
+
 if TYPE_CHECKING:
     from mindspore import Parameter, nn
-
-
-class InputError(ValueError):
-    """What the user gave is wrong: the message says what; entry scripts print it without a traceback."""
-
-    exit_status = 2
 
 
 @contextmanager
@@ -34,11 +30,11 @@ def under_its_name(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """InputError that names this file or folder if the system refuses anything."""
+    """UserError that names this file or folder if the system refuses anything."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -105,11 +101,11 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made where it is not there; InputError if it cannot be."""
+    """The folder, made where it is not there; UserError if it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -118,10 +114,10 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_free_space(folder: Path, needed_bytes: int, key: str, purpose: str) -> None:
-    """InputError if the folder that this key names has no room for it."""
+    """UserError if the folder that this key names has no room for it."""
     free = free_bytes(folder)
     if free < needed_bytes:
-        raise InputError(f"{key}: {folder} has {free / 2**20:.0f} MiB free, and {purpose} needs "
+        raise UserError(f"{key}: {folder} has {free / 2**20:.0f} MiB free, and {purpose} needs "
                          f"{needed_bytes / 2**20:.0f} MiB")
 
 

@@ -46,7 +46,7 @@ DENSE_SHARE = 0.4
 def _kaiming_normal() -> InitialValues:
     """For plain networks: a convolution hands on a signal of about the size that it gets, a dense layer a smaller one.
 
-    The usual choice, fan_out for convolutions and a fixed 0.01 for all dense layers, is right for pictures of
+    The usual choice, fan_out for convolutions and a fixed 0.01 for all dense layers, is right for images of
     224 pixels only. With 32 pixels the logits of VGG16 begin near 0.002, and the loss stays at ln(classes).
     """
     return InitialValues(conv=_kaiming(share=1.0), dense=_kaiming(share=DENSE_SHARE), head=SMALL_HEAD)
@@ -59,7 +59,7 @@ def _kaiming(share: float) -> Initializer:
     return KaimingNormal(negative_slope=slope, mode="fan_in", nonlinearity="leaky_relu")
 
 
-PICTURE_CHANNELS = 3
+IMAGE_CHANNELS = 3
 
 
 class PassOn(XavierUniform):
@@ -71,7 +71,7 @@ class PassOn(XavierUniform):
     def _initialize(self, arr: np.ndarray) -> None:
         super()._initialize(arr)
         in_channels = arr.shape[1]
-        if in_channels == PICTURE_CHANNELS:
+        if in_channels == IMAGE_CHANNELS:
             return
         arr[:in_channels] = 0
         passed_on = np.arange(min(arr.shape[:2]))

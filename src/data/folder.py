@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet-style data: one folder per class, images inside."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from src.data.base import SPLIT_FOLDERS, own_split, split_folders, wrong_layout
+from src.data.encoded import EncodedReader, read_file
+from model_utils.errors import UserError
+from src.utils.util import printable
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
+EXPECTED = """    data_dir/
+      train/ or ilsvrc/                  one folder per class, images inside
+      val/ or validation_preprocess/     the same classes"""
+
+
+def _class_folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is at least one, not counting those in folders further down."""
+    try:
+        return any(is_image(entry.name) for entry in os.scandir(folder))
+    except OSError:
+        return False
+
+
+def _images(folder: Path) -> list[str]:
+    """Names in their order. Hidden files, as some systems leave them beside images, are left aside."""
+    names = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
+    if not names:
+        raise UserError(f"{folder}: holds no images ({', '.join(EXTENSIONS)})")
+    return names
+
+
+def looked_for(split: str) -> list[str]:
+    return [f"{name}/<class>/" for name in SPLIT_FOLDERS[split]] + ["<class>/"]
+
+
+def find(data_dir: Path, split: str) -> Path | None:
+    """The folder that holds the class folders of a split; None if there is none.
+
+    data_dir itself is taken for it if there are images one folder further down, and nothing has a split's name: what
+    one trains on must not pass for the test set because that is absent.
+    """
+    found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
+    if found is not None:
+        return found
+    classes = _class_folders(data_dir)
+    has_splits = set(classes) & set(sum(SPLIT_FOLDERS.values(), ())) or own_split(data_dir)
+    return data_dir if not has_splits and any(holds_images(data_dir / name) for name in classes) else None
+
+
+class FolderReader(EncodedReader):
+    """One split of class folders; classes are numbered in the order of their names. UserError if one is empty."""
+
+    by_name = True
+
+    def __init__(self, data_dir: Path, split: str, *, photos: bool = True) -> None:
+        folder = find(data_dir, split)
+        if folder is None:
+            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
+        names = _class_folders(folder)
+        self.folder = folder
+        self.folders = [folder / name for name in names]
+        images = [_images(inner) for inner in self.folders]
+        self._names = [name for names in images for name in names]
+        labels = np.repeat(np.arange(len(images)), [len(names) for names in images])
+        class_names = [printable(name) for name in names]
+        super().__init__(f"class folders in {folder}", class_names, labels, photos=photos)
+
+    def file(self, index: int) -> str:
+        return self.name(index)
+
+    def read(self, index: int) -> np.ndarray:
+        path = self.name(index)
+        return read_file(path, path)
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.folders[self.labels[index]], self._names[index])

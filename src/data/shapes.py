@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of drawn shapes: a small data set that needs no download and is the same bytes everywhere.
+
+Ten classes that stay themselves when flipped or turned by any angle. Position, size, stretch, angle, colours,
+background, clutter and noise vary. NumPy only, and of NumPy only what is stable: the frozen `RandomState`
+streams, float64 and element-wise arithmetic, so that no library version changes a byte.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.errors import UserError
+from src.utils.util import make_folder, write_atomically
+
+Array = np.ndarray
+CHUNK = 256  # images drawn at a time; part of the data set's definition, since random draws go by chunk
+REACH = 1.15  # how far the corners of the shapes below come from their centre
+MIN_SIZE = 16  # below it the corners of a star and the gap between bars are lost
+
+
+# The shapes, as signed distances (negative inside) in a frame where a shape spans about -1 to 1.
+
+
+def _box(u: Array, v: Array, half_u: float, half_v: float) -> Array:
+    return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
+
+
+def _disc(u: Array, v: Array) -> Array:
+    return np.sqrt(u * u + v * v) - 0.92
+
+
+def _ring(u: Array, v: Array) -> Array:
+    return np.abs(np.sqrt(u * u + v * v) - 0.76) - 0.21
+
+
+def _square(u: Array, v: Array) -> Array:
+    return _box(u, v, 0.8, 0.8)
+
+
+def _triangle(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u) * (np.sqrt(3.0) / 2) + v / 2, -v) - 0.56
+
+
+def _star(u: Array, v: Array) -> Array:
+    """Five points: the angle is folded onto one half point, whose edge is a straight line."""
+    fold = np.abs(np.mod(np.arctan2(u, v), 2 * np.pi / 5) - np.pi / 5)  # 0 in a notch, pi/5 at a tip
+    radius = np.sqrt(u * u + v * v)
+    return radius * (np.cos(fold) * 0.84 - np.sin(fold) * 0.543) - 0.378  # notches at 0.45, tips at 1.05
+
+
+def _cross(u: Array, v: Array) -> Array:
+    return np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0))
+
+
+def _half_disc(u: Array, v: Array) -> Array:
+    return np.maximum(np.sqrt(u * u + (v + 0.45) ** 2) - 1.05, -0.45 - v)
+
+
+def _crescent(u: Array, v: Array) -> Array:
+    return np.maximum(np.sqrt(u * u + v * v) - 1.0, 0.8 - np.sqrt((u - 0.5) ** 2 + v * v))
+
+
+def _bars(u: Array, v: Array) -> Array:
+    return _box(np.abs(u) - 0.56, v, 0.24, 0.82)
+
+
+def _corner(u: Array, v: Array) -> Array:
+    return np.minimum(_box(u, v + 0.54, 0.8, 0.26), _box(u + 0.54, v, 0.26, 0.8))
+
+
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "disc": _disc, "ring": _ring, "square": _square, "triangle": _triangle, "star": _star,
+    "cross": _cross, "half_disc": _half_disc, "crescent": _crescent, "bars": _bars, "corner": _corner,
+}  # fmt: skip
+SHAPE_NAMES: tuple[str, ...] = tuple(SHAPES)
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """Per image, as (n, 1, 1, 3): the shape differs from the background by at least 45 grey levels."""
+
+    back: Array
+    front: Array
+
+
+def _draw_colours(rng: np.random.RandomState, count: int) -> _Colours:
+    def tint(strength: float) -> Array:
+        colour = rng.uniform(-strength, strength, (count, 3))
+        return colour - colour.mean(axis=1, keepdims=True)
+
+    grey = rng.uniform(45.0, 210.0, (count, 1))
+    step = rng.uniform(45.0, 110.0, (count, 1))
+    # Brighter or darker by chance, unless that would leave the range of a pixel.
+    up = np.where(grey + step > 240.0, False, np.where(grey - step < 15.0, True, rng.rand(count, 1) < 0.5))
+    back = grey + tint(35.0)
+    front = np.where(up, grey + step, grey - step) + tint(60.0)
+    return _Colours(back[:, None, None, :], front[:, None, None, :])
+
+
+def _pixel_grid(size: int) -> tuple[Array, Array]:
+    """Pixel centres as x (1, 1, size) and y (1, size, 1), from -1 to 1 over the image."""
+    axis = (np.arange(size) + 0.5) * (2.0 / size) - 1.0
+    return axis[None, None, :], axis[None, :, None]
+
+
+def _column(rng: np.random.RandomState, low: float, high: float, count: int) -> Array:
+    return rng.uniform(low, high, (count, 1, 1))
+
+
+def _draw_background(rng: np.random.RandomState, colours: _Colours, size: int) -> Array:
+    """A gradient and a wave of random direction over the background colour: (n, size, size, 3)."""
+    count = len(colours.back)
+    x, y = _pixel_grid(size)
+    angle = _column(rng, 0.0, 2 * np.pi, count)
+    shade = _column(rng, 0.0, 25.0, count) * (np.cos(angle) * x + np.sin(angle) * y)
+    angle, phase = _column(rng, 0.0, 2 * np.pi, count), _column(rng, 0.0, 2 * np.pi, count)
+    waves = _column(rng, 3.0, 18.0, count)
+    shade += _column(rng, 0.0, 14.0, count) * np.sin(waves * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    return colours.back + shade[..., None]
+
+
+def _coverage(distance: Array, size: int) -> Array:
+    """How much of a pixel is inside (0 to 1), from a distance in units of half a image."""
+    return np.clip(0.5 - distance * (size / 2), 0.0, 1.0)
+
+
+def _blend(images: Array, cover: Array, colour: Array) -> None:
+    images += cover[..., None] * (colour - images)
+
+
+def _add_clutter(rng: np.random.RandomState, images: Array, colours: _Colours) -> None:
+    """Two thin, faint lines and three specks in shades of the shape's colour; none is a class of its own."""
+    count, size = images.shape[:2]
+    x, y = _pixel_grid(size)
+    for _ in range(2):
+        angle, offset = _column(rng, 0.0, 2 * np.pi, count), _column(rng, -0.9, 0.9, count)
+        line = np.abs(np.cos(angle) * x + np.sin(angle) * y - offset) - 0.03
+        _blend(images, _coverage(line, size) * _column(rng, 0.0, 0.5, count), colours.front)
+    for _ in range(3):
+        left, top = _column(rng, -0.95, 0.95, count), _column(rng, -0.95, 0.95, count)
+        speck = np.sqrt((x - left) ** 2 + (y - top) ** 2) - _column(rng, 0.04, 0.11, count)
+        _blend(images, _coverage(speck, size) * _column(rng, 0.0, 0.8, count), colours.front)
+
+
+def _add_shapes(rng: np.random.RandomState, images: Array, colours: _Colours, labels: Array) -> None:
+    """One shape a image, wholly inside it, at any angle."""
+    count, size = images.shape[:2]
+    x, y = _pixel_grid(size)
+    radius = _column(rng, 0.42, 0.78, count)
+    room = 1.0 - radius * REACH
+    left, top = _column(rng, -1.0, 1.0, count) * room, _column(rng, -1.0, 1.0, count) * room
+    angle, stretch = _column(rng, 0.0, 2 * np.pi, count), _column(rng, 0.88, 1.0, count)
+    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
+    u = ((x - left) * cos + (y - top) * sin) / stretch
+    v = (y - top) * cos - (x - left) * sin
+    cover = np.empty((count, size, size))
+    for label, shape in enumerate(SHAPES.values()):
+        chosen = labels == label
+        cover[chosen] = _coverage(shape(u[chosen], v[chosen]) * (radius * stretch)[chosen], size)
+    _blend(images, cover * _column(rng, 0.8, 1.0, count), colours.front)
+
+
+def _draw_chunk(rng: np.random.RandomState, labels: Array, size: int) -> Array:
+    colours = _draw_colours(rng, len(labels))
+    images = _draw_background(rng, colours, size)
+    _add_clutter(rng, images, colours)
+    _add_shapes(rng, images, colours, labels)
+    images += rng.standard_normal(images.shape) * rng.uniform(4.0, 16.0, (len(labels), 1, 1, 1))
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
+def draw_shapes(
+    count: int, *, seed: int | Sequence[int], size: int = 32, classes: int = len(SHAPE_NAMES)
+) -> tuple[Array, Array]:
+    """`count` images (N, size, size, 3) uint8 and their labels (N,) uint8, a function of the arguments alone.
+
+    The labels are the first `classes` of SHAPE_NAMES, equally often (give or take one), in random order.
+    UserError for a count below 1, a size below 16 and an impossible number of classes.
+    """
+    if count < 1:
+        raise UserError(f"at least 1 image must be drawn, not {count}")
+    if size < MIN_SIZE:
+        raise UserError(f"size must be at least {MIN_SIZE} pixels, not {size}")
+    if not 2 <= classes <= len(SHAPE_NAMES):
+        raise UserError(f"classes must be 2 to {len(SHAPE_NAMES)}, not {classes}")
+    rng = np.random.RandomState(seed)
+    labels = rng.permutation(np.arange(count) % classes)
+    chunks = [_draw_chunk(rng, labels[i : i + CHUNK], size) for i in range(0, count, CHUNK)]
+    return np.concatenate(chunks), labels.astype(np.uint8)
+
+
+def draw_splits(
+    train_count: int, test_count: int, *, seed: int, size: int = 32, classes: int = len(SHAPE_NAMES)
+) -> dict[str, tuple[Array, Array]]:
+    """Images and labels of `train` and `test`, from random streams of their own."""
+    counts = {"train": train_count, "test": test_count}
+    return {
+        split: draw_shapes(count, seed=(seed, stream), size=size, classes=classes)
+        for stream, (split, count) in enumerate(counts.items())
+    }
+
+
+def cifar10_records(images: Array, labels: Array) -> bytes:
+    """The CIFAR-10 binary layout: per image one label byte, then the R, G and B planes row by row."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([labels[:, None], planes], axis=1).tobytes()
+
+
+def write_cifar10(
+    folder: str | os.PathLike[str], *, train_count: int = 10000, test_count: int = 2000, seed: int = 1
+) -> None:
+    """Write shapes of 32x32 pixels under `folder` as CIFAR-10 is published in binary form.
+
+    `cifar-10-batches-bin/data_batch_1.bin` to `_5.bin` and `batches.meta.txt` for training,
+    `cifar-10-verify-bin/test_batch.bin` for testing; files of these names are replaced.
+    UserError for fewer than five training images (one a file), UserError or OSError when it cannot write.
+    """
+    if train_count < 5:
+        raise UserError(f"CIFAR-10 has five batch files: at least 5 training images, not {train_count}")
+    splits = draw_splits(train_count, test_count, seed=seed)
+    train, test = Path(folder, "cifar-10-batches-bin"), Path(folder, "cifar-10-verify-bin")
+    for part in (train, test):
+        make_folder(part)
+    write_atomically(train / "batches.meta.txt", "\n".join(SHAPE_NAMES) + "\n")
+    parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
+    for number, (images, labels) in enumerate(parts, start=1):
+        write_atomically(train / f"data_batch_{number}.bin", cifar10_records(images, labels))
+    write_atomically(test / "test_batch.bin", cifar10_records(*splits["test"]))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clean stops. Nothing of MindSpore is imported here: signals must be taken before it is."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+from model_utils.errors import UserError
+
+
+class StopSignals:
+    """Takes SIGTERM, Ctrl-C and the end of the terminal as long as the `with` block lasts. What was ignored before, as
+    under nohup or in the background of a script, stays ignored.
+
+    MindSpore and MindData install handlers of their own, which turn a SIGINT into a SIGTERM or a crash. So the signals
+    are blocked in this thread, and by inheritance in every thread started later, and one thread waits for them. It ends
+    the process at once, unless `is_training` is set: then the signal is noted, and the run stops after its step. A
+    second Ctrl-C always ends the process.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, program: str) -> None:
+        self.received = 0  # number of the first signal, 0 for none
+        self.is_training = False
+        self._program, self._is_over = program, False
+        self._taken = [number for number in self.NUMBERS
+                       if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]
+        self._thread = threading.Thread(target=self._wait, name="stop signals", daemon=True)
+
+    def __enter__(self) -> "StopSignals":
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._taken)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._is_over = True
+        with suppress(ProcessLookupError):  # the thread may just have ended by a signal
+            signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
+        self._thread.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._taken)
+
+    def _wait(self) -> None:
+        while True:  # no timeout: sigtimedwait reports signals that never came after Ctrl-Z and `fg`
+            number = signal.sigwaitinfo(self._taken).si_signo
+            if self._is_over:
+                return
+            if not self.is_training or self.received and number == signal.SIGINT:
+                with suppress(OSError):
+                    os.write(2, f"{self._program}: stopped by {signal.Signals(number).name}\n".encode())
+                os._exit(128 + number)
+            self.received = self.received or number
+
+
+def stopped(number: int, when: str) -> UserError:
+    """The end of a run that a signal stopped; the exit status is the one a shell gives for that signal."""
+    return UserError(f"stopped by {signal.Signals(number).name} {when}", 128 + number)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of crops, flips and resizing, by what they do to a image that says where each of its pixels was."""
+
+import numpy as np
+import pytest
+from packed import batches, eval_batches
+from helpers import Split, cifar_records, refusal, write_cifar10, write_image
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank, set_up_device
+from src.weights.model_info import ModelInfo
+from src.build import build_network, build_train_data
+from src.data.build_data import build_reader
+from src.weights.agree import agree_with_weights, open_pre_trained
+from src.weights.checkpoint import save_checkpoint
+from src.weights.load import read_weights
+
+COUNT = 12
+PIXELS = "--image_mean=0,0,0", "--image_std=1,1,1"  # the input is the pixels, from 0 to 1
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Square photos: red grows from left to right, green from top to bottom, blue is a fine chessboard."""
+    root = tmp_path_factory.mktemp("photos")
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    photo = np.zeros((256, 256, 3), np.uint8)
+    photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
+    photo[..., 2] = 255 * ((np.arange(256)[:, None] + np.arange(256)) % 2)
+    for split in ("train", "val"):
+        for number in range(COUNT):
+            write_image(root / split / "ab"[number % 2] / f"{number}.png", photo)
+    return root
+
+
+def config_of(data_dir, *flags):
+    return get_config(["--dataset=imagenet2012", "--num_classes=2", f"--data_dir={data_dir}", "--image_size=64",
+                       f"--batch_size={COUNT}", *PIXELS, *flags])
+
+
+def train_images(data_dir, *flags):
+    return batches(build_train_data(config_of(data_dir, *flags), Rank(0, 1, 2, "CPU")).dataset(0))[0][0]
+
+
+def eval_image(data_dir, *flags):
+    config = config_of(data_dir, *flags)
+    return eval_batches(build_reader(config, "test"), preset=config.preset)[0][0][0]
+
+
+def spans(images):
+    """Which share of the photo's width and height each crop shows."""
+    red, green = images[:, 0], images[:, 1]
+    return np.stack([np.ptp(red, axis=(1, 2)), np.ptp(green, axis=(1, 2))], axis=1)
+
+
+def flipped(images):
+    return images[:, 0, 0, 0] > images[:, 0, 0, -1]
+
+
+def test_scale_is_the_share_of_the_area(data_dir):
+    whole = spans(train_images(data_dir, "--scale=1,1", "--ratio=1,1"))
+    assert (whole > 0.97).all()
+    small = spans(train_images(data_dir, "--scale=0.04,0.09", "--ratio=1,1"))
+    assert ((small > 0.15) & (small < 0.32)).all()
+    usual = spans(train_images(data_dir)).prod(axis=1)
+    assert usual.min() < 0.5 < usual.max()
+
+
+def test_ratio_is_width_over_height(data_dir):
+    width, height = spans(train_images(data_dir, "--scale=0.3,0.3", "--ratio=3,3")).T
+    assert np.allclose(width / height, 3, rtol=0.15)
+    width, height = spans(train_images(data_dir, "--scale=0.3,0.3", "--ratio=0.333,0.333")).T
+    assert np.allclose(height / width, 3, rtol=0.15)
+
+
+def test_hflip_is_how_often(data_dir):
+    assert not flipped(train_images(data_dir, "--hflip=0")).any()
+    assert flipped(train_images(data_dir, "--hflip=1")).all()
+    assert 0 < flipped(train_images(data_dir)).sum() < COUNT
+
+
+def small_images(data_dir, workers, *flags):
+    """Training images; whether each is flipped; and by how many rows and columns its crop was moved, from -4 to 4."""
+    ramp = np.zeros((2000, 32, 32, 3), np.uint8)  # red grows from left to right, green from top to bottom
+    ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
+    folder = data_dir / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes())
+    config = get_config([f"--data_dir={data_dir}", "--image_size=32", "--batch_size=2000", *PIXELS, *flags])
+    images = batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0]
+    red, green = ((255 * images[:, channel]).round() - 20 for channel in (0, 1))
+    is_flipped = np.median(np.diff(red, axis=2), axis=(1, 2)) < 0
+    red[is_flipped] = red[is_flipped][:, :, ::-1]
+    columns = np.arange(32)
+    moved = [np.median(shade, axis=(1, 2)) for shade in (red / 7 - columns, green / 7 - columns[:, None])]
+    return images, is_flipped, moved
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+    _, is_flipped, moved = small_images(tmp_path, workers)
+    for side in moved:
+        assert len(np.unique(side)) == 9
+        for place in np.unique(side):
+            assert 0.3 < is_flipped[side == place].mean() < 0.7
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_black_square_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+    images, is_flipped, moved = small_images(tmp_path, workers, "--cutout=8")
+    black = (images == 0).all(axis=1)[:, 4:28, 4:28]  # not of the border
+    whole = black.sum(axis=(1, 2)) == 64
+    assert whole.sum() > 300
+    rows, columns = (np.argmax(black[whole].any(axis=axis), axis=1) for axis in (2, 1))
+    for place in (rows, columns):
+        assert len(np.unique(place)) == 17
+        for chance in (*moved, is_flipped):
+            assert abs(np.corrcoef(place, chance[whole])[0, 1]) < 0.2
+
+
+def test_cutout_is_the_side_of_a_black_square(data_dir):
+    still = "--scale=1,1", "--ratio=1,1", "--hflip=0"
+    images = train_images(data_dir, *still, "--cutout=16")
+    changed = (images != train_images(data_dir, *still)).any(axis=1)
+    assert not images.transpose(0, 2, 3, 1)[changed].any()
+    heights, widths = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
+    assert heights.max() == widths.max() == 16  # less at the border
+    assert len({mask.tobytes() for mask in changed}) > COUNT / 4
+    assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--cutout=16"))
+
+
+@pytest.mark.parametrize("hflip", [0, 1])
+def test_hflip_holds_for_small_images_too(tmp_path, hflip):
+    written = write_cifar10(tmp_path)
+    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=80", f"--hflip={hflip}", *PIXELS])
+    images, labels = batches(build_train_data(config, Rank(0, 1, 2, "CPU")).dataset(0))[0]
+    columns = slice(None, None, -1 if hflip else 1)
+    sources = {image[8:24, 8:24].tobytes() for image in written.train.images}  # in every crop, moved by up to 4
+    pixels = (255 * images.transpose(0, 2, 3, 1)[:, :, columns]).round().astype(np.uint8)
+    found = [any(image[top:top + 16, left:left + 16].tobytes() in sources for top in range(4, 13)
+                 for left in range(4, 13)) for image in pixels]
+    assert all(found)
+
+
+def test_interpolation_is_how_pixels_are_mixed(data_dir):
+    def mixed(*flags):
+        """The share of blue pixels that are neither on nor off; 66 pixels of the photo become 64 or so."""
+        blue = train_images(data_dir, "--scale=0.066,0.066", "--ratio=1,1", *flags)[:, 2]
+        return np.mean((blue > 0.02) & (blue < 0.98))
+
+    assert mixed("--interpolation=nearest") < 0.01 < 0.3 < mixed()
+    assert mixed() == mixed("--interpolation=bilinear")
+    assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--interpolation=Bilinear"))
+    others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area")]
+    assert all(not np.array_equal(other, eval_image(data_dir)) for other in others)
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.5])
+def test_crop_pct_is_the_part_that_an_evaluation_sees(data_dir, crop_pct):
+    image = eval_image(data_dir, f"--crop_pct={crop_pct}")
+    assert np.allclose(spans(image[None]), crop_pct, atol=0.03)
+    assert np.allclose(image[:2].mean(axis=(1, 2)), 0.5, atol=0.01)  # the middle
+
+
+def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, tmp_path):
+    tiny = "--network=vgg11", "--width=0.125", "--device_target=CPU"
+    config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic")
+    path = tmp_path / "own.ckpt"
+    save_checkpoint(path, build_network(config, set_up_device(config)), ModelInfo.of(config, ("a", "b")))
+    found, _ = agree_with_weights(config_of(data_dir, *tiny), read_weights(path))
+    assert (found.crop_pct, found.interpolation) == (1.0, "bicubic")
+    tried, _ = agree_with_weights(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
+    assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
+    trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config
+    assert (trained_on.crop_pct, trained_on.interpolation) == (0.875, "bilinear")
+
+
+@pytest.mark.parametrize("flag", ["--scale=0.5", "--scale=0,1", "--scale=0.5,1.1", "--scale=0.9,0.1", "--ratio=0,1",
+                                  "--ratio=2,1", "--hflip=1.5", "--hflip=-0.1", "--interpolation=cubic", "--crop_pct=0",
+                                  "--crop_pct=1.01", "--cutout=-1", "--cutout=225"])
+def test_values_that_make_no_sense(flag):
+    assert flag[2:].split("=")[0] in refusal(flag)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that cannot be decoded: a run ends with their names, or goes on without them and says so."""
+
+from pathlib import Path
+
+import pytest
+from packed import (
+    PLAIN,
+    convert,
+    eval_batches,
+    open_format,
+    train_batches,
+    train_here,
+)
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from src.build import build_train_data, sink_size
+from src.data import packing
+from src.data.broken_images import naming_bad_images
+from src.training.resume import find_resume_point
+from model_utils.errors import UserError
+
+
+def break_images(folder: Path) -> tuple[str, ...]:
+    """Two of the training and one of the evaluation."""
+    broken = "train/ant/image 02.png", "train/cow/image 20.png", "val/bee/image 04.png"
+    (folder / broken[0]).write_bytes(b"no image")
+    (folder / broken[1]).write_bytes((folder / broken[1]).read_bytes()[:60])
+    (folder / broken[2]).write_bytes(b"")
+    return broken
+
+
+def test_a_broken_image_ends_the_run_with_its_name(copy_of):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here()
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
+    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
+
+
+def test_a_image_that_is_gone_when_it_is_read(copy_of, formats):
+    reader = open_format(formats | {"folder": copy_of("folder")}, "folder", "train")
+    Path("data/train/bee/image 11.png").unlink()
+    with pytest.raises(UserError, match=r"bee/image 11\.png: cannot be read"), naming_bad_images(reader):
+        train_batches(reader)
+
+
+def test_another_error_of_a_pipeline_is_not_taken_for_a_broken_image(formats):
+    with pytest.raises(RuntimeError, match="the network is broken"), \
+            naming_bad_images(open_format(formats, "folder", "train")):
+        raise RuntimeError("the network is broken")
+
+
+def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, formats):
+    broken = break_images(copy_of("folder"))
+    folders = formats | {"folder": Path("data")}
+    reader = open_format(folders, "folder", "train")
+    for mode, rows in (("replace", 20), ("skip", 16)):  # 20 of 22 are left; the order has both bad ones in it
+        for epoch in range(2):
+            images = train_batches(reader, epoch=epoch, on_bad_image=mode)
+            assert sum(len(labels) for _, labels in images) == rows
+            lost = reader.traffic.take_lost()
+            assert sorted(reader.name(index) for index in lost) == [f"data/{name}" for name in broken[:2]]
+            assert reader.traffic.take_lost() == []
+    test = open_format(folders, "folder", "test")
+    for mode in ("replace", "skip"):
+        assert sum(len(labels) for _, labels in eval_batches(test, on_bad_image=mode)) == 10
+        assert [test.name(index) for index in test.traffic.take_lost()] == [f"data/{broken[2]}"]
+
+
+@pytest.mark.parametrize(("mode", "last_step", "fate"), [("replace", 5, "replaced by others"), ("skip", 4, "left out")])
+def test_a_run_goes_on_without_broken_images_and_says_which(copy_of, mode, last_step, fate):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here(f"--on_bad_image={mode}", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1")
+    assert outcome.status == 0, outcome
+    log = next(Path("runs").glob("*/train.log")).read_text()
+    for epoch in (1, 2):
+        assert f"epoch: {epoch} step: {last_step}, loss is" in log
+        assert f"2 images could not be read in epoch {epoch} and were {fate}:" in log
+    assert "1 image could not be read in the evaluation and was not counted" in log and "tot=10," in log
+    assert all(f"data/{name}" in log for name in broken)
+    run = next(Path("runs").iterdir())
+    assert [line.split(",")[1] for line in (run / "metrics.csv").read_text().splitlines()] == ["step", "5", "10"]
+    assert {path.name for path in (run / "ckpt_0").iterdir()} == {"0-1_5.ckpt", "0-2_5.ckpt"}
+    point = find_resume_point(str(run), Path("runs"))  # the optimizer looks its learning rate up under this number:
+    assert point.contents.arrays["global_step"].item() == 10  # steps that were left out count
+
+
+@pytest.mark.parametrize("mode", ["skip", "replace"])
+def test_an_epoch_of_broken_images_alone(copy_of, mode):
+    folder = copy_of("folder")
+    for path in folder.glob("train/*/*"):
+        path.write_bytes(b"broken")
+    outcome = train_here(f"--on_bad_image={mode}")
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
+
+
+def test_an_evaluation_of_broken_images_alone(copy_of):
+    folder = copy_of("folder")
+    for path in folder.glob("val/*/*"):
+        path.write_bytes(b"")
+    outcome = train_here("--on_bad_image=skip", "--mode=train_and_evaluate")
+    assert outcome.status == 2 and "no image can be read" in outcome.err
+
+
+def test_broken_images_and_data_sinking_or_several_devices(formats):
+    def flags(*more):
+        return get_config(["--dataset=imagenet2012", "--num_classes=3", f"--data_dir={formats['folder']}",
+                           "--batch_size=4", "--on_bad_image=skip", *more])
+
+    with pytest.raises(UserError, match="--on_bad_image=replace"):
+        build_train_data(flags(), Rank(0, 2, 1, "CPU"))
+    with pytest.raises(UserError, match="--dataset_sink_mode=False"):
+        build_train_data(flags("--dataset_sink_mode=True"), Rank(0, 1, 1, "Ascend"))
+    build_train_data(flags("--dataset_sink_mode=True"), Rank(0, 1, 1, "CPU"))  # where nothing is sunk anyway
+    assert sink_size(flags(), Rank(0, 1, 1, "Ascend"), 5) == 0
+    assert sink_size(flags("--on_bad_image=replace"), Rank(0, 1, 1, "Ascend"), 5) == 0
+    assert sink_size(flags("--on_bad_image=error"), Rank(0, 1, 1, "Ascend"), 5) == 5
+
+
+@pytest.mark.parametrize("to", ["tfrecord", "mindrecord"])
+def test_broken_images_in_records_are_named_and_left_out_too(tmp_path, monkeypatch, formats, to):
+    monkeypatch.setattr(packing, "content_of", lambda reader, index, read=packing.content_of:
+                        b"no image" if index == 7 else read(reader, index))
+    monkeypatch.setattr(packing, "size_of", lambda content: (1, 1))
+    monkeypatch.setattr(packing, "same_image", lambda *args: True)
+    assert convert(formats["folder"], to, tmp_path / to, "--split=train").status == 0
+    reader = open_format({to: tmp_path / to}, to, "train")
+    with pytest.raises(UserError, match=r"(record|row) 7: cannot be decoded"), naming_bad_images(reader):
+        train_batches(reader, preset=PLAIN)
+    assert sum(len(labels) for _, labels in train_batches(reader, on_bad_image="replace")) == 20
+    assert reader.traffic.take_lost() == [7]
+
+
+def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
+    broken = copy_of("folder") / "val/bee/image 04.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    flags = ("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
+    outcome = train_here(*flags)
+    assert outcome.status == 2 and "data/val/bee/image 04.png: is empty" in outcome.err
+    point = find_resume_point("newest", Path("runs"))
+    assert point.step == point.record["steps_per_epoch"]
+    assert len((point.folder / "metrics.csv").read_text().split()) == 2
+    broken.write_bytes(content)
+    assert train_here(*flags, "--resume").status == 0

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model is not counted on images whose classes are numbered otherwise, or that are prepared as those of another
+kind: the accuracy would be wrong, silently."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import Outcome, run_main
+
+READERS = pytest.mark.parametrize(("script", "flag"), [
+    ("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.checkpoint}"),
+    ("infer", "--model_path={0.onnx}"), ("preprocess", "--model_path={0.mindir}")])
+
+
+@pytest.fixture
+def listed(photo_model, tmp_path):
+    """The test images in a list."""
+    shutil.copytree(photo_model.data / "val", tmp_path / "images")
+    images = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("images/*/*"))
+    names = sorted({path.parent.name for path in images})
+    (tmp_path / "val_list.txt").write_text("".join(f"{path} {names.index(path.parent.name)}\n" for path in images))
+    return tmp_path
+
+
+def count(script: str, folder: Path, *flags: str) -> Outcome:
+    return run_main(script, f"--data_dir={folder}", f"--ckpt_path={folder}/runs", f"--result_path={folder}/prepared",
+                    *flags)
+
+
+@READERS
+def test_classes_under_other_numbers_are_refused(photo_model, listed, script, flag):
+    lines = (listed / "val_list.txt").read_text().splitlines()
+    turned = [f"{path} {2 - int(label)}\n" for path, label in map(str.split, lines)]
+    (listed / "val_list.txt").write_text("".join(turned))
+    said = count(script, listed, flag.format(photo_model), "--dataset=imagenet2012")
+    assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
+
+
+@READERS
+def test_photos_are_not_taken_for_small_images(photo_model, listed, script, flag):
+    """As the recipe that is used where `--dataset` is not given would have it."""
+    said = count(script, listed, flag.format(photo_model))
+    assert said.status == 2 and "the model was trained on photos: give --dataset=imagenet2012, or" in said.err
+    if script == "eval":  # the others need files of their own, or labels of this data set
+        assert count(script, listed, flag.format(photo_model), "--dataset=cifar10").status == 0
+
+
+def test_small_images_are_not_taken_for_photos(cifar_model, listed):
+    recipe = listed / "own.yaml"
+    recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
+    said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")
+    assert said.status == 2
+    assert "give --dataset=cifar10, or --dataset=imagenet2012 if that is what you want" in said.err

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on a device: run_infer_310.sh on CPU."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from deployed import Deployed
+from helpers import ROOT
+
+SCRIPT = ROOT / "scripts" / "run_infer_310.sh"
+
+
+def device(cwd: Path, *args: object, **variables: str) -> subprocess.CompletedProcess:
+    """The script, from an empty folder, with the Python of the tests."""
+    cwd.mkdir(exist_ok=True)
+    env = os.environ | {"PYTHON": sys.executable, "GLOG_v": "3"} | variables
+    return subprocess.run(["bash", str(SCRIPT), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True,
+                          timeout=300)
+
+
+@pytest.fixture
+def without_mindspore(tmp_path) -> dict[str, str]:
+    """The environment of a device: no MindSpore."""
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys\nsys.modules['mindspore'] = None\n")
+    return {"PYTHONPATH": str(tmp_path / "blocked")}
+
+
+def counts(folder: Path) -> tuple[int, int, int]:
+    """Top-1 and top-k right and all images, by acc.log."""
+    text = (folder / "acc.log").read_text()
+    total, top1, topk = map(int, re.search(r"(\d+) images: top1_correct=(\d+), top\d_correct=(\d+)", text).groups())
+    share = float(re.search(r"(?:'acc'|Top1 acc): (\d\.\d{4})$", text, re.MULTILINE)[1])
+    assert share == round(top1 / total, 4)
+    return top1, topk, total
+
+
+# --- the whole way
+
+
+def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
+    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", cifar_model.data, "y")
+    assert done.returncode == 0, done.stderr
+    assert counts(tmp_path / "w") == cifar_model.counts
+    assert "'acc': 0." in done.stdout and f"mindspore runs {cifar_model.mindir}" in done.stdout
+    assert "mindspore_lite is not installed" in done.stdout
+    results = sorted((tmp_path / "w" / "result_Files").iterdir())
+    assert len(results) == cifar_model.counts[2] and all(path.name.endswith("_0.bin") for path in results)
+    times = (tmp_path / "w" / "time_Result" / "test_perform_static.txt").read_text()
+    assert f"infer_count {cifar_model.counts[2]}\n" in times and "p99" in times
+
+
+def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
+    here, expected = tmp_path / "w", cifar_model.counts
+    done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
+                  "--dataset_format=cifar10", **without_mindspore)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (here / "preprocess_Result" / "00_data").iterdir()}
+    assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 images, the last file has two
+    assert counts(here) == expected
+
+    for data in (cifar_model.data, here / "preprocess_Result", here / "preprocess_Result" / "00_data"):
+        done = device(here, cifar_model.onnx, "cifar10", data, "n", **without_mindspore)
+        assert done.returncode == 0 and counts(here) == expected, (data, done.stderr)
+    assert "preprocess: done" not in done.stdout
+
+
+def test_inputs_and_labels_belong_together_whatever_the_folder_is_called(cifar_model: Deployed, without_mindspore,
+                                                                         tmp_path):
+    here, expected = tmp_path / "w", cifar_model.counts
+    assert device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", **without_mindspore).returncode == 0
+    ours = (tmp_path / "d[1]").mkdir() or tmp_path / "d[1]"
+    for path in [*(here / "preprocess_Result" / "00_data").iterdir(), *(here / "preprocess_Result").glob("*.*")]:
+        shutil.copy(path, ours)
+    for path in (here / "preprocess_Result" / "00_data").iterdir():
+        path.write_bytes(bytes(path.stat().st_size))  # an earlier call's, of other images
+    done = device(here, cifar_model.onnx, "cifar10", ours, "n", "", **without_mindspore)
+    assert done.returncode == 0 and counts(here) == expected, done.stderr
+    next(ours.glob("*.npy")).unlink()
+    done = device(here, cifar_model.onnx, "cifar10", ours, "n", **without_mindspore)
+    assert done.returncode == 2 and f"there is no cifar10_label_ids.npy for {ours}" in done.stderr
+
+
+def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):
+    """The MindIR takes four images at a time, and there are 22."""
+    here, expected = tmp_path / "w", photo_model.counts
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y")
+    assert done.returncode == 0, done.stderr
+    assert counts(here) == expected and "Top1 acc: " in done.stdout and "Top2 acc: " in done.stdout
+    assert expected[2] == 22 == len(list((here / "result_Files").iterdir()))
+    assert (here / "result_Files" / "n01_00000001_0.bin").is_file()
+    labels = json.loads((here / "preprocess_Result" / "imagenet_label.json").read_text())
+    assert labels["n01_00000001.JPEG"] == 0 and labels["bee__0_jpg.jpg"] == 1 and len(labels) == 22
+
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=onnxruntime",
+                  ENGINE="lite")
+    assert done.returncode == 0, done.stderr
+    assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
+
+
+def test_it_works_from_its_own_folder_and_with_spaces(cifar_model: Deployed, without_mindspore, tmp_path):
+    shutil.copytree(cifar_model.data, tmp_path / "the data")
+    tree = tmp_path / "a copy"
+    for name in ("scripts", "src", "model_utils"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("preprocess.py", "infer.py", "postprocess.py", "cifar10_config.yaml"):
+        shutil.copy(ROOT / name, tree)
+    env = os.environ | {"PYTHON": sys.executable} | without_mindspore
+    done = subprocess.run(["bash", "run_infer_310.sh", str(cifar_model.onnx), "cifar10", "../../the data", "y"],
+                          cwd=tree / "scripts", env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert counts(tree / "scripts") == cifar_model.counts
+
+
+# --- what fails
+
+
+BAD = [("absent.mindir", None, None, None, "", "MODEL_PATH: there is no file absent.mindir"),
+       ("DATA", None, None, None, "", "MODEL_PATH: there is no file"),
+       ("NOTE", None, None, None, "", "is neither a .mindir nor an .onnx file"),
+       (None, "mnist", None, None, "", "DATASET_NAME: must be cifar10 or imagenet2012, not mnist"),
+       (None, None, "absent", None, "", "DATASET_PATH: absent is not a folder"),
+       (None, None, None, "maybe", "", "NEED_PREPROCESS: must be y or n, not maybe"),
+       (None, None, None, None, "abc", "DEVICE_ID: must be a number, not abc"),
+       (None, None, None, None, "-1", "DEVICE_ID: must be a number, not -1"),
+       (None, None, None, None, "--result-dir=x", "--result-dir: this script sets it itself"),
+       (None, None, None, None, "--dataset", "--dataset: this script sets it itself"),
+       (None, None, None, None, "--data_path=x", "--data_path: this script sets it itself"),
+       (None, None, None, "n", "", "NEED_PREPROCESS=n: there are no prepared inputs")]
+
+
+@pytest.mark.parametrize("model, dataset, data, preprocess, device_id, message", BAD, ids=[row[-1][:40] for row in BAD])
+def test_bad_arguments(cifar_model, tmp_path, model, dataset, data, preprocess, device_id, message):
+    names = {"DATA": cifar_model.data, "NOTE": tmp_path / "note.txt"}
+    (tmp_path / "note.txt").touch()
+    done = device(tmp_path / "w", names.get(model, model) or cifar_model.onnx, dataset or "cifar10",
+                  data or cifar_model.data, preprocess or "y", device_id)
+    assert done.returncode == 2 and message in done.stderr
+    assert not list((tmp_path / "w").iterdir())
+
+
+def test_the_environment_may_name_the_device(cifar_model, tmp_path):
+    done = device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", DEVICE_ID="abc")
+    assert "DEVICE_ID: must be a number, not abc" in done.stderr
+
+
+def test_too_few_arguments_and_help(tmp_path):
+    short = device(tmp_path / "w", "x.mindir", "cifar10", "data")
+    assert short.returncode == 2 and "usage: bash run_infer_310.sh" in short.stderr
+    assert "usage: bash run_infer_310.sh" in device(tmp_path / "w", "--help").stdout
+
+
+@pytest.fixture
+def failing(cifar_model: Deployed, tmp_path):
+    """Run with a Python that plays one stage and lets it fail; the stages before it leave what they promise."""
+    def run(stage: str, status: int) -> subprocess.CompletedProcess:
+        python = tmp_path / "python"
+        python.write_text(f"""#!/bin/sh
+            case "$1" in
+                */{stage}.py) echo "the reason"; echo "on standard error" >&2; exit {status} ;;
+                */postprocess.py) echo "'acc': 0.5000" ;;
+            esac
+            """)
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
+        (tmp_path / "w").mkdir()
+        (tmp_path / "w" / "acc.log").write_text("'acc': 0.9999")
+        return device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", PYTHON=str(python))
+
+    return run
+
+
+@pytest.mark.parametrize("script, stage, log, status", [
+    ("preprocess", "preprocess", "preprocess.log", 3), ("infer", "inference", "infer.log", 7),
+    ("postprocess", "postprocess", "acc.log", 1)])
+def test_a_failing_stage_ends_it(failing, tmp_path, script, stage, log, status):
+    done = failing(script, status)
+    assert done.returncode == status
+    assert f"{stage} failed with status {status}; the end of {tmp_path / 'w' / log}:" in done.stderr
+    assert "the reason" in done.stderr and "on standard error" in done.stderr
+    assert "'acc'" not in done.stdout
+    acc = tmp_path / "w" / "acc.log"
+    assert not acc.exists() or "'acc'" not in acc.read_text()  # neither a new nor an old one
+
+
+def test_a_broken_image_ends_the_inference(photo_model: Deployed, without_mindspore, tmp_path):
+    shutil.copytree(photo_model.data / "val", tmp_path / "val")
+    victim = next((tmp_path / "val" / "cow").glob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:300])
+    done = device(tmp_path / "w", photo_model.onnx, "imagenet2012", tmp_path / "val", "y", **without_mindspore)
+    assert done.returncode == 1 and "inference failed with status 1" in done.stderr and str(victim) in done.stderr
+    assert not (tmp_path / "w" / "acc.log").exists()
+
+
+def test_a_damaged_mindir_ends_the_inference(cifar_model: Deployed, tmp_path):
+    (tmp_path / "x.mindir").write_bytes(cifar_model.mindir.read_bytes()[:5000])
+    done = device(tmp_path / "w", tmp_path / "x.mindir", "cifar10", cifar_model.data, "y", "--image_size=32")
+    assert done.returncode == 2 and "inference failed with status 2" in done.stderr
+    assert "x.mindir: mindspore cannot load it" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counters against plain sorting, and in the corners: ties, NaN, few classes, bad labels."""
+
+import numpy as np
+import pytest
+
+from src.evaluation.metrics import Counts, label_ranks, top_k
+
+
+def counted(logits: np.ndarray, labels: np.ndarray) -> Counts:
+    counts = Counts.empty(logits.shape[1])
+    counts.update(logits, labels)
+    return counts
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    logits = generator.integers(-4, 5, (203, 12)).astype(np.float32)  # small integers: full of ties
+    return logits, generator.integers(0, 12, 203)
+
+
+def test_ranks_match_a_stable_sort(batch) -> None:
+    logits, labels = batch
+    best_first = np.argsort(-logits, axis=1, kind="stable")
+    assert np.array_equal(label_ranks(logits, labels), np.argmax(best_first == labels[:, None], axis=1))
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    constant = np.zeros((3, 3), np.float32)
+    assert label_ranks(constant, np.array([0, 1, 2])).tolist() == [0, 1, 2]
+
+
+def test_counts_by_hand() -> None:
+    logits = np.array([[3, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]], np.float32)
+    counts = counted(logits, np.array([0, 1, 0, 1]))
+    assert (counts.seen, counts.top1_correct, counts.topk_correct) == (4, 2, 3)  # k is 2 of 3
+    assert counts.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert counts.class_total.tolist() == [2, 2, 0]
+    assert counts.class_correct.tolist() == [1, 1, 0]
+    assert (counts.top1(), counts.topk()) == (0.5, 0.75)
+
+
+def test_counts_agree_with_each_other(batch) -> None:
+    counts = counted(*batch)
+    assert counts.confusion.sum() == counts.class_total.sum() == counts.seen == 203
+    assert counts.class_correct.sum() == counts.top1_correct
+    assert counts.topk_correct == np.count_nonzero(label_ranks(*batch) < 5)
+
+
+def test_the_arrays_of_batches_add_up(batch) -> None:
+    logits, labels = batch
+    whole, first, second = counted(logits, labels), counted(logits[:64], labels[:64]), Counts.empty(12)
+    second.update(logits[64:130], labels[64:130])
+    second.update(logits[130:], labels[130:])
+    second.update(logits[:0], labels[:0])
+    arrays = [first.to_array(), second.to_array()]
+    assert arrays[0].dtype == np.int64
+    assert np.array_equal(sum(arrays), whole.to_array())
+    again = Counts.from_array(sum(arrays))
+    assert again.num_classes == 12 and np.array_equal(again.confusion, whole.confusion)
+    assert (again.seen, again.top1(), again.topk()) == (203, whole.top1(), whole.topk())
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 5, 6, 7, 1000])
+def test_array_length_tells_the_number_of_classes(num_classes: int) -> None:
+    assert Counts.from_array(Counts.empty(num_classes).to_array()).num_classes == num_classes
+
+
+def test_nan_is_never_correct() -> None:
+    nan = np.nan
+    logits = np.array([[nan, nan, nan], [nan, 1, 0], [nan, 1, 0], [-np.inf, nan, -np.inf]], np.float32)
+    labels = np.array([0, 0, 1, 2])
+    assert label_ranks(logits, labels).tolist() == [3, 3, 0, 2]
+    counts = counted(logits, labels)
+    assert (counts.seen, counts.top1_correct) == (4, 1)
+    assert counts.confusion.sum() == 2 and counts.class_total.tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("num_classes", "k"), [(1, 1), (2, 1), (3, 2), (5, 4), (6, 5), (10, 5), (1000, 5)])
+def test_top_k(num_classes: int, k: int) -> None:
+    assert top_k(num_classes) == k
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3], "label 3 is not a class"),
+        ([-1, 0], "label -1 is not a class"),
+        ([0], "not of one batch"),
+        ([0.0, 1.0], "integers"),
+    ],
+)
+def test_bad_labels_raise_and_count_nothing(labels: list, message: str) -> None:
+    counts = Counts.empty(3)
+    with pytest.raises(ValueError, match=message):
+        counts.update(np.zeros((2, 3)), np.array(labels))
+    assert not counts.to_array().any()
+
+
+def test_wrong_number_of_classes_raises() -> None:
+    with pytest.raises(ValueError, match="logits have 4 classes, the counters 3"):
+        Counts.empty(3).update(np.zeros((2, 4)), np.array([0, 1]))
+
+
+def test_no_accuracy_of_nothing() -> None:
+    with pytest.raises(ValueError, match="no image"):
+        Counts.empty(3).top1()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests train and run on: small data in the real on-disk formats, and the entry scripts as users call them."""
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from model_utils.config import get_config
+from model_utils.errors import UserError
+from model_utils.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--network=vgg11", "--width=0.125", "--image_size=32", "--device_target=CPU")  # a network that compiles fast
+TRAIN_COUNT, TEST_COUNT = 80, 37  # neither a multiple of the other's batches, and 37 of none
+
+
+class Split(NamedTuple):
+    """Images [N, H, W, 3] and labels [N] in the order of their files."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Cifar(NamedTuple):
+    """A CIFAR-10 tree and what was written into it."""
+
+    folder: Path
+    train: Split
+    test: Split
+
+
+def make_split(count: int, seed: int) -> Split:
+    """Images of noise around a brightness that follows from the label, so that there is something to learn."""
+    random = np.random.RandomState(seed)
+    labels = random.permutation(np.arange(count) % 10).astype(np.uint8)
+    noise = random.randint(0, 200, (count, 32, 32, 3))
+    return Split((noise + 2 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+
+def cifar_records(split: Split) -> np.ndarray:
+    """One row per image: the label, then the red, the green and the blue plane."""
+    planes = split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1)
+    return np.concatenate([split.labels[:, None], planes], axis=1)
+
+
+def write_cifar10(root: Path, *, single_folder: bool = False, train_count: int = TRAIN_COUNT,
+                  test_count: int = TEST_COUNT) -> Cifar:
+    """A tree as it is published: five training files and a test file, in two folders or in a single one."""
+    train_folder = root / "cifar-10-batches-bin"
+    test_folder = train_folder if single_folder else root / "cifar-10-verify-bin"
+    train, test = make_split(train_count, seed=1), make_split(test_count, seed=2)
+    for folder in (train_folder, test_folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    parts = np.array_split(cifar_records(train), 5)
+    for number in (3, 1, 5, 2, 4):  # not in order, because folders are not read in order either
+        (train_folder / f"data_batch_{number}.bin").write_bytes(parts[number - 1].tobytes())
+    (test_folder / "test_batch.bin").write_bytes(cifar_records(test).tobytes())
+    return Cifar(root, train, test)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """An RGB image as JPEG, PNG and so on, by the ending of the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    path.write_bytes(encoded.tobytes())
+
+
+def write_class_folders(root: Path, *, classes: Sequence[str] = ("ant", "bee", "cow"), each: int = 5,
+                        splits: Sequence[str] = ("train", "val")) -> Path:
+    """`<split>/<class>/` with `each` images: JPEG and PNG, upright and lying, all of different sizes."""
+    random = np.random.RandomState(3)
+    endings = (".jpg", ".png", ".JPEG")
+    for split in splits:
+        for name in classes:
+            for number in range(each):
+                height, width = random.randint(40, 90, size=2)
+                image = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
+                write_image(root / split / name / f"{number}{endings[number % len(endings)]}", image)
+    return root
+
+
+def write_recipe(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_recipe(folder: Path, text: str, *flags: str) -> Config:
+    """The Config of a recipe with this text and of some flags."""
+    return get_config(["-c", str(write_recipe(folder, text)), *flags])
+
+
+def refusal(*flags: str) -> str:
+    """The message with which a command line is refused."""
+    with pytest.raises(UserError) as error:
+        get_config(flags)
+    assert error.value.exit_status == 2
+    return str(error.value)
+
+
+class Outcome(NamedTuple):
+    """What a user sees of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_main(script: str, *args: str) -> Outcome:
+    """`python <script>.py args`, in this process: much faster, because MindSpore is loaded already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = importlib.import_module(script).main([str(arg) for arg in args])
+        except SystemExit as end:  # argparse ends this way
+            status = end.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def run_python(*args: str, cwd: Path = ROOT) -> Outcome:
+    """`python args` in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
+    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True,
+                          timeout=300)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def only_folder(root: Path) -> Path:
+    """The one run folder under an output root."""
+    folders = list(root.iterdir())
+    assert len(folders) == 1, folders
+    return folders[0]

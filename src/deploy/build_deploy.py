@@ -17,7 +17,7 @@ from src.data.list_file import LIST_FILES
 from src.deploy.images import ImageError, decode, find_images, read_list, unique_names
 from src.deploy.infer import Item, image_item, image_items, prepared_items
 from src.deploy.model_card import SUFFIXES, ModelCard, card_path, entry_of, find_card
-from src.utils.util import printable
+from src.utils.files import printable
 
 
 class Settled(NamedTuple):

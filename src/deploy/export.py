@@ -20,7 +20,7 @@ from src.data.shapes import draw_shapes
 from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
 from src.deploy.model_card import SUFFIXES, ExportedFile, sha256
-from src.utils.util import check_free_space
+from src.utils.files import check_free_space
 
 TOLERANCE = 1e-3  # of the largest logit, and of 1 where that is smaller
 IMAGES = 8  # of each kind

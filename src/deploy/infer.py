@@ -16,7 +16,8 @@ from model_utils.schema import Preset
 from src.deploy.engines import Engine, predict, run_batch
 from src.deploy.images import ImageError, prepare, read_image, unique_names
 from src.deploy.prepared import RESULT_ENDING, check_prepared
-from src.utils.util import printable, under_its_name
+from src.utils.files import printable
+from src.utils.util import under_its_name
 
 FREE_BATCH = 16  # images at a time where the model takes any number
 TIMES_FILE = "test_perform_static.txt"

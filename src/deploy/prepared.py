@@ -14,7 +14,8 @@ from model_utils.errors import UserError
 from model_utils.schema import Preset
 from src.deploy.images import ImageError
 from src.evaluation.metrics import Counts
-from src.utils.util import listed, make_folder, under_its_name, write_atomically
+from src.utils.files import make_folder, write_atomically
+from src.utils.util import listed, under_its_name
 
 INPUTS = "00_data"  # folder of the prepared images
 PRESET_FILE = "inputs.json"  # beside it: how they were prepared

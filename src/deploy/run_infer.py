@@ -86,7 +86,7 @@ def check_save(path: Path) -> None:
 def check_request(config: Config) -> None:
     """What would only show after a long run: UserError."""
     from src.deploy.predictions import check_format
-    from src.utils.util import make_folder
+    from src.utils.files import make_folder
 
     if not config.model_path:
         raise UserError("model_path: is not given; name an exported model or a checkpoint with --model_path=FILE")
@@ -231,8 +231,8 @@ def finish(config: Config, model: Model, engine: Any, answers: Sequence[Any]) ->
     """What is written once all answers are there."""
     from src.deploy.infer import TIMES_FILE, time_lines
     from src.deploy.predictions import as_text, draw_predictions, predictions_of
+    from src.utils.files import write_atomically
     from src.utils.logging import get_logger
-    from src.utils.util import write_atomically
 
     log = get_logger()
     if engine.images:

@@ -17,8 +17,8 @@ def run_preprocess(config: Config) -> Path:
     """
     from src.deploy.build_deploy import deployed_reader, evaluated_dataset, settle
     from src.deploy.prepared import label_file
+    from src.utils.files import make_folder
     from src.utils.logging import set_up_logging
-    from src.utils.util import make_folder
 
     log = set_up_logging()
     settled = settle(evaluated_dataset(config), Path(config.model_path) if config.model_path else None)

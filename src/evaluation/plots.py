@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.utils.util import replaced_when_whole
+from src.utils.files import replaced_when_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +131,7 @@ def _draw_rate(axes: "Axes", columns: dict[str, np.ndarray]) -> None:
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
 
 
-def plot_curves(metrics_csv: Path, out: Path, *, k: int = 5) -> None:
+def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a metrics.csv, whatever of it is there yet.
 
     Needs the columns epoch, loss, lr, val_top1 and val_top5, which is top-`k` (KeyError); accuracies are 0 to 1, empty
@@ -154,7 +154,7 @@ def plot_curves(metrics_csv: Path, out: Path, *, k: int = 5) -> None:
 # --- confusion
 
 
-def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], out: Path) -> None:
+def plot_confusion(out: Path, matrix: np.ndarray, class_names: Sequence[str]) -> None:
     """Draw counts of (true class, predicted class): a matrix, or beyond 30 classes the pairs most often confused.
 
     ValueError if the matrix is not square with one row per class name.

@@ -15,6 +15,7 @@ import mindspore
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.schema import keys_for_resume
 from src.training.state import TrainState
 from src.utils.util import newest_first
 from src.weights.checkpoint import STATE_KEY, as_arrays, is_counter
@@ -27,16 +28,6 @@ MOMENTUM = "momentum"
 LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
-
-# What weights of another shape would follow from, and what would make it another run.
-FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", "include_top", "width", "average_pool",
-              "freeze")
-FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
-                  "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
-                  "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
-                  "loss_scale", "amp_level", "label_smooth", "label_smooth_factor", "pre_trained",
-                  "head_lr_multiplier", "scale", "ratio", "hflip", "cutout", "crop_pct", "interpolation",
-                  "on_bad_image")
 
 
 class Identity(NamedTuple):
@@ -171,8 +162,8 @@ def find_resume_point(named: str, root: Path) -> ResumePoint | None:
 def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list[str]:
     """Lines about what is different and harmless; UserError lists what is not."""
     then = now._replace(**{name: point.record[name] for name in Identity._fields if name in point.record})
-    fixed = _changed(FIXED_KEYS, then.settings, now.settings)
-    forceable = _changed(FORCEABLE_KEYS, then.settings, now.settings)
+    fixed = _changed(keys_for_resume("fixed"), then.settings, now.settings)
+    forceable = _changed(keys_for_resume("force"), then.settings, now.settings)
     if then.global_batch != now.global_batch:
         forceable.append(f"global batch (batch_size x ranks): {then.global_batch}, now {now.global_batch}")
     elif then.steps_per_epoch != now.steps_per_epoch:

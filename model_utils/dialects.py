@@ -87,29 +87,17 @@ def _mode(value: Any) -> dict[str, Any]:
     return {"graph_mode": str(value) == "0"}
 
 
-def _dataset(value: Any) -> dict[str, Any]:
-    return {"dataset": "imagenet2012" if str(value).lower() in ("imagenet", "") else value}  # "": class folders
-
-
-def _drop_rate(value: Any) -> dict[str, Any]:
-    return {} if value is None else {"dropout_rate": value}
-
-
-def _dynamic(is_dynamic: bool) -> dict[str, Any]:
-    return {"loss_scale": "dynamic"} if is_dynamic else {}
-
-
 MINDCV: dict[str, Meaning] = {
     "model": "network",
     "mode": _mode,
     "distribute": "is_distributed",
     "val_while_train": lambda value: {"mode": "train_and_evaluate" if parse_flag(value) else "train"},
     "val_interval": "epochs_between_evals",
-    "dataset": _dataset,
+    "dataset": lambda value: {"dataset": "imagenet2012" if str(value).lower() in ("imagenet", "") else value},
     "image_resize": "image_size",
     "mean": lambda values: {"image_mean": [float(value) / 255 for value in values]},
     "std": lambda values: {"image_std": [float(value) / 255 for value in values]},
-    "drop_rate": _drop_rate,
+    "drop_rate": lambda value: {} if value is None else {"dropout_rate": value},
     "epoch_size": "max_epoch",
     "min_lr": "eta_min",
     "decay_rate": "lr_gamma",
@@ -118,8 +106,8 @@ MINDCV: dict[str, Meaning] = {
     "ckpt_save_dir": "ckpt_path",
     "ckpt_save_interval": "ckpt_interval",
     "ckpt_url": "checkpoint_url",
-    "dynamic_loss_scale": lambda value: _dynamic(parse_flag(value)),
-    "loss_scale_type": lambda value: _dynamic(str(value).lower() == "dynamic"),
+    "dynamic_loss_scale": lambda value: {"loss_scale": "dynamic"} if parse_flag(value) else {},
+    "loss_scale_type": lambda value: {"loss_scale": "dynamic"} if str(value).lower() == "dynamic" else {},
 }
 
 # Keys of which another value would be another training, and is refused.

@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-# Each launcher's variable for the number of ranks: of the job, and of those on this host (msrun tells only the former).
-JOB_SIZE = {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}
-HOST_SIZE = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE"}
 PR_SET_PDEATHSIG = 1  # of Linux
 WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1|yes)\0")
 _LIBC = ctypes.CDLL(None)
@@ -24,7 +21,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int | Non
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> str | None:
-    """Which launcher started this process, of the keys of JOB_SIZE; None if there was none."""
+    """Which launcher started this process: "msrun", "rank table", or None."""
     if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
         return "msrun"
     return "rank table" if env.get("RANK_TABLE_FILE") else None
@@ -32,12 +29,13 @@ def launcher(env: Mapping[str, str] = os.environ) -> str | None:
 
 def launched_size(env: Mapping[str, str] = os.environ) -> int:
     """Number of ranks in the job; 1 outside a launcher."""
-    return _number(env, JOB_SIZE.get(launcher(env), ""), 1)
+    return _number(env, {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}.get(launcher(env), ""), 1)
 
 
 def local_ranks(env: Mapping[str, str] = os.environ) -> int:
-    """How many ranks share this host's cores, as far as the launcher says."""
-    return max(1, _number(env, HOST_SIZE.get(launcher(env), ""), 1))
+    """How many ranks share this host's cores, as far as the launcher says: msrun gives the size of the job only."""
+    name = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE"}.get(launcher(env), "")
+    return max(1, _number(env, name, 1))
 
 
 def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:

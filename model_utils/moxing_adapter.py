@@ -2,22 +2,18 @@
 """ModelArts: data and checkpoint are copied in before a run, results are copied out after it, once per host."""
 
 import fcntl
-import hashlib
 import os
 import sys
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
-from model_utils import local_adapter
 from model_utils.errors import UserError
 from model_utils.schema import Config
-
-SECONDS_FOR_OTHERS = 60  # how long the rank that copies the results waits for the other ranks of its host to end
 
 
 def _moxing(config: Config) -> ModuleType:
@@ -28,16 +24,6 @@ def _moxing(config: Config) -> ModuleType:
                         "moxing is not installed; it exists on ModelArts only. Elsewhere leave enable_modelarts out or "
                         "set it to False") from None
     return moxing
-
-
-def _mark_file(config: Config) -> Path:
-    """A file beside the local data that all ranks of this job on this host share, and no other job has."""
-    pid = os.getppid() if local_adapter.launcher() else os.getpid()
-    stat = Path(f"/proc/{pid}/stat")
-    started = stat.read_text(errors="replace").rpartition(")")[2].split()[19] if stat.is_file() else ""
-    job = f"{os.environ.get('JOB_ID', '')} {pid} {started} {config.data_url} {config.checkpoint_url}"
-    folder = Path(config.data_path)
-    return folder.with_name(f".{folder.name}.job-{hashlib.sha256(job.encode()).hexdigest()[:16]}")
 
 
 def _copy(moxing: ModuleType, key: str, source: str, target: str) -> None:
@@ -100,37 +86,44 @@ def _with_local_paths(config: Config) -> Config:
     return config.taking(values, "enable_modelarts")
 
 
+def _is_alone(file: TextIO) -> bool:
+    """Whether no other process holds the file's lock. The system frees a lock when its process ends in whatever way,
+    so a job that was killed leaves nothing that could mislead the next one."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def on_platform(config: Config) -> Iterator[Config]:
-    """The Config to run with. On ModelArts its data is copied in before, and its results are copied out at the end,
-    even if the run fails. Elsewhere, and in a launcher's scheduler, nothing happens."""
+    """The Config to run with. On ModelArts the first rank of each host copies the data in before, while the others
+    wait, and the last one copies the results out at the end, even if the run fails.
+
+    Elsewhere, and in a launcher's scheduler, nothing happens.
+    """
     if not config.enable_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
         yield config
         return
-    moxing, mark = _moxing(config), _mark_file(config)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    with mark.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the first rank copies; the others wait here and find its mark
-        is_first = mark.stat().st_size == 0
-        if is_first:
-            _copy_in(config, moxing)
-        file.write("started\n")
-    is_failing = True
-    try:
-        yield _with_local_paths(config)
-        is_failing = False
-    finally:
-        with mark.open("a") as file:
-            file.write("ended\n")
-        if is_first:
-            _copy_out(config, moxing, mark, is_failing=is_failing)
+    moxing, data = _moxing(config), Path(config.data_path)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    with data.with_name(f".{data.name}.ranks").open("a") as ranks:  # every rank of this host holds a lock on it
+        with data.with_name(f".{data.name}.entry").open("a") as entry:
+            fcntl.flock(entry, fcntl.LOCK_EX)  # one rank at a time
+            if _is_alone(ranks):
+                _copy_in(config, moxing)
+            fcntl.flock(ranks, fcntl.LOCK_SH)
+        is_failing = True
+        try:
+            yield _with_local_paths(config)
+            is_failing = False
+        finally:
+            if _is_alone(ranks):
+                _copy_out(config, moxing, is_failing=is_failing)
 
 
-def _copy_out(config: Config, moxing: ModuleType, mark: Path, *, is_failing: bool) -> None:
-    give_up = time.monotonic() + (0 if is_failing else SECONDS_FOR_OTHERS)
-    while time.monotonic() < give_up and mark.read_text().count("started") > mark.read_text().count("ended"):
-        time.sleep(0.1)
-    mark.unlink()
+def _copy_out(config: Config, moxing: ModuleType, *, is_failing: bool) -> None:
     if not config.train_url:
         print(f"ModelArts: train_url is not given; the results stay in {config.output_path}", flush=True)
         return

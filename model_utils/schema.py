@@ -149,8 +149,7 @@ class RunKeys(Keys):
     """What to do"""
 
     mode: Literal["train", "evaluate", "train_and_evaluate"] = key("train", "what train.py does")
-    seed: int = key(1, "weights, sample order, augmentation and dropout all follow from it", ge=0, lt=2**31,
-                    resume="force")
+    seed: int = key(1, "of weights, sample order, augmentation and dropout", ge=0, lt=2**31, resume="force")
     log_interval: int = key(100, "steps between two loss lines", ge=1)
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
@@ -178,8 +177,7 @@ class DeviceKeys(Keys):
 class DataKeys(Keys):
     """Data"""
 
-    dataset: Literal[tuple(DATASETS)] = key("cifar10", "which data set, and so which layout and transforms",
-                                            resume="force")
+    dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
     data_dir: str | None = key(None, "its folder")
     dataset_format: Literal["auto", "cifar10", "folder", "list", "tfrecord", "mindrecord"] = key(
         "auto", "how its images are stored; auto looks, and says so")
@@ -197,10 +195,8 @@ class DataKeys(Keys):
                                    needs="dataset=imagenet2012", resume="force")
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
                                    needs="dataset=imagenet2012", resume="force")
-    hflip: float = key(0.5, "probability that a training image is flipped", ge=0, le=1, needs="augment=True",
-                       resume="force")
-    cutout: int = key(0, "pixels, side of a black square on each training image; 0: none", ge=0, needs="augment=True",
-                      resume="force")
+    hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
+    cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", gt=0, le=1, resume="force")
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
@@ -215,8 +211,7 @@ class NetworkKeys(Keys):
     batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")
-    dropout_rate: float = key(0.5, "share of units dropped; 0 is none", ge=0, lt=1, needs="has_dropout=True",
-                              resume="force")
+    dropout_rate: float = key(0.5, "share of units dropped", ge=0, lt=1, needs="has_dropout=True", resume="force")
     pad_mode: Literal["same", "pad"] = key("same", "padding of the convolutions", resume="force")
     padding: int | None = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0, resume="force")
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
@@ -238,17 +233,15 @@ class ScheduleKeys(Keys):
     lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, resume="force")
     lr_init: float = key(0.01, "rate at the start of the warm-up", ge=0, needs="lr_scheduler=step", resume="force")
     lr_max: float = key(0.1, "rate after the warm-up", gt=0, needs="lr_scheduler=step", resume="force")
-    lr_epochs: tuple[int, ...] = key((30, 60, 90, 120), "epochs at which the rate falls",
+    lr_epochs: tuple[int, ...] = key((30, 60, 90, 120), "epochs at which lr_gamma multiplies the rate",
                                      needs="lr_scheduler=exponential|multi_step", resume="force")
-    lr_gamma: float = key(0.1, "factor by which it falls", gt=0, le=1, needs="lr_scheduler=exponential|multi_step",
-                          resume="force")
-    eta_min: float = key(0.0, "rate at the end of the cosine", ge=0, needs="lr_scheduler=cosine_annealing",
-                         resume="force")
+    lr_gamma: float = key(0.1, "factor at each of lr_epochs", gt=0, le=1,
+                          needs="lr_scheduler=exponential|multi_step", resume="force")
+    eta_min: float = key(0.0, "end of the cosine", ge=0, needs="lr_scheduler=cosine_annealing", resume="force")
     T_max: int | None = key(None, "epochs of the cosine; max_epoch unless given", ge=1,
                             needs="lr_scheduler=cosine_annealing", resume="force")
     lr_scale: Literal["none", "linear"] = key("none", "linear: rates grow with the global batch", resume="force")
-    lr_base_batch: int = key(64, "global batch that the rates are meant for", ge=1, needs="lr_scale=linear",
-                             resume="force")
+    lr_base_batch: int = key(64, "global batch of these rates", ge=1, needs="lr_scale=linear", resume="force")
     warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS, resume="force")
 
 
@@ -260,9 +253,9 @@ class LossKeys(Keys):
     head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, resume="force")
     weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, resume="force")
     loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)", resume="force")
-    label_smooth: bool = key(False, "label smoothing", needs="label_smooth_factor", resume="force")
-    label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1, needs="label_smooth=True",
-                                     resume="force")
+    label_smooth: bool = key(False, "smooth the labels", needs="label_smooth_factor", resume="force")
+    label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1,
+                                     needs="label_smooth=True", resume="force")
 
 
 class OutputKeys(Keys):

@@ -258,7 +258,7 @@ def _leave_out_distribution(values: Values, program: str) -> list[str]:
 
 def _idle_flags(config: Config, program: str) -> list[str]:
     """Warnings about flags without effect. Keys in files are not reported: recipes carry them from one to another."""
-    lines = []
+    lines = ["--buffer_size has no effect: the shuffle is always that of a whole epoch"] * config.is_flag("buffer_size")
     for name in filter(config.is_flag, Config.model_fields):
         if program in ("train.py", "eval.py") and name in (*ExportKeys.model_fields, *InferKeys.model_fields):
             lines.append(f"warning: --{name} has no effect in {program}")

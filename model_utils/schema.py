@@ -368,7 +368,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         for name in ("training_step_per_epoch", "eval_step_per_epoch"):
-            if getattr(self, name) == 0:
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
                 raise ValueError(f"{name}: must be a positive number of steps, or -1 for all")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) not in (0, 3):

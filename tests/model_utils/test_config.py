@@ -207,6 +207,7 @@ def test_padding_that_is_not_given_follows_the_mode(flags, padding):
     (("--lr_base_batch=32",), ["lr_base_batch"]), (("--lr_base_batch=32", "--lr_scale=linear"), []),
     (("--has_dropout=False", "--dropout_rate=0.3"), ["dropout_rate"]), (("--dropout_rate=0.3",), []),
     (("--augment=False", "--hflip=1"), ["hflip"]), (("--cutout=8",), []), (("--scale=0.5,1",), ["scale"]),
+    (("--buffer_size=3",), ["buffer_size"]),
     (("--save=a.csv", "--file_format=ONNX"), ["file_format", "save"]), (("--dataset=imagenet2012", "--ratio=1,1"), [])])
 def test_a_flag_without_effect_is_reported(flags, idle):
     notes = [note for note in get_config(list(flags)).notes if "no effect" in note]

@@ -1,232 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML and command line -> one frozen Config. Everything that people may call a key by is decided here."""
+"""YAML and command line -> one frozen Config."""
 
+import argparse
 import difflib
+import math
+import os
+import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from model_utils import local_adapter
-from model_utils.dialects import is_mindcv, label_smoothing, translate
+from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
-from model_utils.flags import OtherName, parse_flags
-from model_utils.schema import DATASETS, Config, ExportKeys, InferKeys
-from model_utils.values import FALSE_WORDS, NOTHING_WORDS, Values, parse_flag
-from model_utils.yaml_files import read_yaml
+from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, Config, ExportKeys, InferKeys, choices_of, shown
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_DATASET = "cifar10"
-DTYPES = {"float32": "O0", "float16": "O2"}
-
-
-def _amp(value: Any) -> dict[str, Any]:
-    """sets amp_level to O2, or to O0 if False"""
-    return {"amp_level": "O2" if parse_flag(value) else "O0"}
-
-
-def _dtype(value: Any) -> dict[str, Any]:
-    """sets amp_level, by the name of a number format"""
-    level = DTYPES.get(str(value).strip().lower().removeprefix("tf."))
-    if level is None:
-        raise ValueError(f"must be one of {', '.join(DTYPES)}")
-    return {"amp_level": level}
-
-
-class Alias(NamedTuple):
-    """Another project's name of a key: `meaning` is our key, or a function from the value to our keys."""
-
-    meaning: str | Callable[[Any], dict[str, Any]]
-    in_yaml: bool = True  # False: on the command line only, the name means something else in YAML files
-    only_mode: str | None = None  # allowed only together with this value of `mode`
-    is_flag: bool = False  # a bare --name means True
-
-
-ALIASES: dict[str, Alias] = {
-    "data_path": Alias("data_dir", in_yaml=False),
-    "datadir": Alias("data_dir"),
-    "distribute": Alias("is_distributed", is_flag=True),
-    "device": Alias("device_target"),
-    "model": Alias("network"),
-    "epochs": Alias("max_epoch"),
-    "max_epochs": Alias("max_epoch"),
-    "workers": Alias("num_parallel_workers"),
-    "print_freq": Alias("log_interval"),
-    "display_every": Alias("log_interval"),
-    "iterations_per_loop": Alias("sink_size"),
-    "log_dir": Alias("ckpt_path"),
-    "eval_dir": Alias("pre_trained", only_mode="evaluate"),
-    "amp": Alias(_amp, is_flag=True),
-    "dtype": Alias(_dtype),
-    "label_smoothing": Alias(label_smoothing),
+PROGRAMS = {  # all of them take all keys, so that one recipe serves them
+    "train.py": "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
+    "eval.py": "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
+    "export.py": "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
+    "infer.py": "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
+    "preprocess.py": "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
+    "postprocess.py": "Count how many results of an inference are right: those in --result_dir.",
 }
-
-NOT_HONOURED: dict[str, str] = {
-    "graph_ckpt": "checkpoints are always loaded into the graph",
-    "log_path": "logs lie in the run folder under ckpt_path",
-}
-
-# Flags that count for nothing without another one: these, what they need, and whether a Config has it.
-DEPENDENT: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
-    (("lr_init", "lr_max"), "lr_scheduler=step", lambda config: config.schedule == "step"),
-    (("lr_epochs", "lr_gamma"), "lr_scheduler=exponential", lambda config: config.schedule == "exponential"),
-    (("eta_min", "T_max"), "lr_scheduler=cosine_annealing", lambda config: config.schedule == "cosine_annealing"),
-    (("lr_base_batch",), "lr_scale=linear", lambda config: config.lr_scale == "linear"),
-    (("dropout_rate",), "has_dropout=True", lambda config: config.has_dropout),
-    (("hflip", "cutout", "scale", "ratio"), "augment=True", lambda config: config.augment),
-    (("scale", "ratio"), "dataset=imagenet2012", lambda config: config.dataset == "imagenet2012"),
-    (("label_smooth_factor",), "label_smooth=1", lambda config: config.label_smooth or config.is_flag("label_smooth")
-     or not config.label_smooth_factor),
-    (("label_smooth",), "label_smooth_factor, such as 0.1", lambda config: config.label_smooth_factor > 0
-     or not config.label_smooth),
-    (("resume_force",), "resume", lambda config: config.resume is not None),
-    (("lr",), "lr_scheduler=exponential or cosine_annealing, as --lr_max is given", lambda config:
-     config.schedule != "step" or config.origin("lr_max") == config.origin("lr")))
-
-
-def _translate(name: str, value: Any, origin: str, *, in_yaml: bool) -> Values:
-    """One key as somebody wrote it -> our key or keys; an unknown name is refused."""
-    alias = ALIASES.get(name)
-    if alias and (alias.in_yaml or not in_yaml):
-        try:
-            meant = {alias.meaning: value} if isinstance(alias.meaning, str) else alias.meaning(value)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
-        return {key: (item, origin) for key, item in meant.items()}
-    if name not in Config.model_fields:
-        raise UserError(f"{origin}: unknown key `{name}`{_nearest(name)}")
-    return {name: (value, origin)}
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
-
-
-def _merge(target: Values, new: Values) -> None:
-    """Add what one source says; two names of one key must not disagree there."""
-    for name, (value, origin) in new.items():
-        if name in target and str(target[name][0]) != str(value):
-            raise UserError(f"{name}: is {target[name][0]!r} by {target[name][1]} and {value!r} by {origin}")
-        target[name] = (value, origin)
-
-
-def _yaml_values(path: Path) -> tuple[Values, list[str]]:
-    """The values of a file over those of its base, each file read in the dialect it is written in."""
-    values: Values = {}
-    notes = []
-    for layer in read_yaml(path):
-        own: Values = {}
-        if is_mindcv(layer) and "network" not in values:
-            layer, said = translate(layer, _file(layer))
-            notes += said
-        for name, (value, origin) in layer.items():
-            if name in NOT_HONOURED:
-                notes.append(f"{origin}: `{name}` has no effect here: {NOT_HONOURED[name]}")
-            else:
-                _merge(own, _translate(name, value, origin, in_yaml=True))
-        values |= own
-    return values, notes
-
-
-def _file(layer: Values) -> str:
-    return next(iter(layer.values()))[1].rpartition(":")[0]
-
-
-def _flag_values(flags: dict[str, str], program: str) -> Values:
-    values: Values = {}
-    if program == "eval.py" and "pre_trained" not in flags and _is_checkpoint(flags.get("ckpt_path", "")):
-        flags = {"pre_trained" if name == "ckpt_path" else name: text for name, text in flags.items()}
-    if program == "infer.py" and "pre_trained" in flags:
-        if "model_path" in flags:
-            raise UserError("--pre_trained: is the model, and so is --model_path; give one of them")
-        flags = {"model_path" if name == "pre_trained" else name: text for name, text in flags.items()}
-    for name, text in flags.items():
-        if name not in NOT_HONOURED:
-            _merge(values, _translate(name, text, f"--{name}", in_yaml=False))
-    return values
-
-
-def _check_modes(flags: Collection[str], values: Values, program: str) -> None:
-    """UserError for a flag that is known in one mode, in another one."""
-    mode = "evaluate" if program == "eval.py" else str(values.get("mode", ("", ""))[0]).lower()
-    for name in flags:
-        only_mode = ALIASES[name].only_mode if name in ALIASES else None
-        if only_mode and mode != only_mode:
-            raise UserError(f"--{name}: is known with --mode={only_mode} alone")
-
-
-def _is_checkpoint(text: str) -> bool:
-    """Whether a --ckpt_path means what MindCV's validate.py means by it: a file, and not a root of run folders."""
-    return Path(text).suffix == ".ckpt" or Path(text).is_file()
-
-
-def _leave_out_distribution(values: Values, program: str) -> list[str]:
-    """A recipe that trains on many devices also evaluates and exports on one: only train.py insists on a launcher."""
-    if program == "train.py" or local_adapter.launcher():
-        return []
-    keys = [name for name in ("is_distributed", "rank_size") if not values.get(name, (0, "-"))[1].startswith("-")]
-    asked = [(name, *values.pop(name)) for name in keys]
-    return [f"{origin}: `{name}: {value}` is left aside: no launcher started {program}, so it runs on one device"
-            for name, value, origin in asked if str(value).lower() not in (*FALSE_WORDS, *NOTHING_WORDS)]
-
-
-def _apply_lr_flag(values: Values) -> list[str]:
-    """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
-    scheduler = str(values.get("lr_scheduler", ("step", ""))[0]).lower()
-    lr, origin = values.get("lr", (None, ""))
-    if scheduler != "step" or origin != "--lr" or values.get("lr_max", (0, ""))[1] == "--lr_max":
-        return []
-    try:
-        peak = float(lr)
-        lower = float(values.get("lr_init", (Config.model_fields["lr_init"].default, ""))[0]) > peak
-    except (TypeError, ValueError):
-        return []  # the schema says what is wrong with it
-    if peak <= 0:
-        return []
-    values["lr_max"] = (lr, origin)
-    if not lower or values.get("lr_init", (0, ""))[1] == "--lr_init":
-        return [f"--lr={lr} sets lr_max, the peak of the step schedule"]
-    values["lr_init"] = (lr, origin)
-    return [f"--lr={lr} sets lr_max, the peak of the step schedule, and lowers lr_init to it"]
-
-
-def _explain(error: ValidationError, values: Values) -> str:
-    """What pydantic found, as lines that name key, value, what is allowed, and where it was written."""
-    lines = []
-    for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be").split(", unable")[0]
-        name = str(item["loc"][0]) if item["loc"] else message.split(":")[0]
-        message = message.removeprefix(f"{name}: ")
-        value, origin = values.get(name, (item["input"], "default"))
-        lines.append(f"{name}: {message[:1].lower()}{message[1:]}, not {value!r} (from {origin})")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def build_config(values: Values, notes: Sequence[str] = ()) -> Config:
-    """Check the values against the schema; UserError says what is wrong and where it was written."""
-    try:
-        config = Config.model_validate({name: value for name, (value, _) in values.items()})
-    except ValidationError as error:
-        raise UserError(_explain(error, values)) from None
-    config._origins.update({name: origin for name, (_, origin) in values.items()})
-    config._notes = (*notes, *_without_effect(config))
-    return config
-
-
-def _find_recipe(name: str) -> Path | None:
-    """The file in the current folder; if there is none, the project's recipe of this name."""
-    if not name:
-        return None
-    return Path(name) if Path(name).is_file() or not (ROOT / name).is_file() else ROOT / name
-
-
-def default_recipe(dataset: str) -> Path:
-    known = dataset.lower() if dataset.lower() in DATASETS else DEFAULT_DATASET
-    path = ROOT / f"{known}_config.yaml"
-    return path if path.is_file() else ROOT / f"{DEFAULT_DATASET}_config.yaml"
 
 
 def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
@@ -234,52 +35,247 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 
     Raises UserError for anything unknown or wrong; `--help` prints and exits.
     """
-    aliases = [OtherName(name, _meaning(alias), is_switch=alias.is_flag) for name, alias in ALIASES.items()]
-    aliases += [OtherName(name, f"has no effect: {reason}") for name, reason in NOT_HONOURED.items()]
-    flags, unknown = parse_flags(sys.argv[1:] if argv is None else argv, program, aliases=aliases)
+    flags = _parse_flags(sys.argv[1:] if argv is None else argv, program)
+    for name in ("config_path", "resume"):
+        if not flags.get(name, name).strip():
+            raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
+    dataset = flags.get("dataset", "").lower()
+    if program in ("preprocess.py", "postprocess.py") and not dataset:
+        dataset = flags.get("dataset_name", "").lower()
+    values, notes = _read_recipe(_find_recipe(flags.pop("config_path", ""), dataset))
+    values |= _flag_values(flags, values, program)
+    if program != "train.py" and not local_adapter.launcher():
+        notes += _leave_out_distribution(values, program)
+    try:
+        config = Config.model_validate({name: value for name, (value, _) in values.items()})
+    except ValidationError as error:
+        raise UserError(_explain(error, values)) from None
+    config._origins.update({name: origin for name, (_, origin) in values.items()})
+    notes += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
+    notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
+    notes += _idle_flags(config, program)
+    config, about_lr = _apply_lr_flag(config)
+    config._notes = (*notes, *about_lr)
+    return config
+
+
+# The command line
+
+
+def _build_parser(program: str) -> argparse.ArgumentParser:
+    """Every key as a flag, in the groups of the schema, then the names of other projects."""
+    parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
+                                     description=PROGRAMS.get(program), allow_abbrev=False)
+    aliases = {name: alias for name, alias in ALIASES.items() if alias.program in (None, program)}
+
+    def add(section: Any, name: str, help_text: str, bare: str | None) -> None:
+        optional = {"nargs": "?", "const": bare} if bare else {}
+        section.add_argument(f"--{name}", metavar="V", default=argparse.SUPPRESS, help=help_text.replace("%", "%%"),
+                             **optional)
+
+    parser.add_argument("-c", "--config_path", "--config", metavar="FILE", default=argparse.SUPPRESS,
+                        help="recipe; <dataset>_config.yaml beside the script unless given")
+    for group in GROUPS:
+        section = parser.add_argument_group(group.__doc__)
+        for name, field in group.model_fields.items():
+            if name in aliases:
+                continue
+            extra, choices = field.json_schema_extra, choices_of(field.annotation)
+            allowed = f" [{'|'.join(choices)}]" if len(choices) > 1 else ""
+            needs = f", with {extra['needs']}" if extra["needs"] else ""
+            default = "none" if field.default in (None, ()) else shown(field.default)
+            add(section, name, f"{field.description}{allowed} (default {default}{needs})",
+                "True" if field.annotation is bool else extra["bare"])
+    section = parser.add_argument_group("Names that other projects use")
+    for name, alias in aliases.items():
+        text = f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
+        add(section, name, text, "True" if alias.is_switch else None)
+    for name, reason in IGNORED.items():
+        add(section, name, f"has no effect: {reason}", None)
+    return parser
+
+
+def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
+    """What was given, as text, by our spelling of its name."""
+    same_dashes = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), item) for item in argv]
+    given, unknown = _build_parser(program).parse_known_args(same_dashes)
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
             raise UserError(f"{name}: belongs to no flag; values are given as --name=value")
-        raise UserError(f"{name}: unknown flag{_nearest(name.lstrip('-').replace('-', '_'))}")
-    names = ("dataset", "dataset_name") if program in ("preprocess.py", "postprocess.py") else ("dataset",)
-    dataset = next((flags[name] for name in names if name in flags), DEFAULT_DATASET)
-    for name in ("config_path", "resume"):
-        if not flags.get(name, name).strip():
-            raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
-    recipe = _find_recipe(flags.pop("config_path", "")) or default_recipe(dataset)
-    values, notes = _yaml_values(recipe)
-    values.update(_flag_values(flags, program))
-    _check_modes(flags, values, program)
-    notes += _idle_flags(flags, values, program)
-    notes += [*_apply_lr_flag(values), *_leave_out_distribution(values, program)]
-    return build_config(values, notes)
+        raise UserError(f"{name}: unknown flag{_nearest(name.lstrip('-'))}")
+    return {name: "--" if text == [] else text for name, text in vars(given).items()}  # argparse makes [] of `--lr=--`
 
 
-def _idle_flags(flags: Mapping[str, str], values: Values, program: str) -> list[str]:
-    """What to say of flags that do nothing here, whatever the others are."""
-    lines = [f"--{name} has no effect here: {reason}" for name, reason in NOT_HONOURED.items() if name in flags]
-    lines += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
-    if "buffer_size" in flags:
-        lines.append("--buffer_size has no effect: the shuffle is always that of a whole epoch")
-    if program in ("train.py", "eval.py"):
-        others = {**ExportKeys.__annotations__, **InferKeys.__annotations__}
-        lines += [f"warning: --{name} has no effect here: it is for exporting or inference" for name in flags
-                  if name in others]
-    if program != "train.py" and "log_name" in flags:
-        lines.append("warning: --log_name has no effect here: it is for training")
-    if program == "train.py" and str(values.get("mode", ("train", ""))[0]).lower() == "train":
-        lines += [f"warning: --{name} has no effect without --mode=train_and_evaluate"
-                  for name in ("eval_step_per_epoch", "epochs_between_evals") if name in flags]
+def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
+    mode = "evaluate" if program == "eval.py" else str(flags.get("mode", recipe.get("mode", ("",))[0])).lower()
+    values: Values = {}
+    for name, text in flags.items():
+        alias = ALIASES.get(name)
+        if alias and alias.mode not in (None, mode):
+            raise UserError(f"--{name}: is known only with --mode={alias.mode}")
+        names_checkpoint = Path(text).suffix == ".ckpt" or Path(text).is_file()
+        if program == "eval.py" and name == "ckpt_path" and names_checkpoint and "pre_trained" not in flags:
+            name = "pre_trained"  # as in MindCV's validate.py; a folder is the root of the run folders
+        if alias and alias.program in (None, program):
+            _add(values, convert(name, text, f"--{name}", alias.meaning))
+        elif name not in IGNORED:
+            _add(values, {name: (text, f"--{name}")})
+    return values
+
+
+def _add(values: Values, new: Values) -> None:
+    """Add what one source says; two names of one key must not disagree there."""
+    for name, (value, origin) in new.items():
+        if name in values and str(values[name][0]) != str(value):
+            raise UserError(f"{name}: is {values[name][0]!r} by {values[name][1]} and {value!r} by {origin}")
+        values[name] = (value, origin)
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
+
+
+# YAML files
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Keeps what may be a name as it is written: YAML 1.1 makes 8 of 010, 750 of 12:30, 1.1 of 1.10 and a date of
+    2024-01-05. The schema makes numbers of texts if it wants them."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        is_plain = re.fullmatch(r"-?(0|[1-9]\d*)(\.(\d|\d*[1-9]))?([eE][-+]?\d+)?", node.value)
+        return value if is_plain or not math.isfinite(value) else node.value
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.construct_number)
+_PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", _PlainLoader.construct_yaml_str)
+
+
+def _find_recipe(name: str, dataset: str) -> Path:
+    """The file in the current folder, or the project's file of this name; without a name that of the data set."""
+    if not name:
+        path = ROOT / f"{dataset if dataset in DATASETS else 'cifar10'}_config.yaml"
+        return path if path.is_file() else ROOT / "cifar10_config.yaml"
+    return Path(name) if Path(name).is_file() or not (ROOT / name).is_file() else ROOT / name
+
+
+def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, ...] = ()) -> tuple[Values, list[str]]:
+    """The values of a file over those of its `base`, each with `file:line` as its origin, and lines to report."""
+    layer = _read_yaml(path, asked_by)
+    if path.resolve() in seen:
+        raise UserError(f"{path}: is its own `base`")
+    base, notes = {}, []
+    if "base" in layer:
+        name, origin = layer.pop("base")
+        base, notes = _read_recipe(Path(os.path.normpath(path.parent / str(name))), f"`base`, {origin}",
+                                   (*seen, path.resolve()))
+    if is_mindcv(layer) and "network" not in base:
+        layer, said = translate_mindcv(layer, str(path))
+        notes += said
+    values: Values = {}
+    for name, (value, origin) in layer.items():
+        alias = ALIASES.get(name)
+        if name in IGNORED:
+            notes.append(f"{origin}: `{name}` has no effect here: {IGNORED[name]}")
+        elif alias and alias.in_yaml:
+            _add(values, convert(name, value, origin, alias.meaning))
+        elif name in Config.model_fields:
+            _add(values, {name: (value, origin)})
+        else:
+            raise UserError(f"{origin}: unknown key `{name}`{_nearest(name)}")
+    return base | values, notes
+
+
+def _read_yaml(path: Path, asked_by: str) -> Values:
+    """The first document of a file; the model zoo's files have two more, help texts and choices."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file (from {asked_by})") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or no valid name of a file
+        raise UserError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)  # it may be after the last line
+        where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
+        raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not documents:
+        raise UserError(f"{path}: holds no values")
+    if len(documents) > 3:
+        raise UserError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
+    if not isinstance(documents[0], yaml.MappingNode):
+        raise UserError(f"{path}:{documents[0].start_mark.line + 1}: must be `key: value` lines")
+    values: Values = {}
+    for key_node, value_node in documents[0].value:
+        name, origin = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
+        if name in values:
+            raise UserError(f"{origin}: `{name}` is given again (first in {values[name][1]})")
+        try:
+            values[name] = (_PlainLoader("").construct_object(value_node, deep=True), origin)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"{origin}: `{name}`: {getattr(error, 'problem', None) or error}") from None
+    return values
+
+
+# What becomes of the values
+
+
+def _explain(error: ValidationError, values: Values) -> str:
+    """What pydantic found, one line per key: the key, what is allowed, the value, and where it was written."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors():
+        text = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "True or False")
+        text = re.split(", unable| after validation", text.replace("Input should", "must"))[0]
+        name, *inner = item["loc"] or text.split(": ", 1)[:1]
+        text = text.removeprefix(f"{name}: ")
+        if inner and isinstance(inner[0], int):
+            found.setdefault(name, [f"item {inner[0] + 1} {text}"])
+        else:  # several only where there are several allowed types
+            found.setdefault(name, []).append(text[:1].lower() + text[1:])
+    lines = []
+    for name, texts in found.items():
+        value, origin = values.get(name, (shown(Config.model_fields[name].default), "default"))
+        lines.append(f"{name}: {' or '.join(dict.fromkeys(texts))}, not {value!r} (from {origin})")
+    return "\n".join(lines)
+
+
+def _leave_out_distribution(values: Values, program: str) -> list[str]:
+    """A recipe that trains on many devices also evaluates and exports on one; only train.py insists on a launcher."""
+    notes = []
+    for name in ("is_distributed", "rank_size"):
+        value, origin = values.get(name, (None, "-"))
+        if not origin.startswith("-"):
+            del values[name]
+            if str(value).lower() not in ("false", "0", "no", "off", *NOTHING_WORDS):
+                notes.append(f"{origin}: `{name}: {value}` is ignored: no launcher started {program}, so it runs on "
+                             "one device")
+    return notes
+
+
+def _idle_flags(config: Config, program: str) -> list[str]:
+    """Warnings about flags without effect. Keys in files are not reported: recipes carry them from one to another."""
+    lines = ["--buffer_size has no effect: the shuffle is always that of a whole epoch"] * config.is_flag("buffer_size")
+    for name in filter(config.is_flag, Config.model_fields):
+        if program in ("train.py", "eval.py") and name in (*ExportKeys.model_fields, *InferKeys.model_fields):
+            lines.append(f"warning: --{name} has no effect in {program}")
+        needed, _, allowed = (Config.model_fields[name].json_schema_extra["needs"] or "").partition("=")
+        met = not needed or (str(getattr(config, needed)) in allowed.split("|") if allowed else getattr(config, needed))
+        if getattr(config, name) and not met:
+            lines.append(f"warning: {config.origin(name)} has no effect without --{needed}{allowed and '=' + allowed}")
     return lines
 
 
-def _without_effect(config: Config) -> list[str]:
-    """What to say of flags that have no part in the run. Of keys in a file nothing: recipes carry them from one to
-    another."""
-    return [f"warning: {config.origin(name)} has no effect without --{needed}"
-            for names, needed, is_met in DEPENDENT for name in names if config.is_flag(name) and not is_met(config)]
-
-
-def _meaning(alias: Alias) -> str:
-    return f"= {alias.meaning}" if isinstance(alias.meaning, str) else str(alias.meaning.__doc__)
+def _apply_lr_flag(config: Config) -> tuple[Config, list[str]]:
+    """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
+    if config.schedule != "step" or config.origin("lr") != "--lr":
+        return config, []
+    if config.is_flag("lr_max"):
+        return config, ["warning: --lr has no effect: --lr_max is the peak of the step schedule"]
+    peak = {"lr_max": config.lr}
+    if config.lr < config.lr_init and not config.is_flag("lr_init"):
+        peak["lr_init"] = config.lr
+    return config.taking(peak, "--lr"), [f"--lr={config.lr:g} sets {' and '.join(peak)}: the step schedule has no lr"]

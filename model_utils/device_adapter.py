@@ -24,7 +24,7 @@ HOW_TO_START = """is_distributed is set, but no launcher started this process. T
 
 
 class Rank(NamedTuple):
-    """This process among its equals; one process alone is rank 0 of 1."""
+    """This process in its job; one process alone is rank 0 of 1."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,11 +32,6 @@ class Rank(NamedTuple):
     device_target: str = "CPU"
     device_id: int = 0
     notes: tuple[str, ...] = ()
-
-
-def _cpu_flags() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def mindspore_version() -> tuple[int, int]:
@@ -50,7 +45,7 @@ def mindspore_version() -> tuple[int, int]:
 
 def guard_cpu_convolution(env: MutableMapping[str, str], *, mindspore: tuple[int, int], cpu_flags: str,
                           machine: str) -> str | None:
-    """Keep MindSpore 2.9+ from its reference convolution on AVX-512 processors, 200 times slower than the other.
+    """Keep MindSpore 2.9+ from its reference convolution on AVX-512 processors, which is 200 times slower.
 
     Must come before MindSpore is imported. A value that the user set stays. Returns the line for the log.
     """
@@ -65,8 +60,9 @@ def guard_cpu_convolution(env: MutableMapping[str, str], *, mindspore: tuple[int
 @cache
 def guard_this_machine() -> str | None:
     """`guard_cpu_convolution` for this machine; call it before MindSpore is imported."""
-    return guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=_cpu_flags(),
-                                 machine=platform.machine())
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
+    return guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=flags, machine=platform.machine())
 
 
 def _is_available(target: str) -> bool:
@@ -76,32 +72,42 @@ def _is_available(target: str) -> bool:
 
 
 def choose_target(asked: str, is_available: Callable[[str], bool] = _is_available) -> tuple[str, str | None]:
-    """The device to use and, where it was left open, the line that says so. UserError if it is not there."""
+    """The device to use and, for auto, the line that names it. UserError if the device is not available."""
     if asked == "auto":
         target = next((name for name in DEVICE_FILES if is_available(name)), "CPU")
         return target, f"device_target=auto: running on {target}"
     if asked != "CPU" and not is_available(asked):
         others = [name for name in DEVICE_FILES if name != asked and is_available(name)] + ["CPU"]
         raise UserError(f"device_target={asked}: MindSpore finds no {asked} here; "
-                          f"use --device_target={others[0]} or --device_target=auto")
+                        f"use --device_target={others[0]} or --device_target=auto")
     return asked, None
 
 
-def _is_distributed(config: Config, target: str) -> bool:
-    launcher = local_adapter.launcher()
-    if launcher == "rank table" and target != "Ascend":
-        launcher = None  # it tells no other device anything
-    if config.is_distributed and launcher is None:
-        raise UserError(HOW_TO_START)
-    # msrun's scheduler, a second copy of the script, ends where the job is joined, even that of one rank.
-    return config.is_distributed or launcher == "msrun" or launcher is not None and local_adapter.launched_size() > 1
+def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
+    """The number of the card, and a line if `device_id` is ignored: with several ranks the launcher gives each one a
+    card of its own, and a single number would put all of them on the same card."""
+    own = local_adapter.local_device_id(env)
+    if config.device_id is None:
+        return own or 0, None
+    if own in (None, config.device_id) or local_adapter.launched_size(env) == 1:
+        return config.device_id, None
+    return own, (f"device_id: {config.device_id} (from {config.origin('device_id')}) is ignored: this rank has card "
+                 f"{own} from its launcher")
 
 
-def _join_job() -> tuple[int, int]:
-    """Rank and world size once the whole job has met; gradients are averaged over it from here on."""
+def _join_job(config: Config, target: str) -> tuple[int, int]:
+    """Rank and world size once all ranks have met; from then on gradients are averaged over them."""
     import mindspore
     from mindspore.communication import get_group_size, get_rank, init
 
+    launcher = local_adapter.launcher()
+    if launcher == "rank table" and target != "Ascend":
+        launcher = None  # rank tables are for Ascend
+    if launcher is None and config.is_distributed:
+        raise UserError(HOW_TO_START)
+    # msrun's scheduler, a second copy of the script, ends in init(): also a job of one rank must be joined.
+    if not config.is_distributed and launcher != "msrun" and (launcher is None or local_adapter.launched_size() == 1):
+        return 0, 1
     local_adapter.end_with_msrun()
     try:
         init()
@@ -109,59 +115,37 @@ def _join_job() -> tuple[int, int]:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the job could not be joined, or has lost a rank: {reason}") from error
     rank, world_size = get_rank(), get_group_size()
-    # No parameter_broadcast: the common seed makes the weights equal, and it would also overwrite the moving statistics
-    # that a resumed rank has of its own.
+    # No parameter_broadcast: the common seed makes the weights equal, and it would overwrite the moving statistics
+    # of a resumed rank.
     mindspore.set_auto_parallel_context(parallel_mode=mindspore.ParallelMode.DATA_PARALLEL, gradients_mean=True,
                                         device_num=world_size)
     return rank, world_size
 
 
-def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
-    """The number of the card, and what to say of `device_id` where a launcher gave each rank a card of its own: one
-    number for all would put them on the same."""
-    own = local_adapter.local_device_id(env)
-    if config.device_id is None:
-        return own or 0, None
-    if own in (None, config.device_id) or local_adapter.launched_size(env) == 1:
-        return config.device_id, None
-    return own, (f"device_id: {config.device_id} (from {config.origin('device_id')}) is left aside: this rank has card "
-                 f"{own} from its launcher")
-
-
-def check_size(config: Config, world_size: int) -> None:
-    """UserError if the job has not as many ranks as `rank_size` says."""
-    if config.rank_size not in (None, world_size):
-        raise UserError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
-                          f"{world_size} rank(s); start that many with msrun --worker_num={config.rank_size} "
-                          f"--local_worker_num={config.rank_size} --join=True, or leave rank_size out")
-
-
 def set_up_device(config: Config) -> Rank:
-    """Set the device, the execution mode and the job; call once, before anything else touches MindSpore.
+    """Set the device, the execution mode and the job; call once, before anything else uses MindSpore.
 
-    Nothing may be created or printed before this returns: a launcher's scheduler copy of the script ends in here.
+    Nothing may be created or printed before this returns: msrun's scheduler copy of the script ends in here.
     """
     guard = guard_this_machine()
     import mindspore
 
     target, choice = choose_target(config.device_target)
-    if target == "CPU":
-        device_id, other_card = 0, None
-        mindspore.set_device("CPU")
-    else:
-        device_id, other_card = choose_card(config, os.environ)
-        mindspore.set_device(target, device_id)
+    device_id, other_card = (0, None) if target == "CPU" else choose_card(config, os.environ)
+    mindspore.set_device(target, *[device_id] if target != "CPU" else [])
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
-    rank, world_size = _join_job() if _is_distributed(config, target) else (0, 1)
-    check_size(config, world_size)
+    rank, world_size = _join_job(config, target)
+    if config.rank_size not in (None, world_size):
+        raise UserError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
+                        f"{world_size} rank(s); start that many with msrun --worker_num={config.rank_size} "
+                        f"--local_worker_num={config.rank_size} --join=True, or leave rank_size out")
     sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=sharers)
-    notes = (choice, guard, other_card, _unsunk(config, target))
+    notes = [choice, guard, other_card]
+    if target == "CPU":
+        sinking = [("dataset_sink_mode", config.dataset_sink_mode == "True"),
+                   ("sink_size", config.is_flag("sink_size"))]
+        notes += [f"{name}: {getattr(config, name)} (from {config.origin(name)}) has no effect on CPU"
+                  for name, is_asked in sinking if is_asked]
     return Rank(rank, world_size, workers, target, device_id, tuple(line for line in notes if line))
-
-
-def _unsunk(config: Config, target: str) -> str | None:
-    asked = [("dataset_sink_mode", config.dataset_sink_mode == "True"), ("sink_size", config.is_flag("sink_size"))]
-    said = [f"{name}: {getattr(config, name)} (from {config.origin(name)})" for name, is_asked in asked if is_asked]
-    return f"{', '.join(said)} has no effect on CPU" if said and target == "CPU" else None

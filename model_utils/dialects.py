@@ -1,30 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MindCV's recipes, told in this project's keys. A YAML file with `model:` and no `network:` is one of them."""
+"""Names and files of other projects: aliases of keys, and MindCV's YAML files (`model:` and no `network:`)."""
 
 from collections.abc import Callable
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_utils.errors import UserError
-from model_utils.values import NOTHING_WORDS, Values, parse_flag, parse_list
+from model_utils.schema import NOTHING_WORDS, parse_flag
 
-RENAMED = {
-    "model": "network",
-    "distribute": "is_distributed",
-    "val_interval": "epochs_between_evals",
-    "ckpt_path": "pre_trained",
-    "ckpt_save_dir": "ckpt_path",
-    "ckpt_save_interval": "ckpt_interval",
-    "ckpt_url": "checkpoint_url",
-    "epoch_size": "max_epoch",
-    "image_resize": "image_size",
-    "drop_rate": "dropout_rate",
-    "min_lr": "eta_min",
-    "decay_rate": "lr_gamma",
+Values = dict[str, tuple[Any, str]]  # key -> (value as written, its origin: a flag or file:line)
+Meaning = str | Callable[[Any], dict[str, Any]]  # our key, or a function from the value to our keys
+
+
+def _amp(value: Any) -> dict[str, Any]:
+    """sets amp_level to O2, or to O0 if False"""
+    return {"amp_level": "O2" if parse_flag(value) else "O0"}
+
+
+def _dtype(value: Any) -> dict[str, Any]:
+    """sets amp_level: float32 is O0, float16 is O2"""
+    levels = {"float32": "O0", "float16": "O2"}
+    name = str(value).strip().lower().removeprefix("tf.")
+    if name not in levels:
+        raise ValueError(f"must be one of {', '.join(levels)}")
+    return {"amp_level": levels[name]}
+
+
+def _label_smoothing(value: Any) -> dict[str, Any]:
+    """sets label_smooth and label_smooth_factor"""
+    return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
+
+
+class Alias(NamedTuple):
+    """Another project's name of a key."""
+
+    meaning: Meaning
+    in_yaml: bool = True  # False: a flag only, because the name means something else in YAML files
+    program: str | None = None  # known to this entry script only
+    mode: str | None = None  # allowed with this value of `mode` only
+    is_switch: bool = False  # a bare --name means True
+
+
+ALIASES: dict[str, Alias] = {
+    "data_path": Alias("data_dir", in_yaml=False),
+    "datadir": Alias("data_dir"),
+    "distribute": Alias("is_distributed", is_switch=True),
+    "device": Alias("device_target"),
+    "model": Alias("network"),
+    "epochs": Alias("max_epoch"),
+    "max_epochs": Alias("max_epoch"),
+    "workers": Alias("num_parallel_workers"),
+    "print_freq": Alias("log_interval"),
+    "display_every": Alias("log_interval"),
+    "iterations_per_loop": Alias("sink_size"),
+    "log_dir": Alias("ckpt_path"),
+    "eval_dir": Alias("pre_trained", mode="evaluate"),
+    "pre_trained": Alias("model_path", in_yaml=False, program="infer.py"),
+    "amp": Alias(_amp, is_switch=True),
+    "dtype": Alias(_dtype),
+    "label_smoothing": Alias(_label_smoothing),
 }
 
-DATASETS = {"imagenet": "imagenet2012", "": "imagenet2012"}  # no name: class folders
-CLASSES = {"imagenet2012": 1000, "cifar10": 10}
+# Keys of other projects that are read and have no effect, and why.
+IGNORED: dict[str, str] = {
+    "graph_ckpt": "checkpoints are always loaded into the graph",
+    "log_path": "logs are in the run folder under ckpt_path",
+}
+
+
+def convert(name: str, value: Any, origin: str, meaning: Meaning) -> Values:
+    """A value under another project's name -> the values of our keys."""
+    if isinstance(meaning, str):
+        return {meaning: (value, origin)}
+    try:
+        return {key: (item, origin) for key, item in meaning(value).items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
+
+
+# MindCV
 
 
 def _mode(value: Any) -> dict[str, Any]:
@@ -33,212 +87,122 @@ def _mode(value: Any) -> dict[str, Any]:
     return {"graph_mode": str(value) == "0"}
 
 
-def _val_while_train(value: Any) -> dict[str, Any]:
-    return {"mode": "train_and_evaluate" if parse_flag(value) else "train"}
-
-
-def _dataset(value: Any) -> dict[str, Any]:
-    return {"dataset": DATASETS.get(str(value).lower(), value)}
-
-
-def label_smoothing(value: Any) -> dict[str, Any]:
-    """sets label_smooth and label_smooth_factor"""
-    return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
-
-
-def _dynamic_loss_scale(value: Any) -> dict[str, Any]:
-    return {"loss_scale": "dynamic"} if parse_flag(value) else {}
-
-
-def _loss_scale_type(value: Any) -> dict[str, Any]:
-    if str(value).lower() not in ("fixed", "dynamic"):
-        raise ValueError("must be fixed or dynamic")
-    return _dynamic_loss_scale(str(value).lower() == "dynamic")
-
-
-def _on_scale_1(name: str) -> Callable[[Any], dict[str, Any]]:
-    def convert(value: Any) -> dict[str, Any]:
-        return {name: [float(item) / 255 for item in value]}
-
-    return convert
-
-
-CONVERTED: dict[str, Callable[[Any], dict[str, Any]]] = {
+MINDCV: dict[str, Meaning] = {
+    "model": "network",
     "mode": _mode,
-    "val_while_train": _val_while_train,
-    "dataset": _dataset,
-    "label_smoothing": label_smoothing,
-    "dynamic_loss_scale": _dynamic_loss_scale,
-    "loss_scale_type": _loss_scale_type,
-    "mean": _on_scale_1("image_mean"),
-    "std": _on_scale_1("image_std"),
+    "distribute": "is_distributed",
+    "val_while_train": lambda value: {"mode": "train_and_evaluate" if parse_flag(value) else "train"},
+    "val_interval": "epochs_between_evals",
+    "dataset": lambda value: {"dataset": "imagenet2012" if str(value).lower() in ("imagenet", "") else value},
+    "image_resize": "image_size",
+    "mean": lambda values: {"image_mean": [float(value) / 255 for value in values]},
+    "std": lambda values: {"image_std": [float(value) / 255 for value in values]},
+    "drop_rate": lambda value: {} if value is None else {"dropout_rate": value},
+    "epoch_size": "max_epoch",
+    "min_lr": "eta_min",
+    "decay_rate": "lr_gamma",
+    "label_smoothing": _label_smoothing,
+    "ckpt_path": "pre_trained",
+    "ckpt_save_dir": "ckpt_path",
+    "ckpt_save_interval": "ckpt_interval",
+    "ckpt_url": "checkpoint_url",
+    "dynamic_loss_scale": lambda value: {"loss_scale": "dynamic"} if parse_flag(value) else {},
+    "loss_scale_type": lambda value: {"loss_scale": "dynamic"} if str(value).lower() == "dynamic" else {},
 }
 
-CHOICES = {"opt": ("momentum", "sgd"), "loss": ("CE",)}  # another value would be another training: refused
+# Keys of which another value would be another training, and is refused.
+CHOICES = {"opt": ("momentum", "sgd"), "loss": ("CE",), "loss_scale_type": ("fixed", "dynamic"),
+           "scheduler": ("cosine_decay", "warmup_cosine_decay", "step_decay", "multi_step_decay", "constant")}
 
-# What has one meaning here: the values that have it, and why another one is not to be had.
-FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "pretrained": ((False,), "nothing is downloaded; name the weights with pre_trained"),
-    "resume_opt": ((False,), "--resume goes on with an earlier run"),
-    "train_split": (("train",), "the training images are looked for by themselves"),
-    "val_split": (("val", "validation"), "the test images are looked for by themselves"),
-    "dataset_download": ((False,), "data is not downloaded while training"),
-    "shuffle": ((True,), "training always shuffles"),
-    "num_samples": ((None,), "training takes all images; training_step_per_epoch limits an epoch"),
-    "drop_remainder": ((True,), "training drops the last incomplete batch, evaluation never does"),
-    "aug_repeats": ((0, 1), "augmentation is not repeated"),
-    "vflip": ((0.0,), "images are not turned upside down"),
-    "color_jitter": ((None, 0.0), "colours are left as they are"),
-    "auto_augment": ((None,), "there is no AutoAugment here"),
-    "re_prob": ((0.0,), "cutout is the black square that there is here"),
-    "re_scale": (((0.02, 0.33),), "cutout is the black square that there is here"),
-    "re_ratio": (((0.3, 3.3),), "cutout is the black square that there is here"),
-    "re_value": ((0,), "cutout is the black square that there is here"),
-    "re_max_attempts": ((10,), "cutout is the black square that there is here"),
-    "cutmix": ((0.0,), "images are not mixed"),
-    "cutmix_prob": ((1.0,), "images are not mixed"),
-    "mixup": ((0.0,), "images are not mixed"),
-    "drop_path_rate": ((None, 0.0), "VGG has no paths to drop"),
-    "in_channels": ((3,), "images have three channels"),
-    "ckpt_save_policy": (("latest_k",), "the last checkpoints are kept, and the best one as best.ckpt"),
-    "ema": ((False,), "weights are not averaged"),
-    "ema_decay": ((0.9999,), "weights are not averaged"),
-    "clip_grad": ((False,), "gradients are not clipped"),
-    "clip_value": ((15.0,), "gradients are not clipped"),
-    "filter_bias_and_bn": ((True,), "biases and batch normalisation never decay"),
-    "eps": ((1e-10,), "momentum has no epsilon"),
-    "drop_overflow_update": ((False,), "loss_scale=dynamic alone leaves steps out that overflow"),
-    "warmup_factor": ((0.0,), "the warm-up begins at 0"),
-    "lr_epoch_stair": ((), "the rate changes with every step in the warm-up, and once per epoch behind it"),
-    "num_cycles": ((1,), "the cosine falls once"),
-    "cycle_decay": ((1.0,), "the cosine falls once"),
-    "aux_factor": ((0.0,), "VGG has one output"),
-    "reduction": (("mean",), "the loss is the mean of the batch"),
-    "multi_data_url": ((None,), "data_url names the data"),
+# Keys that have no effect here, and their values that mean what is done here. Other values are reported.
+WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
+    "pretrained": (False,), "resume_opt": (False,), "train_split": ("train",), "val_split": ("val", "validation"),
+    "dataset_download": (False,), "shuffle": (True,), "num_samples": (None,), "drop_remainder": (True,),
+    "aug_repeats": (0, 1), "vflip": (0,), "color_jitter": (None, 0), "auto_augment": (None,), "re_prob": (0,),
+    "re_scale": ([0.02, 0.33],), "re_ratio": ([0.3, 3.3],), "re_value": (0,), "re_max_attempts": (10,),
+    "cutmix": (0,), "cutmix_prob": (1,), "mixup": (0,), "drop_path_rate": (None, 0), "in_channels": (3,),
+    "ckpt_save_policy": ("latest_k",), "ema": (False,), "ema_decay": (0.9999,), "clip_grad": (False,),
+    "clip_value": (15,), "filter_bias_and_bn": (True,), "eps": (1e-10,), "drop_overflow_update": (False,),
+    "warmup_factor": (0,), "lr_epoch_stair": (), "num_cycles": (1,), "cycle_decay": (1,), "aux_factor": (0,),
+    "reduction": ("mean",), "multi_data_url": (None,),
 }
 
-# What MindCV takes for keys that a file leaves out, as far as it differs from what this project takes.
+# What MindCV takes for keys that a file leaves out, if it differs from our default.
 DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
             "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
             "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
-SCHEDULE_KEYS = ("scheduler", "decay_epochs", "multi_step_decay_milestones")
 
 
 def is_mindcv(layer: Values) -> bool:
     return "model" in layer and "network" not in layer
 
 
-def translate(layer: Values, path: str) -> tuple[Values, list[str]]:
-    """A MindCV file in our keys, and the lines that say so; keys that it does not know are passed on as they are.
+def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
+    """A MindCV file in our keys, and the lines that report it; keys that MindCV does not have are passed on.
 
-    UserError for a value that would be another training: an optimizer, loss or schedule that is not here.
+    UserError for an optimizer, loss or schedule that does not exist here.
     """
-    values: Values = {}
-    notes = []
-    for name, (value, origin) in sorted(layer.items(), key=lambda item: item[0] in DYNAMIC):  # these have the last word
-        if name in FIXED:
-            allowed, reason = FIXED[name]
-            if not any(_is_same(value, item) for item in allowed):
-                notes.append(f"warning: {origin}: `{name}: {value}` has no effect here: {reason}")
-        elif name in CHOICES:
-            _check_choice(name, value, CHOICES[name], origin)
-        elif name not in SCHEDULE_KEYS:
-            values |= {key: (item, origin) for key, item in _meaning(name, value, origin).items()}
+    values: Values = {key: (value, f"{path}: MindCV's default") for key, value in DEFAULTS.items()}
+    ignored = []
+    for name, (value, origin) in sorted(layer.items(), key=lambda item: item[0] in DYNAMIC):  # they override loss_scale
+        if name in CHOICES and str(value).lower() not in [choice.lower() for choice in CHOICES[name]]:
+            raise UserError(f"{name}: must be {' or '.join(CHOICES[name])} in a MindCV file, not {value!r} "
+                            f"(from {origin})")
+        if name in WITHOUT_COUNTERPART:
+            allowed = WITHOUT_COUNTERPART[name]
+            if value not in allowed and not (None in allowed and str(value).lower() in NOTHING_WORDS):
+                ignored.append(f"{name}: {value}")
+        elif name in MINDCV or name not in (*CHOICES, "decay_epochs", "multi_step_decay_milestones"):
+            values |= convert(name, value, origin, MINDCV.get(name, name))
+    if values.get("num_classes", (None, ""))[0] is None:
+        values["num_classes"] = 10 if values["dataset"][0] == "cifar10" else 1000, f"{path}: MindCV's default"
+    values |= _schedule(layer, values, path)
+    if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
+        ignored.append(f"loss_scale: {layer['loss_scale'][0]} (a dynamic one starts at 2**24)")
+
+    renamed = ", ".join(f"{name} -> {MINDCV[name]}" for name in layer if isinstance(MINDCV.get(name), str))
+    notes = [f"{path}: is a MindCV file and is read as one ({renamed}); what it leaves out has MindCV's values"]
+    if ignored:
+        notes.append(f"warning: {path}: has no effect here: {', '.join(ignored)}")
     if "opt" not in layer:
         notes.append(f"warning: {path}: names no `opt`; MindCV would take adam, here it is momentum")
-    if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
-        notes.append(f"warning: {layer['loss_scale'][1]}: `loss_scale: {layer['loss_scale'][0]}` has no effect here: a "
-                     "dynamic one begins at 2**24")
-    values = {key: (value, f"{path}: MindCV's default") for key, value in DEFAULTS.items()} | values
-    if values.get("num_classes", (None, ""))[0] is None:
-        values["num_classes"] = CLASSES.get(str(values["dataset"][0]), 10), f"{path}: MindCV's default"
-    values |= _schedule(layer, values, path)
-    said = ", ".join(f"{name} -> {RENAMED[name]}" for name in layer if name in RENAMED)
-    return values, [f"{path}: is a MindCV file and is read as one ({said}); what it leaves out has MindCV's values",
-                    *notes]
-
-
-def _meaning(name: str, value: Any, origin: str) -> dict[str, Any]:
-    if name not in CONVERTED:
-        is_unset = name == "drop_rate" and _is_same(value, None)
-        return {} if is_unset else {RENAMED.get(name, name): value}
-    try:
-        return CONVERTED[name](value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
-
-
-def _is_same(value: Any, allowed: Any) -> bool:
-    """Whether a value as YAML gives it is the allowed one: no value has many spellings."""
-    if allowed is None:
-        return value is None or str(value).strip().lower() in NOTHING_WORDS
-    if isinstance(allowed, tuple):
-        return isinstance(value, (list, tuple)) and tuple(value) == allowed
-    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...], origin: str) -> None:
-    if str(value).lower() not in [item.lower() for item in allowed]:
-        raise UserError(f"{name}: must be {' or '.join(allowed)} in a MindCV file, not {value!r} (from {origin})")
-
-
-def _cosine(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
-    """Here the cosine counts epochs from the start of the run, so that its end stands at warm-up plus decay."""
-    end = round(_number(values["warmup_epochs"][0]) + decay)
-    return {"lr_scheduler": "cosine_annealing"} | ({} if end == _number(values["max_epoch"][0]) else {"T_max": end})
-
-
-def _steps(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
-    first = _number(values["warmup_epochs"][0]) + decay
-    last = _number(values["max_epoch"][0])
-    epochs = [first + number * decay for number in range(max(0, int((last - first) // decay) + 1))]
-    return _decay(values, [round(epoch) for epoch in epochs])
-
-
-def _milestones(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
-    """MindCV counts them from the end of the warm-up."""
-    warmup = round(_number(values["warmup_epochs"][0]))
-    return _decay(values, [warmup + epoch for epoch in milestones])
-
-
-def _decay(values: Values, epochs: Any) -> dict[str, Any]:
-    return {"lr_scheduler": "exponential", "lr_epochs": epochs, "lr_gamma": values.get("lr_gamma", (DECAY_RATE, ""))[0]}
-
-
-def _constant(values: Values, decay: float, milestones: tuple[int, ...]) -> dict[str, Any]:
-    return {"lr_scheduler": "exponential", "lr_epochs": []}
-
-
-SCHEDULES = {"cosine_decay": _cosine, "warmup_cosine_decay": _cosine, "step_decay": _steps,
-             "multi_step_decay": _milestones, "constant": _constant}
+    return values, notes
 
 
 def _schedule(layer: Values, values: Values, path: str) -> Values:
-    """The keys of our schedule, from those of MindCV's that only mean something together."""
+    """The keys of our schedule. Ours counts epochs from the start of the run, MindCV's from the end of the warm-up."""
     name, origin = layer.get("scheduler", ("cosine_decay", f"{path}: MindCV's default"))
-    _check_choice("scheduler", name, tuple(SCHEDULES), origin)
-    decay, decay_origin = layer.get("decay_epochs", (DECAY_EPOCHS, origin))
-    if not _number(decay) > 0:
-        raise UserError(f"decay_epochs: must be a positive number, not {decay!r} (from {decay_origin})")
-    milestones = _epochs(*layer.get("multi_step_decay_milestones", (MILESTONES, "")))
-    meant = SCHEDULES[str(name).lower()](values, _number(decay), milestones)
-    return {key: (value, decay_origin if key == "T_max" else origin) for key, value in meant.items()}
+    name = str(name).lower()
+    decay = _number("decay_epochs", *layer.get("decay_epochs", (DECAY_EPOCHS, origin)))
+    warmup = _number("warmup_epochs", *values["warmup_epochs"])
+    last = _number("max_epoch", *values["max_epoch"])
+    if decay <= 0:
+        raise UserError(f"decay_epochs: must be greater than 0, not {decay:g} (from {layer['decay_epochs'][1]})")
+    if name.endswith("cosine_decay"):
+        end = round(warmup + decay)
+        own = {"lr_scheduler": "cosine_annealing"} | ({} if end == last else {"T_max": end})
+    elif name == "constant":
+        own = {"lr_scheduler": "exponential", "lr_epochs": []}
+    else:
+        milestones, where = layer.get("multi_step_decay_milestones", (MILESTONES, origin))
+        if name == "step_decay":
+            milestones = [number * decay for number in range(1, int((last - warmup) // decay) + 1)]
+        elif not isinstance(milestones, (list, tuple)):
+            milestones = [item for item in str(milestones).strip("[]() ").split(",") if item]
+        epochs = [round(warmup + _number("multi_step_decay_milestones", item, where)) for item in milestones]
+        own = {"lr_scheduler": "exponential", "lr_epochs": epochs,
+               "lr_gamma": values.get("lr_gamma", (DECAY_RATE, ""))[0]}
+    return {key: (value, origin) for key, value in own.items()}
 
 
-def _epochs(value: Any, origin: str) -> tuple[int, ...]:
-    try:
-        return parse_list(value, int)
-    except ValueError as error:
-        raise UserError(f"multi_step_decay_milestones: {error}, not {value!r} (from {origin})") from None
-
-
-def _number(value: Any) -> float:
-    """A number as far as it is one; the schema says what is wrong with the key it belongs to."""
+def _number(name: str, value: Any, origin: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return number if isfinite(number) else 0.0
+        number = float("nan")
+    if not isfinite(number):
+        raise UserError(f"{name}: must be a number, not {value!r} (from {origin})")
+    return number

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-# Each launcher's variable for the number of ranks: of the job, and of those on this host (msrun tells only the former).
-JOB_SIZE = {"msrun": "MS_WORKER_NUM", "mpirun": "OMPI_COMM_WORLD_SIZE", "rank table": "RANK_SIZE"}
-HOST_SIZE = {"msrun": "MS_WORKER_NUM", "mpirun": "OMPI_COMM_WORLD_LOCAL_SIZE", "rank table": "LOCAL_RANK_SIZE"}
+PR_SET_PDEATHSIG = 1  # of Linux
+WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1|yes)\0")
+_LIBC = ctypes.CDLL(None)
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:
@@ -21,45 +21,37 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int | Non
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> str | None:
-    """Which launcher started this process, of the keys of JOB_SIZE; None when nobody did."""
+    """Which launcher started this process: "msrun", "rank table", or None."""
     if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
         return "msrun"
-    if "OMPI_COMM_WORLD_SIZE" in env:
-        return "mpirun"
     return "rank table" if env.get("RANK_TABLE_FILE") else None
 
 
 def launched_size(env: Mapping[str, str] = os.environ) -> int:
     """Number of ranks in the job; 1 outside a launcher."""
-    return _number(env, JOB_SIZE.get(launcher(env), ""), 1)
-
-
-def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
-    """The card that the launcher chose for this process; None when it chose none."""
-    return _number(env, "OMPI_COMM_WORLD_LOCAL_RANK", _number(env, "DEVICE_ID", None))
+    return _number(env, {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}.get(launcher(env), ""), 1)
 
 
 def local_ranks(env: Mapping[str, str] = os.environ) -> int:
-    """How many ranks share this host's cores, as far as the launcher says."""
-    return max(1, _number(env, HOST_SIZE.get(launcher(env), ""), 1))
+    """How many ranks share this host's cores, as far as the launcher says: msrun gives the size of the job only."""
+    name = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE"}.get(launcher(env), "")
+    return max(1, _number(env, name, 1))
 
 
-_LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1  # of Linux
-WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1|yes)\0")
+def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
+    """The card that the launcher chose for this process; None if it chose none."""
+    return _number(env, "DEVICE_ID", None)
 
 
 def signal_when_parent_ends(number: int) -> None:
-    """Have the system send this process a signal when the one that started it is gone, however that ended."""
+    """Have the kernel send this process a signal when its parent has ended, for whatever reason."""
     if sys.platform == "linux":
         _LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def end_with_msrun() -> None:
-    """End with the msrun that waits for this rank: it does not pass a SIGTERM on, and would leave the ranks behind.
-
-    One that does not wait, without --join, ends long before its ranks.
-    """
+    """Have the kernel send SIGTERM when msrun has ended, because msrun does not forward signals and would leave its
+    ranks running. Only if it waits for them: without --join it ends long before them."""
     command = Path(f"/proc/{os.getppid()}/cmdline")
     if os.environ.get("MS_ROLE") == "MS_WORKER" and command.is_file() and WAITING_MSRUN.search(command.read_bytes()):
         signal_when_parent_ends(signal.SIGTERM)
@@ -71,7 +63,7 @@ def usable_cores() -> int:
 
 
 def has_own_cores() -> bool:
-    """Whether this process was bound to some of the cores of its launcher, which binds the other ranks to others."""
+    """Whether this process was bound to some of its launcher's cores, and the other ranks to others."""
     try:
         return os.sched_getaffinity(0) < os.sched_getaffinity(os.getppid())
     except (AttributeError, OSError):  # another system, or a launcher that has ended
@@ -84,7 +76,7 @@ def data_workers(requested: int | None, *, cores: int, ranks: int) -> int:
 
 
 def core_shares(cores: Sequence[int], ranks: int) -> list[list[int]]:
-    """Neighbouring cores for each rank, all of them given out; with fewer cores than ranks they are shared in turn."""
+    """Neighbouring cores for each rank; all cores are used. Fewer cores than ranks are shared in turn."""
     if len(cores) < ranks:
         return [[cores[rank % len(cores)]] for rank in range(ranks)]
     bounds = [round(rank * len(cores) / ranks) for rank in range(ranks + 1)]

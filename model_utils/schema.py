@@ -2,26 +2,24 @@
 """Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
 
 import re
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from model_utils.errors import UserError
-from model_utils.values import (
-    Flag,
-    Floats,
-    ImageSize,
-    Ints,
-    LossScale,
-    OptionalFloat,
-    OptionalInt,
-    OptionalText,
-    StepLimit,
-    Text,
-    auto_or_flag,
-    choice,
-    choices,
-)
 
 NETWORKS = {  # -> convolutions in each of the five stages
     "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -43,24 +41,11 @@ DATASETS = {
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
 }
 SMALL = (32, 32)  # the size of images that are no photos
-DATASET_FORMATS = ("auto", "cifar10", "folder", "list", "tfrecord", "mindrecord")
 # -> their names in OpenCV and MindData
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA"}
-FILES_OF_A_RUN = ("config.yaml", "metrics.csv", "curves.png", "run.lock", "best.ckpt")
-FOLDERS_OF_A_RUN = re.compile(r"resume|ckpt_\d+")
-MOST_EPOCHS = 100_000  # a rate for each of their steps is made in advance
-NUMBERS = (int, float, int | None, float | None)
-SCHEDULES = ("step", "exponential", "cosine_annealing")
-
-
-def key(default: Any, help_text: str, *, bare: str | None = None, **limits: Any) -> Any:
-    """A key; `bare` is what its flag means when it is given without a value."""
-    return Field(default, description=help_text, validate_default=True, json_schema_extra={"bare": bare}, **limits)
-
-
-def _shown(value: Any) -> str:
-    """A value as one writes it behind a flag."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+NAMES_IN_RUN_FOLDER = re.compile(r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|ckpt_\d+)")
+MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
+NOTHING_WORDS = ("", "none", "null")
 
 
 class Preset(NamedTuple):
@@ -83,183 +68,277 @@ class Preset(NamedTuple):
         return [255.0 * value for value in self.mean], [255.0 * value for value in self.std]
 
 
-class RunKeys(BaseModel):
+def parse_flag(value: Any) -> bool:
+    """True or False in every spelling that pydantic knows (true, 1, yes, on and so on); else ValueError."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise ValueError("must be True or False") from None
+
+
+def _auto_or_flag(value: Any) -> Any:
+    try:
+        return str(parse_flag(value))
+    except ValueError:
+        return value
+
+
+def _height_and_width(sides: tuple[int, ...]) -> tuple[int, ...]:
+    sides = sides * 2 if len(sides) == 1 else sides
+    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
+        raise ValueError("must be one or two multiples of 32 (height,width), such as 224,224: "
+                         "the network halves the image five times")
+    return sides
+
+
+AutoOrFlag = Annotated[Literal["auto", "True", "False"], BeforeValidator(_auto_or_flag)]
+ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
+Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
+                    AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
+LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
+
+
+def key(default: Any, help_text: str, *, bare: str | None = None, resume: Literal["fixed", "force"] | None = None,
+        needs: str | None = None, **limits: Any) -> Any:
+    """A key of the project.
+
+    bare: what its flag means without a value.
+    resume: "fixed" if a resumed run cannot change it, "force" if only with resume_force; None if it is free to.
+    needs: KEY, KEY=VALUE or KEY=VALUE|VALUE: the setting without which the flag has no effect.
+    """
+    return Field(default, description=help_text, json_schema_extra={"bare": bare, "resume": resume, "needs": needs},
+                 **limits)
+
+
+def parts_of(kind: Any) -> tuple[Any, ...]:
+    """The types and words that a type is made of: (int, NoneType) of `int | None`, ("a", "b") of Literal["a", "b"]."""
+    parts = get_args(kind)
+    if not parts or get_origin(kind) is Literal:
+        return parts or (kind,)
+    return tuple(part for item in parts for part in parts_of(item))
+
+
+def choices_of(kind: Any) -> list[str]:
+    """The words that a type allows."""
+    return [part for part in parts_of(kind) if isinstance(part, str)]
+
+
+class Keys(BaseModel):
+    """A group of keys"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True,
+                              allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """A value as YAML files and command lines hold it -> as pydantic reads it."""
+        kind = cls.model_fields[info.field_name].annotation
+        parts = parts_of(kind)
+        by_lower_case = {choice.lower(): choice for choice in choices_of(kind)}  # choices ignore case
+        if isinstance(value, bool) and (int in parts or float in parts):
+            raise ValueError("must be a number")  # YAML makes True of `yes` and `on`, and Python 1 of True
+        if NoneType in parts and isinstance(value, str) and value.strip().lower() in NOTHING_WORDS:
+            return None
+        if get_origin(kind) is not tuple:
+            return by_lower_case.get(str(value).strip().lower(), value)
+        if isinstance(value, str):  # a list as text, with or without brackets
+            value = [item for item in value.strip("[]() ").split(",") if item]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [by_lower_case.get(str(item).strip().lower(), item) for item in items]
+
+
+class RunKeys(Keys):
     """What to do"""
 
-    mode: choice("train", "evaluate", "train_and_evaluate") = key("train", "what train.py does")
-    seed: int = key(1, "weights, sample order, augmentation and dropout all follow from it", ge=0, lt=2**31)
+    mode: Literal["train", "evaluate", "train_and_evaluate"] = key("train", "what train.py does")
+    seed: int = key(1, "of weights, sample order, augmentation and dropout", ge=0, lt=2**31, resume="force")
     log_interval: int = key(100, "steps between two loss lines", ge=1)
-    training_step_per_epoch: StepLimit = key(-1, "steps of a training epoch; -1 takes all of the data")
-    eval_step_per_epoch: StepLimit = key(-1, "batches of an evaluation on each device; -1 takes every image")
-    max_train_steps: OptionalInt = key(None, "ends the run after so many steps, if max_epoch does not end it before; "
-                                             "the learning rate stays that of max_epoch", ge=1)
+    training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
+    eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
+    max_train_steps: int | None = key(None, "end after so many steps; the rate stays that of max_epoch", ge=1)
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    log_name: Text = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
+    log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
 
-class DeviceKeys(BaseModel):
+class DeviceKeys(Keys):
     """Where it runs"""
 
-    device_target: choice("auto", "Ascend", "GPU", "CPU") = key("auto", "auto takes Ascend, then GPU, then CPU")
-    device_id: OptionalInt = key(None, "which card; the launcher's choice, else 0", ge=0)
-    rank_size: OptionalInt = key(None, "how many ranks the job must have; checked", ge=1)
-    is_distributed: Flag = key(False, "one rank of a job that msrun, mpirun or a rank table started")
-    graph_mode: Flag = key(True, "compile the network; False runs it op by op (PyNative)")
-    amp_level: choice("auto", "O0", "O1", "O2", "O3") = key("auto", "auto is O2 on Ascend and GPU, O0 on CPU")
-    num_parallel_workers: OptionalInt = key(None, "data workers of a rank; never more than its cores", ge=1)
-    dataset_sink_mode: auto_or_flag() = key("auto", "auto sinks on Ascend and GPU", bare="True")
+    device_target: Literal["auto", "Ascend", "GPU", "CPU"] = key("auto", "auto takes Ascend, then GPU, then CPU")
+    device_id: int | None = key(None, "which card; the launcher's choice, else 0", ge=0)
+    rank_size: int | None = key(None, "how many ranks the job must have; checked", ge=1)
+    is_distributed: bool = key(False, "one rank of a job that msrun or a rank table started")
+    graph_mode: bool = key(True, "compile the network; False runs it op by op (PyNative)")
+    amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
+        "auto", "auto is O2 on Ascend and GPU, O0 on CPU", resume="force")
+    num_parallel_workers: int | None = key(None, "data workers of a rank; never more than its cores", ge=1)
+    dataset_sink_mode: AutoOrFlag = key("auto", "auto sinks on Ascend and GPU", bare="True")
     sink_size: int = key(-1, "steps per sink; -1 is about log_interval, a divisor of the epoch", ge=-1)
 
 
-class DataKeys(BaseModel):
+class DataKeys(Keys):
     """Data"""
 
-    dataset: choice(*DATASETS) = key("cifar10", "which data set, and so which layout and transforms")
-    data_dir: OptionalText = key(None, "its folder")
-    dataset_format: choice(*DATASET_FORMATS) = key("auto", "how its images are stored; auto looks, and says so")
+    dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
+    data_dir: str | None = key(None, "its folder")
+    dataset_format: Literal["auto", "cifar10", "folder", "list", "tfrecord", "mindrecord"] = key(
+        "auto", "how its images are stored; auto looks, and says so")
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
-    on_bad_image: choice("error", "replace", "skip") = key("error", "what a image that cannot be read does: end the "
-                                                           "run, be replaced by another, or be left out (one rank)")
-    num_classes: int = key(10, "number of classes", ge=2)
+    on_bad_image: Literal["error", "replace", "skip"] = key(
+        "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
+    num_classes: int = key(10, "number of classes", ge=2, resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1)
-    per_batch_size: OptionalInt = key(None, "images per evaluation step; batch_size unless given", ge=1)
-    image_size: ImageSize = key((224, 224), "height,width; one number is a square")
-    image_mean: Floats = key((), "R,G,B mean on the scale 0 to 1; the data set's own unless given")
-    image_std: Floats = key((), "R,G,B deviation on the scale 0 to 1; the data set's own unless given")
-    augment: Flag = key(True, "random crops and flips in training")
-    scale: Floats = key((0.08, 1.0), "smallest,largest share of a photo's area that a random crop takes")
-    ratio: Floats = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop of a photo")
-    hflip: float = key(0.5, "how often a training image is flipped, 0 to 1", ge=0, le=1)
-    cutout: int = key(0, "side of the black square put on each training image, in pixels; 0 for none", ge=0)
-    interpolation: choice(*INTERPOLATIONS) = key("bilinear", "how images are resized")
-    crop_pct: float = key(0.875, "share of a photo's short side that the evaluation crop keeps", gt=0, le=1)
-    buffer_size: int = key(10, "model-zoo key; the shuffle here is always a full one", ge=1)
+    per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1)
+    image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
+    image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
+    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
+    augment: bool = key(True, "random crops and flips in training", resume="force")
+    scale: tuple[float, ...] = key((0.08, 1.0), "smallest,largest share of a photo's area in a random crop",
+                                   needs="dataset=imagenet2012", resume="force")
+    ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
+                                   needs="dataset=imagenet2012", resume="force")
+    hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
+    cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
+    interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
+    crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", gt=0, le=1, resume="force")
+    buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
     synthetic_test_images: int = key(1000, "size of the generated test set", ge=1)
 
 
-class NetworkKeys(BaseModel):
+class NetworkKeys(Keys):
     """Network"""
 
-    network: choice(*NETWORKS) = key("vgg16", "depth")
-    batch_norm: Flag = key(True, "batch normalisation after each convolution")
-    has_bias: Flag = key(False, "bias in the convolutions")
-    has_dropout: Flag = key(True, "dropout in the classifier")
-    dropout_rate: float = key(0.5, "share of units dropped; 0 is none", ge=0, lt=1)
-    pad_mode: choice("same", "pad") = key("same", "padding of the convolutions")
-    padding: OptionalInt = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0)
-    initialize_mode: choice("XavierUniform", "KaimingNormal", "Dirac") = key("XavierUniform", "initial weights")
-    include_top: Flag = key(True, "False leaves the classifier out")
-    width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4)
-    average_pool: Flag = key(False, "pool the last feature map to 7x7, so that a classifier fits other image sizes")
-    pre_trained: OptionalText = key(None, "weights to start from (train) or to evaluate (eval): .ckpt, .safetensors, "
-                                          ".pth or .pt of this project, the model zoo, MindCV, torchvision or timm")
-    pre_trained_strict: Flag = key(True, "False trains on although more than the head is missing in pre_trained")
-    freeze: OptionalText = key(None, "what does not train: features, classifier, or patterns such as layers.[0-9].*")
+    network: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = key("vgg16", "depth", resume="fixed")
+    batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
+    has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
+    has_dropout: bool = key(True, "dropout in the classifier", resume="force")
+    dropout_rate: float = key(0.5, "share of units dropped", ge=0, lt=1, needs="has_dropout=True", resume="force")
+    pad_mode: Literal["same", "pad"] = key("same", "padding of the convolutions", resume="force")
+    padding: int | None = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0, resume="force")
+    initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
+    include_top: bool = key(True, "False leaves the classifier out", resume="fixed")
+    width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
+    average_pool: bool = key(False, "pool the last feature map to 7x7, for any image size", resume="fixed")
+    pre_trained: str | None = key(None, "weights to start from or to evaluate: .ckpt, .safetensors, .pth or .pt of "
+                                  "this project, the model zoo, MindCV, torchvision or timm", resume="force")
+    pre_trained_strict: bool = key(True, "False: train even if pre_trained lacks more than the head")
+    freeze: str | None = key(None, "frozen: features, classifier, or patterns such as layers.[0-9].*", resume="fixed")
 
 
-class ScheduleKeys(BaseModel):
+class ScheduleKeys(Keys):
     """Learning rate"""
 
     max_epoch: int = key(70, "epochs", ge=1, le=MOST_EPOCHS)
-    lr_scheduler: choice(*SCHEDULES, "multi_step") = key("step", "multi_step is another name of exponential")
-    lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, allow_inf_nan=False)
-    lr_init: float = key(0.01, "rate at the start of the warm-up (step)", ge=0, allow_inf_nan=False)
-    lr_max: float = key(0.1, "rate after the warm-up (step)", gt=0, allow_inf_nan=False)
-    lr_epochs: Ints = key((30, 60, 90, 120), "epochs at which exponential lowers the rate")
-    lr_gamma: float = key(0.1, "factor by which exponential lowers it", gt=0, le=1)
-    eta_min: float = key(0.0, "end of the cosine", ge=0, allow_inf_nan=False)
-    T_max: OptionalInt = key(None, "epochs of the cosine; max_epoch unless given", ge=1)
-    lr_scale: choice("none", "linear") = key("none", "linear: rates grow with the global batch")
-    lr_base_batch: int = key(64, "global batch that the rates are meant for (lr_scale=linear)", ge=1)
-    warmup_epochs: float = key(5, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS)
+    lr_scheduler: Literal["step", "exponential", "multi_step", "cosine_annealing"] = key(
+        "step", "multi_step is exponential", resume="force")
+    lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, resume="force")
+    lr_init: float = key(0.01, "rate at the start of the warm-up", ge=0, needs="lr_scheduler=step", resume="force")
+    lr_max: float = key(0.1, "rate after the warm-up", gt=0, needs="lr_scheduler=step", resume="force")
+    lr_epochs: tuple[int, ...] = key((30, 60, 90, 120), "epochs at which lr_gamma multiplies the rate",
+                                     needs="lr_scheduler=exponential|multi_step", resume="force")
+    lr_gamma: float = key(0.1, "factor at each of lr_epochs", gt=0, le=1,
+                          needs="lr_scheduler=exponential|multi_step", resume="force")
+    eta_min: float = key(0.0, "end of the cosine", ge=0, needs="lr_scheduler=cosine_annealing", resume="force")
+    T_max: int | None = key(None, "epochs of the cosine; max_epoch unless given", ge=1,
+                            needs="lr_scheduler=cosine_annealing", resume="force")
+    lr_scale: Literal["none", "linear"] = key("none", "linear: rates grow with the global batch", resume="force")
+    lr_base_batch: int = key(64, "global batch of these rates", ge=1, needs="lr_scale=linear", resume="force")
+    warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS, resume="force")
 
 
-class LossKeys(BaseModel):
+class LossKeys(Keys):
     """Loss and optimizer"""
 
-    momentum: float = key(0.9, "momentum", ge=0, lt=1)
-    use_nesterov: Flag = key(False, "Nesterov momentum")
-    head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, allow_inf_nan=False)
-    weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, allow_inf_nan=False)
-    loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)")
-    label_smooth: Flag = key(False, "label smoothing")
-    label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1)
+    momentum: float = key(0.9, "momentum", ge=0, lt=1, resume="force")
+    use_nesterov: bool = key(False, "Nesterov momentum", resume="force")
+    head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, resume="force")
+    weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, resume="force")
+    loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)", resume="force")
+    label_smooth: bool = key(False, "smooth the labels", needs="label_smooth_factor", resume="force")
+    label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1,
+                                     needs="label_smooth=True", resume="force")
 
 
-class OutputKeys(BaseModel):
+class OutputKeys(Keys):
     """Run folder and checkpoints"""
 
-    ckpt_path: Text = key("outputs/", "root of the run folders")
+    ckpt_path: str = key("outputs/", "root of the run folders")
     ckpt_interval: int = key(5, "epochs between two checkpoints", ge=1)
-    keep_checkpoint_max: int = key(10, "how many are kept", ge=1)
-    is_save_on_master: Flag = key(True, "only rank 0 saves checkpoints")
-    ckpt_interval_steps: OptionalInt = key(None, "steps between two resume states, besides those of the epochs", ge=1)
-    ckpt_interval_minutes: OptionalFloat = key(None, "minutes between two resume states", gt=0)
-    on_save_error: choice("continue", "stop") = key("continue", "when a file cannot be written")
-    resume: OptionalText = key(None, "go on: newest (a bare --resume), a run folder or a state file", bare="newest")
-    resume_force: Flag = key(False, "resume although schedule, data or batch differ")
+    keep_checkpoint_max: int = key(10, "number of checkpoints that are kept", ge=1)
+    is_save_on_master: bool = key(True, "only rank 0 saves checkpoints")
+    ckpt_interval_steps: int | None = key(None, "steps between two resume states, besides those of the epochs", ge=1)
+    ckpt_interval_minutes: float | None = key(None, "minutes between two resume states", gt=0)
+    on_save_error: Literal["continue", "stop"] = key("continue", "when a file cannot be written")
+    resume: str | None = key(None, "continue: newest (a bare --resume), a run folder or a state file", bare="newest")
+    resume_force: bool = key(False, "resume even if schedule, data or batch differ", needs="resume")
 
 
-class ExportKeys(BaseModel):
+class ExportKeys(Keys):
     """Export and Ascend 310"""
 
-    ckpt_file: OptionalText = key(None, "checkpoint to export")
-    file_name: Text = key("vgg16", "name of the exported files, without their ending")
-    file_format: choices("MINDIR", "AIR", "ONNX") = key(("MINDIR",), "one format or several, such as MINDIR,ONNX")
+    ckpt_file: str | None = key(None, "checkpoint to export")
+    file_name: str = key("vgg16", "name of the exported files, without their ending")
+    file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1)
-    dynamic_batch: Flag = key(False, "let an ONNX file take any number of images at a time")
-    parity_check: Flag = key(True, "load each exported file again and compare its answers with the network's")
-    dataset_name: choice(*DATASETS) = key("cifar10", "data set of preprocess.py and postprocess.py")
-    result_path: Text = key("./preprocess_Result/", "where preprocess.py writes")
-    result_dir: OptionalText = key(None, "result files: infer.py writes them here, postprocess.py reads them")
-    time_dir: OptionalText = key(None, "where infer.py writes how long the model took")
-    label_dir: OptionalText = key(None, "labels that postprocess.py reads")
+    dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
+    parity_check: bool = key(True, "load each exported file again and compare its answers with the network's")
+    dataset_name: Literal[tuple(DATASETS)] = key("cifar10", "data set of preprocess.py and postprocess.py")
+    result_path: str = key("./preprocess_Result/", "where preprocess.py writes")
+    result_dir: str | None = key(None, "result files: infer.py writes them here, postprocess.py reads them")
+    time_dir: str | None = key(None, "where infer.py writes how long the model took")
+    label_dir: str | None = key(None, "labels that postprocess.py reads")
 
 
-class InferKeys(BaseModel):
+class InferKeys(Keys):
     """Inference"""
 
-    model_config = ConfigDict(protected_namespaces=())
-
-    model_path: OptionalText = key(None, "exported model (.mindir or .onnx), or a checkpoint")
-    input: OptionalText = key(None, "image, folder of them, list of them (.txt), or folder of prepared .bin files")
-    engine: choice("auto", "lite", "mindspore", "onnxruntime") = key("auto", "what runs it; auto goes by its format")
-    top: int = key(5, "how many classes are named for each image", ge=1)
-    save: OptionalText = key(None, "write the predictions here, as .csv or .json")
-    annotate: OptionalText = key(None, "folder for the images with their predictions drawn in")
+    model_path: str | None = key(None, "exported model (.mindir or .onnx), or a checkpoint")
+    input: str | None = key(None, "image, folder of images, list of images (.txt), or folder of prepared .bin files")
+    engine: Literal["auto", "lite", "mindspore", "onnxruntime"] = key("auto", "what runs it; auto goes by its format")
+    top: int = key(5, "number of classes named for each image", ge=1)
+    save: str | None = key(None, "write the predictions here, as .csv or .json")
+    annotate: str | None = key(None, "folder for the images with their predictions drawn on them")
 
 
-class ModelArtsKeys(BaseModel):
+class ModelArtsKeys(Keys):
     """ModelArts"""
 
-    enable_modelarts: Flag = key(False, "copy data in and results out")
-    data_url: OptionalText = key(None, "where the data lies")
-    train_url: OptionalText = key(None, "where the results go")
-    checkpoint_url: OptionalText = key(None, "where the checkpoint lies")
-    data_path: Text = key("/cache/data", "local folder of the data (YAML only)")
-    output_path: Text = key("/cache/train", "local folder of the results")
-    load_path: Text = key("/cache/checkpoint_path", "local folder of the checkpoint")
-    need_modelarts_dataset_unzip: Flag = key(True, "the data is a zip file")
-    modelarts_dataset_unzip_name: OptionalText = key(None, "its name without .zip")
+    enable_modelarts: bool = key(False, "copy data in and results out")
+    data_url: str | None = key(None, "URL of the data")
+    train_url: str | None = key(None, "URL that the results are copied to")
+    checkpoint_url: str | None = key(None, "URL of the checkpoint")
+    data_path: str = key("/cache/data", "local folder of the data (YAML only)")
+    output_path: str = key("/cache/train", "local folder of the results")
+    load_path: str = key("/cache/checkpoint_path", "local folder of the checkpoint")
+    need_modelarts_dataset_unzip: bool = key(True, "the data is a zip file")
+    modelarts_dataset_unzip_name: str | None = key(None, "its name without .zip")
 
 
 GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, InferKeys,
           ModelArtsKeys)
 
 
-class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order of the groups
-    """One run, as data: complete, checked and frozen."""
+def keys_for_resume(kind: Literal["fixed", "force"]) -> tuple[str, ...]:
+    """The keys that a resumed run cannot change ("fixed"), or only with resume_force ("force")."""
+    return tuple(name for name, field in Config.model_fields.items() if field.json_schema_extra["resume"] == kind)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+def shown(value: Any) -> str:
+    """A value as it is written after a flag."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the order of the groups
+    """One run, as data: complete, checked and frozen."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the reading of the files wants said once the log is open."""
+        """Lines about how files and flags were read, to be logged once the log is open."""
         return self._notes
 
     def origin(self, name: str) -> str:
@@ -270,7 +349,7 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
         return self.origin(name).startswith("-")
 
     def taking(self, values: dict[str, Any], origin: str) -> "Config":
-        """The same run with these values, which are known to be allowed and came from `origin`."""
+        """The same run with these values, which are known to be valid and came from `origin`."""
         taken = self.model_copy(update=values)
         taken._origins = self._origins | dict.fromkeys(values, origin)
         return taken
@@ -278,28 +357,22 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
     def giving_way(self, values: dict[str, Any], owner: str) -> tuple["Config", list[str]]:
         """This Config with what a model says of itself, and what the recipe had said differently, to be reported.
 
-        UserError where a flag says something else.
+        UserError if a flag says something else.
         """
         changed = {name: value for name, value in values.items() if getattr(self, name) != value}
         for name, value in changed.items():
             if self.is_flag(name):
-                raise UserError(f"{name}: {self.origin(name)} says {_shown(getattr(self, name))}, but {owner} has "
-                                  f"{_shown(value)}; give --{name}={_shown(value)}, or leave the flag out")
-        said = [f"{name}={_shown(value)} (not {_shown(getattr(self, name))}, {self.origin(name)})"
+                raise UserError(f"{name}: {self.origin(name)} says {shown(getattr(self, name))}, but {owner} has "
+                                f"{shown(value)}; give --{name}={shown(value)}, or leave the flag out")
+        said = [f"{name}={shown(value)} (not {shown(getattr(self, name))}, {self.origin(name)})"
                 for name, value in changed.items() if getattr(self, name) not in (None, ())]
         return self.taking(changed, owner), said
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_words_for_numbers(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """YAML makes True of `yes` and `on`, and Python 1 of True."""
-        for name, value in values.items():
-            if isinstance(value, bool) and cls.model_fields[name].annotation in NUMBERS:
-                raise ValueError(f"{name}: must be a number")
-        return values
-
     @model_validator(mode="after")
     def _agree(self) -> "Config":
+        for name in ("training_step_per_epoch", "eval_step_per_epoch"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise ValueError(f"{name}: must be a positive number of steps, or -1 for all")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ValueError(f"{name}: must have three values, R,G,B")
@@ -307,19 +380,18 @@ class Config(*reversed(GROUPS)):  # reversed: the fields then stand in the order
             raise ValueError("image_mean: must be on the scale 0 to 1")
         if not all(0 < value <= 1 for value in self.image_std):
             raise ValueError("image_std: must be positive and on the scale 0 to 1")
-        for name, largest in (("scale", 1.0), ("ratio", float("inf"))):
+        for name in ("scale", "ratio"):
             limits = getattr(self, name)
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest or limits[1] == float("inf"):
-                raise ValueError(f"{name}: must be two positive values, the smaller first"
-                                 + (", at most 1" if largest == 1 else ""))
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] or name == "scale" and limits[1] > 1:
+                raise ValueError(f"{name}: must be two positive values, the smaller first (scale: at most 1)")
         if self.cutout > min(self.image_size):
             raise ValueError(f"cutout: must be at most the {min(self.image_size)} pixels of image_size")
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
-        if self.log_name in FILES_OF_A_RUN or FOLDERS_OF_A_RUN.fullmatch(self.log_name):
-            raise ValueError("log_name: is the name of something else in the run folder")
+        if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):
+            raise ValueError("log_name: is the name of another file or folder in the run folder")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
-            raise ValueError("padding: must be 1 with pad_mode=pad, where a 3x3 convolution keeps the image's size")
+            raise ValueError("padding: must be 1 with pad_mode=pad, so that a 3x3 convolution keeps the image's size")
         return self
 
     @property

@@ -14,7 +14,9 @@ import hashlib
 import os
 import shutil
 import sys
+import tarfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +29,6 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.archives import extract  # noqa: E402
 from model_utils.errors import (
     UserError,
     run_command,  # noqa: E402
@@ -195,7 +196,11 @@ def fetch_and_unpack(args: argparse.Namespace) -> None:
         check_md5(args.url, part, args.md5)
     try:
         shutil.rmtree(unpacked, ignore_errors=True)
-        extract(part, unpacked)
+        try:
+            with tarfile.open(part) as archive:
+                archive.extractall(unpacked, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise UserError(f"{part}: cannot be unpacked: {error}") from None
         lay_out(unpacked, dest)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)

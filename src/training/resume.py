@@ -18,7 +18,7 @@ import numpy as np
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.local_adapter import usable_cores
-from model_utils.schema import Config
+from model_utils.schema import Config, keys_for_resume
 from src.build import TrainData, amp_level, build_learning_rates
 from src.training.hooks import Saver
 from src.training.optimizer import set_step, state_parameters
@@ -36,15 +36,6 @@ LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_st
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
 
-# What weights of another shape would follow from, and what would make it another run.
-FIXED_KEYS = ("network", "num_classes", "image_size", "batch_norm", "has_bias", "include_top", "width", "average_pool",
-              "freeze")
-FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "pad_mode", "padding", "image_mean",
-                  "image_std", "lr_scheduler", "lr", "lr_init", "lr_max", "lr_epochs", "lr_gamma", "eta_min", "T_max",
-                  "warmup_epochs", "lr_scale", "lr_base_batch", "momentum", "use_nesterov", "weight_decay",
-                  "loss_scale", "amp_level", "label_smooth", "label_smooth_factor", "pre_trained",
-                  "head_lr_multiplier", "scale", "ratio", "hflip", "cutout", "crop_pct", "interpolation",
-                  "on_bad_image")
 
 
 class ResumePoint(NamedTuple):
@@ -274,8 +265,8 @@ def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, mode
 def check_differences(point: ResumePoint, now: dict[str, Any], *, force: bool) -> list[str]:
     """Lines about what is different and harmless; UserError lists what is not."""
     then = point.record
-    fixed = _changed(FIXED_KEYS, then["settings"], now["settings"])
-    forceable = _changed(FORCEABLE_KEYS, then["settings"], now["settings"])
+    fixed = _changed(keys_for_resume("fixed"), then["settings"], now["settings"])
+    forceable = _changed(keys_for_resume("force"), then["settings"], now["settings"])
     for name, label in (("global_batch", "global batch (batch_size x ranks)"),
                         ("steps_per_epoch", "steps per epoch (size of the data)"), ("images", "training images")):
         if then[name] != now[name]:  # each follows from those before

@@ -8,15 +8,12 @@ import os
 import tarfile
 import threading
 import time
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, cifar_records, make_split, run_python
 
-from model_utils.errors import UserError
-from model_utils.archives import extract
 from src.data.cifar10 import CLASS_NAMES, Cifar10Reader
 
 SCRIPT = ROOT / "scripts/download_cifar10.py"
@@ -222,73 +219,3 @@ def test_an_address_that_is_none_and_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     outcome = run_python(SCRIPT, tmp_path / "file/below", "--url=http://127.0.0.1:9/x")
     assert outcome.status == 2 and "Traceback" not in outcome.err
-
-
-# Unpacking
-
-
-def tar_of(path: Path, *infos: tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w") as archive:
-        add(archive, "good.txt", b"good")
-        for info in infos:
-            archive.addfile(info, io.BytesIO(b"x" * info.size))
-    return path
-
-
-def tar_info(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, target, 1 if kind == tarfile.REGTYPE else 0
-    return info
-
-
-@pytest.mark.parametrize("info", [
-    tar_info("../outside"), tar_info("a/../../outside"), tar_info("/tmp/outside"), tar_info("..\\outside"),
-    tar_info("link", tarfile.SYMTYPE, "/etc"), tar_info("link", tarfile.LNKTYPE, "../x"),
-    tar_info("pipe", tarfile.FIFOTYPE)], ids=lambda info: info.name + info.type.decode())
-def test_an_unsafe_tar_archive_is_refused_before_anything_is_written(tmp_path, info):
-    with pytest.raises(UserError, match=r"a\.tar"):
-        extract(tar_of(tmp_path / "a.tar", info), tmp_path / "deep/folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "c:/outside", "link"])
-def test_an_unsafe_zip_archive_is_refused_before_anything_is_written(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("good.txt", "good")
-        info = zipfile.ZipInfo(name)
-        info.external_attr = (0o120777 if name == "link" else 0o100644) << 16
-        archive.writestr(info, "/etc")
-    with pytest.raises(UserError, match=r"a\.zip"):
-        extract(tmp_path / "a.zip", tmp_path / "deep/folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
-
-
-def test_a_link_that_lies_in_the_folder_already_does_not_lead_out_of_it(tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/in").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="through a link"):
-        extract(tar_of(tmp_path / "a.tar", tar_info("in/x")), tmp_path / "folder")
-    assert not list((tmp_path / "outside").iterdir())
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_a_good_archive_is_unpacked_and_one_that_is_cut_short_is_refused(tmp_path, kind):
-    content = bytes(range(256)) * 300
-    path = tmp_path / f"a.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("folder/a.bin", content)
-    else:
-        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
-            add(archive, "folder/a.bin", content)
-    assert extract(path, tmp_path / "out") == [tmp_path / "out/folder/a.bin"]
-    assert (tmp_path / "out/folder/a.bin").read_bytes() == content
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(UserError, match="cannot be unpacked"):
-        extract(path, tmp_path / "again")
-    path.write_text("no archive")
-    with pytest.raises(UserError, match="cannot be unpacked"):
-        extract(path, tmp_path / "again")
-    with pytest.raises(UserError, match="no such file"):
-        extract(tmp_path / "nothing", tmp_path / "again")

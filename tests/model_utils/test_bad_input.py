@@ -1,255 +1,183 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users get wrong: a clear error, exit status 2, no traceback, and nothing half-written."""
+"""What users get wrong: one clear message, exit status 2, no traceback, and nothing written."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, TRAIN_COUNT, Outcome, run_main, run_python, write_cifar10, write_class_folders
+from helpers import (
+    ROOT,
+    TINY,
+    TRAIN_COUNT,
+    refusal,
+    run_main,
+    run_python,
+    write_cifar10,
+    write_class_folders,
+    write_recipe,
+)
 
 from model_utils.errors import explain
 
 RECORD = 3073
+TRAIN_FILE = "data/cifar-10-batches-bin/data_batch_3.bin"
 CIFAR_TREE = ("cifar-10-batches-bin/", "cifar-10-verify-bin/", "data_batch_1.bin", "test_batch.bin")
 ABSENT = "GPU" if glob("/dev/davinci[0-9]*") else "Ascend"
+FOLDERS = "--dataset=imagenet2012 --num_classes=3 --data_dir=data --batch_size=4"
+CIFAR = "--data_dir=data --batch_size=8"
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty current folder, where whatever a command leaves behind is seen."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.mark.parametrize(("flag", "words"), [
+    ("--lr=abc", ("number", "'abc'")), ("--lr=-1", ("greater than 0", "'-1'")), ("--lr=nan", ("finite",)),
+    ("--lr=--", ("number", "'--'")), ("--network=vgg12", ("'vgg11'", "'vgg19'", "'vgg12'")),
+    ("--initialize_mode=Xavier", ("XavierUniform", "Dirac")), ("--batch_norm=maybe", ("True or False",)),
+    ("--max_epoch=2.5", ("integer",)), ("--max_epoch=100000000", ("100000",)), ("--device_target=", ("'Ascend'",)),
+    *((f"--image_size={size}", ("multiples of 32", f"'{size}'")) for size in ("100", "224,100", "0", "64,64,64")),
+    ("--lr_epochs=1,x", ("item 2", "integer")), ("--lr_epochs=60,30", ("ascending",)), ("--image_mean=0.5", ("three",)),
+    ("--image_mean=123,117,104", ("0 to 1",)), ("--image_std=nan,1,1", ("finite",)),
+    ("--image_std=0,1,1", ("positive",)),
+    ("--image_std=58,57,57", ("0 to 1",)), ("--loss_scale=0", ("greater than 0", "'dynamic'")),
+    ("--training_step_per_epoch=0", ("-1",)), ("--eval_step_per_epoch=-2", ("-1",)),
+    ("--dropout_rate=1", ("less than 1",)), ("--momentum=nan", ("momentum",)),
+    ("--amp=perhaps", ("True or False",)), ("--dtype=int8", ("float32",)), ("--label_smoothing=x", ("'x'",)),
+    ("--log_name=a/b", ("pattern",)), ("--log_name=metrics.csv", ("folder",)), ("--log_name=resume", ("folder",)),
+    ("--ratio=1,inf", ("finite",)), ("--scale=0.5,2", ("at most 1",)), ("--file_format=", ("at least 1",)),
+    ("--file_format=MINDIR,PTH", ("'ONNX'",)), ("--padding=2 --pad_mode=pad", ("must be 1",)),
+    ("--cutout=80 --image_size=64", ("64 pixels",)), ("--max_epohc=3", ("did you mean `max_epoch`",)),
+    ("--batchsize=3", ("did you mean `batch_size`",)), ("--max_epoc=3", ("did you mean `max_epoch`",)),
+    ("--zzzzzz=3", ("--help",)), ("--resume=", ("is empty",)), ("--config_path=", ("is empty",)),
+    ("--config_path=nowhere.yaml", ("nowhere.yaml", "no such file")), ("--eval_dir=/e", ("--mode=evaluate",)),
+    ("--data_dir data extra", ("extra", "--name=value")), ("--max_epoch=1 --epochs=2", ("--max_epoch", "--epochs"))])
+def test_a_bad_flag_is_refused_with_key_value_and_what_is_allowed(flag, words):
+    message = refusal(*flag.split())
+    assert flag.split("=")[0].split()[0].lstrip("-").split("_")[0] in message or "extra" in flag
+    assert [word for word in words if word not in message] == [], message
 
 
-def tree(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*"))
+@pytest.mark.parametrize(("text", "line", "words"), [
+    ("max_epoch: 3\nbatch_sise: 4\n", 2, ("`batch_sise`", "`batch_size`")), ("\nmax_epoch: many\n", 2, ("'many'",)),
+    ("seed: 1\nlr: 1\nseed: 2\n", 3, ("`seed`",)), ("max_epoch: 1\nepochs: 2\n", 2, ("recipe.yaml:1",)),
+    ("lr: 1\nlr_max: [1}\nseed: 3\n", 2, ("YAML",)), ("lr: 1\n\tseed: 2\n", 2, ("YAML",)),
+    ("lr: 0.1\nseed 3\n", 2, ("YAML",)), ("just words\n", 1, ("key: value",)),
+    ("lr: !!python/object:os.x {}\n", 1, ("lr",)), ("max_epoch: yes\n", 1, ("number",)),
+    ("loss_scale: true\n", 1, ("number",)), (f"seed: {'9' * 5000}\n", 1, ("seed",)),
+    (f"loss_scale: {'9' * 400}\n", 1, ("loss_scale",)), (f"lr_epochs: {'[' * 1500}\n", None, ("YAML",)),
+    ("warmup_epochs: .inf\n", 1, ("finite",)), ('base: "a\\0b"\n', None, ("a\0b",)), ("", None, ("no values",)),
+    ("seed: 1\nbase: nothing.yaml\n", 2, ("nothing.yaml", "no such file")),
+    ("base: recipe.yaml\n", None, ("own `base`",)),
+    ("---\n".join(["max_epoch: 3\n"] * 4), None, ("4 documents",))])
+def test_a_bad_yaml_file_is_refused_with_file_and_line(tmp_path, text, line, words):
+    message = refusal("-c", str(write_recipe(tmp_path, text)))
+    assert f"{tmp_path / 'recipe.yaml'}:{line}" in message if line else str(tmp_path) in message
+    assert [word for word in words if word not in message] == [], message
 
 
-def check(outcome: Outcome, before: list[Path], here: Path) -> str:
-    assert outcome.status == 2, outcome
-    assert "Traceback" not in outcome.out + outcome.err
-    assert tree(here) == before, "something was written"
-    return outcome.err
+# Data, checkpoints and outputs
 
 
-def refused(here: Path, *flags: str, script: str = "train") -> str:
-    """What train.py or eval.py says on standard error when it refuses this."""
-    before = tree(here)
-    return check(run_main(script, *TINY, "--ckpt_path=runs", "--max_epoch=1", *flags), before, here)
+def cut(size: int) -> Callable[[], None]:
+    """CIFAR-10 with a training file of another size."""
+    def make() -> None:
+        write_cifar10(Path("data"))
+        content = Path(TRAIN_FILE).read_bytes()
+        Path(TRAIN_FILE).write_bytes(content[:size])
+    return make
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
-    (PermissionError(13, "Permission denied", "/a/b"), 2, "train.py: error: /a/b: Permission denied\n"),
-    (OSError(28, "No space left on device"), 2, "train.py: error: No space left on device\n")])
-def test_what_the_machine_refuses_is_one_line(capsys, error, status, said):
-    assert explain(error, "train.py") == status and capsys.readouterr().err == said
-    with pytest.raises(FileNotFoundError):  # that is a defect of ours
-        explain(FileNotFoundError(2, "No such file or directory", "x"), "train.py")
-
-
-def test_answers_that_nobody_reads_any_more_end_the_command_quietly(here):
-    write_cifar10(here / "data")
-    command = [sys.executable, str(ROOT / "scripts" / "check_dataset.py"), "--data_dir=data"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        run.stdout.close()
-        assert run.stderr.read() == "" and run.wait() == 141
-
-
-def folders(here: Path, **kwargs) -> tuple[str, ...]:
-    """Class folders of images and the flags that train on them."""
-    write_class_folders(here / "data", **kwargs)
-    return "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data", "--batch_size=4"
-
-
-# Data
-
-
-def test_no_data_dir(here):
-    assert "--data_dir=FOLDER" in refused(here)
-    assert "--data_dir=FOLDER" in refused(here, "--dataset=imagenet2012")
-
-
-def test_a_data_dir_that_is_not_there(here):
-    message = refused(here, "--data_dir=nowhere")
-    assert "data_dir: nowhere is not a folder" in message and "--data_dir" in message
-
-
-def test_a_data_dir_that_is_a_file(here):
-    (here / "data").write_text("no folder")
-    assert "data_dir: data is not a folder" in refused(here, "--data_dir=data")
-
-
-def test_the_wrong_layout_for_cifar10_shows_what_is_there_and_the_expected_tree(here):
-    write_class_folders(here / "data")
-    message = refused(here, "--data_dir=data")
-    assert "data holds: train/, val/" in message and "data_batch*.bin" in message
-    assert all(line in message for line in CIFAR_TREE)
-
-
-def test_cifar10_without_its_test_file_is_refused_where_it_is_needed(here):
-    write_cifar10(here / "data")
-    (here / "data/cifar-10-verify-bin/test_batch.bin").unlink()
-    message = refused(here, "--data_dir=data", "--mode=train_and_evaluate", "--batch_size=8")
-    assert "test_batch*.bin" in message and all(line in message for line in CIFAR_TREE)
-
-
-def test_the_wrong_layout_for_class_folders_shows_what_is_there_and_the_expected_tree(here):
-    write_cifar10(here / "data")
-    message = refused(here, "--dataset=imagenet2012", "--data_dir=data/cifar-10-verify-bin")
-    assert "holds: test_batch.bin" in message and "train/<class>/" in message
-    assert "validation_preprocess/" in message and "one folder per class" in message
-
-
-def test_an_empty_data_dir(here):
-    (here / "data").mkdir()
-    assert "data holds: nothing" in refused(here, "--data_dir=data")
-    assert "data holds: nothing" in refused(here, "--data_dir=data", "--dataset=imagenet2012")
-
-
-@pytest.mark.parametrize("size", [0, 1, 5 * RECORD - 1, 5 * RECORD + 17])
-def test_a_truncated_bin_file(here, size):
-    path = write_cifar10(here / "data").folder / "cifar-10-batches-bin/data_batch_3.bin"
-    path.write_bytes(path.read_bytes()[:size])
-    message = refused(here, "--data_dir=data", "--batch_size=8")
-    assert "data_batch_3.bin" in message and f"{size} bytes" in message and str(RECORD) in message
-
-
-def test_a_record_with_a_label_that_no_class_has(here):
-    path = write_cifar10(here / "data").folder / "cifar-10-batches-bin/data_batch_2.bin"
-    content = bytearray(path.read_bytes())
+def wrong_label() -> None:
+    write_cifar10(Path("data"))
+    content = bytearray(Path(TRAIN_FILE).read_bytes())
     content[4 * RECORD] = 10
-    path.write_bytes(content)
-    message = refused(here, "--data_dir=data", "--batch_size=8")
-    assert "data_batch_2.bin" in message and "record 4" in message and "label 10" in message
+    Path(TRAIN_FILE).write_bytes(content)
 
 
-def test_a_class_folder_without_images(here):
-    flags = folders(here)
-    for image in (here / "data/train/bee").iterdir():
+def no_test_file() -> None:
+    write_cifar10(Path("data"))
+    Path("data/cifar-10-verify-bin/test_batch.bin").unlink()
+
+
+def class_without_images() -> None:
+    write_class_folders(Path("data"))
+    for image in Path("data/train/bee").iterdir():
         image.rename(image.with_suffix(".txt"))
-    assert "data/train/bee: holds no images" in refused(here, *flags)
 
 
-@pytest.mark.parametrize("given", [2, 4])
-def test_a_class_count_that_differs_from_num_classes(here, given):
-    message = refused(here, *folders(here), f"--num_classes={given}")
-    assert f"num_classes: is {given} (from --num_classes)" in message and "3 classes" in message
+def classes_differ() -> None:
+    write_class_folders(Path("data"))
+    Path("data/val/cow").rename("data/val/dog")
 
 
-def test_a_class_count_that_differs_for_cifar10(here):
-    write_cifar10(here / "data")
-    assert "10 classes" in refused(here, "--data_dir=data", "--num_classes=7", "--batch_size=8")
+def cifar() -> None:
+    write_cifar10(Path("data"))
+    Path("a_file").write_text("in the way")
 
 
-def test_a_class_that_only_one_split_has(here):
-    flags = folders(here)
-    (here / "data/val/cow").rename(here / "data/val/dog")
-    message = refused(here, *flags, "--mode=train_and_evaluate")
-    assert "cow" in message and "dog" in message
+def folders() -> None:
+    write_class_folders(Path("data"))
 
 
-def test_a_batch_larger_than_the_data(here):
-    write_cifar10(here / "data")
-    message = refused(here, "--data_dir=data", f"--batch_size={TRAIN_COUNT + 1}")
-    assert f"batch_size: {TRAIN_COUNT + 1}" in message and f"{TRAIN_COUNT} images" in message
+def no_checkpoint() -> None:
+    cifar()
+    Path("other.ckpt").write_bytes(bytes(range(256)) * 40)
 
 
-# Values
+@pytest.mark.parametrize(("script", "make", "flags", "words"), [
+    ("train", None, "", ("--data_dir=FOLDER",)), ("train", None, "--dataset=imagenet2012", ("--data_dir=FOLDER",)),
+    ("train", None, "--data_dir=nowhere", ("data_dir: nowhere",)),
+    ("train", cifar, "--data_dir=a_file", ("data_dir: a_file",)),
+    ("train", lambda: Path("data").mkdir(), CIFAR, ("nothing", *CIFAR_TREE)),
+    ("train", folders, CIFAR, ("train/", *CIFAR_TREE)),
+    ("train", no_test_file, f"{CIFAR} --mode=train_and_evaluate", ("test_batch*.bin", *CIFAR_TREE)),
+    ("train", cifar, "--dataset=imagenet2012 --data_dir=data/cifar-10-verify-bin", ("test_batch.bin", "<class>/")),
+    *(("train", cut(size), CIFAR, (TRAIN_FILE, f"{size} bytes", str(RECORD))) for size in (0, 1, 5 * RECORD - 1)),
+    ("train", wrong_label, CIFAR, (TRAIN_FILE, "record 4", "label 10")),
+    ("train", class_without_images, FOLDERS, ("data/train/bee",)),
+    *(("train", folders, f"{FOLDERS} --num_classes={count}", (f"num_classes: is {count}", "3 classes"))
+      for count in (2, 4)),
+    ("train", cifar, f"{CIFAR} --num_classes=7", ("num_classes", "10 classes")),
+    ("train", classes_differ, f"{FOLDERS} --mode=train_and_evaluate", ("cow", "dog")),
+    ("train", cifar, f"--data_dir=data --batch_size={TRAIN_COUNT + 1}", ("batch_size", f"{TRAIN_COUNT} images")),
+    ("train", cifar, f"{CIFAR} --loss_scale=dynamic", ("loss_scale", "Ascend and GPU")),
+    ("train", None, f"--device_target={ABSENT}", (f"no {ABSENT} here", "--device_target=")),
+    *(("train", cifar, f"{CIFAR} --ckpt_path={root}", ("ckpt_path", root)) for root in ("a_file", "/dev/null/runs")),
+    ("eval", None, "", ("--pre_trained=FILE",)), ("eval", None, "--pre_trained=nothing.ckpt", ("nothing.ckpt",)),
+    ("eval", no_checkpoint, "--data_dir=data --pre_trained=other.ckpt", ("other.ckpt",))])
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, monkeypatch, script, make, flags, words):
+    monkeypatch.chdir(tmp_path)
+    if make:
+        make()
+    before = sorted(tmp_path.rglob("*"))
+    outcome = run_main(script, *TINY, "--ckpt_path=runs", "--max_epoch=1", *flags.split())
+    assert outcome.status == 2 and "Traceback" not in outcome.out + outcome.err
+    assert [word for word in words if word not in outcome.err] == [], outcome.err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("size", ["100", "224,100", "0", "16"])
-def test_an_image_size_that_is_no_multiple_of_32(here, size):
-    message = refused(here, f"--image_size={size}")
-    assert "image_size" in message and "multiples of 32" in message and f"'{size}'" in message
-
-
-def test_a_yaml_file_that_does_not_parse(here):
-    (here / "recipe.yaml").write_text("max_epoch: 3\nlr: [0.1}\n")
-    assert "recipe.yaml:2: is not valid YAML" in refused(here, "--config_path=recipe.yaml")
-    (here / "recipe.yaml").write_text("lr: 0.1\nseed 3\n")
-    assert "recipe.yaml:2: is not valid YAML" in refused(here, "--config_path=recipe.yaml")  # where it ends
-
-
-def test_a_yaml_file_that_is_not_there(here):
-    assert "recipe.yaml: there is no such file" in refused(here, "--config_path=recipe.yaml")
-
-
-def test_an_unknown_key(here):
-    (here / "recipe.yaml").write_text("max_epoch: 3\nlearning_rat: 1\nbatchsize: 4\n")
-    message = refused(here, "--config_path=recipe.yaml")
-    assert "recipe.yaml:2: unknown key `learning_rat`" in message
-
-
-def test_an_unknown_flag(here):
-    assert "did you mean `batch_size`" in refused(here, "--batchsize=4")
-
-
-def test_lr_abc(here):
-    message = refused(here, "--lr=abc")
-    assert "lr: must be a" in message and "'abc' (from --lr)" in message
-
-
-def test_lr_minus_1(here):
-    assert "lr: must be greater than 0, not '-1' (from --lr)" in refused(here, "--lr=-1")
-
-
-def test_a_flag_without_its_value(here):
-    assert "--lr" in refused(here, "--lr")
-
-
-def test_dynamic_loss_scale_on_cpu(here):
-    write_cifar10(here / "data")
-    message = refused(here, "--data_dir=data", "--batch_size=8", "--loss_scale=dynamic")
-    assert message.count("\n") == 1
-    assert "loss_scale" in message and "Ascend and GPU" in message and "1.0" in message
-
-
-# The machine
-
-
-def test_an_absent_device(here):
-    message = refused(here, f"--device_target={ABSENT}")
-    assert f"finds no {ABSENT} here" in message and "--device_target=" in message
-
-
-@pytest.mark.parametrize("root", ["a_file", "a_file/runs", "/dev/null/runs"])
-def test_an_output_folder_that_cannot_be_written(here, root):
-    write_cifar10(here / "data")
-    (here / "a_file").write_text("in the way")
-    message = refused(here, "--data_dir=data", "--batch_size=8", f"--ckpt_path={root}")
-    assert "ckpt_path" in message and root in message
-
-
-# eval.py
-
-
-def test_no_checkpoint_to_evaluate(here):
-    assert "--pre_trained=FILE" in refused(here, script="eval")
-
-
-def test_a_checkpoint_that_is_not_there(here):
-    assert "nothing.ckpt" in refused(here, "--pre_trained=nothing.ckpt", script="eval")
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", bytes(range(256)) * 40])
-def test_a_file_that_is_no_checkpoint(here, content):
-    (here / "other.ckpt").write_bytes(content)
-    write_cifar10(here / "data")
-    message = refused(here, "--pre_trained=other.ckpt", "--data_dir=data", script="eval")
-    assert "other.ckpt: is" in message
-
-
-# As a user sees it: another process, so that nothing but the exit path itself is at work
+# How a command ends
 
 
 @pytest.mark.parametrize(("script", "flags", "said"), [
-    ("train.py", ("--batchsize=4",), "did you mean `batch_size`"),
-    ("train.py", (f"--device_target={ABSENT}",), f"finds no {ABSENT}"),
-    ("eval.py", ("--lr=abc",), "'abc' (from --lr)")])
-def test_the_error_of_a_process_is_its_message_alone(here, script, flags, said):
-    before = tree(here)
-    outcome = run_python(str(Path(__file__).parent.parent / script), *flags, cwd=here)
-    message = check(outcome, before, here)
-    assert message.startswith(f"{script}: error: ") and said in message and outcome.out == ""
+    ("train.py", ("--batchsize=4",), "did you mean `batch_size`"), ("eval.py", ("--lr=abc",), "'abc' (from --lr)"),
+    ("train.py", (f"--device_target={ABSENT}",), f"finds no {ABSENT}")])
+def test_the_error_of_a_process_is_its_message_alone(tmp_path, script, flags, said):
+    outcome = run_python(str(ROOT / script), *flags, cwd=tmp_path)
+    assert outcome.status == 2 and outcome.out == "" and list(tmp_path.iterdir()) == []
+    assert outcome.err.startswith(f"{script}: error: ") and said in outcome.err and len(outcome.err.splitlines()) == 1
+
+
+def test_what_the_system_refuses_is_one_line(capsys):
+    assert explain(PermissionError(13, "Permission denied", "/a/b"), "train.py") == 2
+    assert capsys.readouterr().err == "train.py: error: /a/b: Permission denied\n"
+    with pytest.raises(FileNotFoundError):  # that is a bug of ours
+        explain(FileNotFoundError(2, "No such file or directory", "x"), "train.py")
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
+    write_cifar10(tmp_path / "data")
+    command = [sys.executable, str(ROOT / "scripts" / "check_dataset.py"), f"--data_dir={tmp_path / 'data'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.close()
+        assert run.stderr.read() == "" and run.wait() == 141

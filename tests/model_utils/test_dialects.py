@@ -1,26 +1,183 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML files of other projects: all three dialects agree, the model zoo's are taken as they are."""
+"""Names and files of other projects, and the recipes that the project ships."""
 
 import pytest
-from dialects import MINDCV, MODEL_ZOO, OWN
-from helpers import ROOT, read_recipe, write_recipe
-from test_config import MODEL_ZOO_FILE
+import yaml
+from helpers import ROOT, TINY, only_folder, read_recipe, refusal, run_main, write_class_folders, write_recipe
 
 from model_utils.config import get_config
-from src.utils.run_folder import resolved_yaml
+from model_utils.device_adapter import Rank
+from model_utils.dialects import ALIASES, DEFAULTS, IGNORED, WITHOUT_COUNTERPART
+from model_utils.schema import Config
+from src import build
 
-# The same recipe in three dialects
+# One recipe in three dialects: MindCV's, the model zoo's and our own.
+
+MINDCV = """\
+model: 'vgg16'
+pretrained: False
+ckpt_path: ''
+num_classes: 1000
+mode: 0
+distribute: True
+num_parallel_workers: 8
+val_while_train: True
+dataset: 'imagenet'
+data_dir: 'path/to/imagenet'
+shuffle: True
+dataset_download: False
+image_resize: 224
+scale: [0.08, 1.0]
+ratio: [0.75, 1.333]
+hflip: 0.5
+interpolation: 'bilinear'
+crop_pct: 0.875
+batch_size: 32
+drop_remainder: True
+epoch_size: 200
+ckpt_save_dir: './ckpt'
+keep_checkpoint_max: 10
+dataset_sink_mode: True
+amp_level: 'O2'
+loss: 'CE'
+label_smoothing: 0.1
+opt: 'momentum'
+momentum: 0.9
+use_nesterov: False
+weight_decay: 0.00004
+filter_bias_and_bn: True
+loss_scale: 1024
+scheduler: 'warmup_cosine_decay'
+lr: 0.01
+min_lr: 0.0001
+warmup_epochs: 2
+decay_epochs: 198
+"""
+
+MODEL_ZOO = """\
+# Builtin Configurations(DO NOT CHANGE THESE CONFIGURATIONS unless you know exactly what you are doing)
+enable_modelarts: False
+data_url: ""
+train_url: ""
+checkpoint_url: ""
+data_path: "/cache/data"
+output_path: "/cache/train"
+device_target: "auto"
+need_modelarts_dataset_unzip: True
+modelarts_dataset_unzip_name: ""
+
+dataset: "imagenet2012"
+data_dir: "path/to/imagenet"
+mode: "train_and_evaluate"
+num_parallel_workers: 8
+num_classes: 1000
+lr: 0.01
+lr_epochs: '30,60,90,120'
+lr_scheduler: "cosine_annealing"
+eta_min: 1e-4
+warmup_epochs: 2
+batch_size: 32
+max_epoch: 200
+momentum: 0.9
+weight_decay: 4e-5
+loss_scale: 1024
+label_smooth: 1
+label_smooth_factor: 0.1
+image_size: '224,224'
+ratio: '0.75,1.333'
+pad_mode: 'pad'
+padding: 1
+has_bias: False
+batch_norm: False
+keep_checkpoint_max: 10
+ckpt_interval: 1
+seed: 42
+initialize_mode: "KaimingNormal"
+has_dropout: True
+amp_level: "O2"
+dataset_sink_mode: True
+is_distributed: 1
+pre_trained: ""
+ckpt_path: "./ckpt"
+file_name: "vgg16"
+file_format: "MINDIR"
+dataset_name: "cifar10"
+result_path: "./preprocess_Result/"
+result_dir: ""
+label_dir: ""
+graph_ckpt: 1
+log_path: "outputs/"
+---
+max_epoch: "Epoch size"
+---
+file_format: ["AIR", "MINDIR"]
+"""
+
+OWN = f"""\
+base: {ROOT / 'imagenet2012_config.yaml'}
+data_dir: path/to/imagenet
+mode: train_and_evaluate
+is_distributed: True
+num_parallel_workers: 8
+ratio: [0.75, 1.333]
+eta_min: 0.0001
+warmup_epochs: 2
+max_epoch: 200
+weight_decay: 4e-5
+amp_level: O2
+dataset_sink_mode: True
+ckpt_path: ./ckpt
+dataset_name: cifar10
+has_bias: False
+seed: 42
+ckpt_interval: 1
+lr_base_batch: 64
+modelarts_dataset_unzip_name: ""
+"""
 
 
-def test_three_files_that_mean_the_same_resolve_to_the_same(tmp_path):
-    resolved = [resolved_yaml(read_recipe(tmp_path, text).model_dump()) for text in (OWN, MODEL_ZOO, MINDCV)]
-    assert resolved[0] == resolved[1] == resolved[2]
+def mindcv(folder, text: str, *flags: str) -> Config:
+    """The Config of a MindCV file, with what keeps it quiet."""
+    return read_recipe(folder, "model: vgg16\nopt: momentum\n" + text + "\n", *flags)
 
 
-# Evaluating with a recipe that was made for training
+def warnings(config: Config) -> list[str]:
+    return [note for note in config.notes if note.startswith("warning: ")]
 
 
-def test_ckpt_path_of_eval_is_the_checkpoint_when_it_names_a_file(tmp_path):
+# Flags of other projects
+
+MEANINGS = [  # what people of other projects type -> what it means here
+    ("--data_path=/d", {"data_dir": "/d"}), ("--datadir=/d", {"data_dir": "/d"}),
+    ("--distribute", {"is_distributed": True}), ("--device=GPU", {"device_target": "GPU"}),
+    ("--model=vgg19", {"network": "vgg19"}), ("--epochs=3", {"max_epoch": 3}), ("--max_epochs=3", {"max_epoch": 3}),
+    ("--workers=3", {"num_parallel_workers": 3}), ("--print-freq=3", {"log_interval": 3}),
+    ("--display_every=3", {"log_interval": 3}), ("--iterations_per_loop=3", {"sink_size": 3}),
+    ("--log_dir=/o", {"ckpt_path": "/o"}), ("--amp", {"amp_level": "O2"}), ("--amp=False", {"amp_level": "O0"}),
+    ("--dtype=float16", {"amp_level": "O2"}), ("--dtype=tf.float32", {"amp_level": "O0"}),
+    ("--label_smoothing=0.2", {"label_smooth": True, "label_smooth_factor": 0.2}),
+    ("--label_smoothing=0", {"label_smooth": False, "label_smooth_factor": 0.0}),
+    ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
+]
+
+
+@pytest.mark.parametrize(("flags", "meaning"), MEANINGS, ids=[flags for flags, _ in MEANINGS])
+def test_the_flags_of_other_projects_are_known(flags, meaning):
+    config = get_config(flags.split())
+    assert {name: getattr(config, name) for name in meaning} == meaning
+
+
+def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
+    config = read_recipe(tmp_path, "epochs: 3\ndata_path: /cache/here\n")
+    assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
+    assert read_recipe(tmp_path, "mode: evaluate\n", "--eval_dir=/e").pre_trained == "/e"
+    assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
+    assert get_config(["--pre_trained=/a"], "infer.py").model_path == "/a"
+    assert set(ALIASES) == {flag.split("=")[0].lstrip("-").replace("-", "_") for flags, _ in MEANINGS
+                            for flag in flags.split()} - {"mode"} | {"pre_trained"}
+
+
+def test_ckpt_path_of_eval_is_the_checkpoint_if_it_names_a_file(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"")
     for name in (str(file), "missing.ckpt"):
@@ -43,19 +200,130 @@ def test_a_distributed_recipe_evaluates_on_one_device_without_a_launcher(tmp_pat
     assert get_config(["-c", recipe], "eval.py").is_distributed
 
 
-# The model zoo
+# YAML files of other projects
 
 
-def test_every_key_of_the_model_zoo_is_known(tmp_path):
-    extra = ("per_batch_size: 32\ngraph_ckpt: 1\nlog_path: 'outputs/'\nresult_dir: ''\nlabel_dir: ''\n"
-             "ckpt_file: ''\nlr_gamma: 0.1\nT_max: 150\nlog_interval: 100\nis_save_on_master: 1\n")
-    config = read_recipe(tmp_path, MODEL_ZOO.replace("lr: 0.01\n", "lr: 0.01\n" + extra))
-    assert (config.per_batch_size, config.T_max, config.result_dir) == (32, 150, None)
-    assert len(config.notes) == 2  # graph_ckpt and log_path
-    assert read_recipe(tmp_path, MODEL_ZOO_FILE).device_target == "Ascend"
+def test_three_files_that_mean_the_same_resolve_to_the_same(tmp_path):
+    own, zoo, theirs = (read_recipe(tmp_path, text).model_dump() for text in (OWN, MODEL_ZOO, MINDCV))
+    assert own == zoo == theirs
 
 
-# Recipes after the other projects
+def test_keys_of_the_model_zoo_without_effect_are_reported(tmp_path):
+    config = read_recipe(tmp_path, MODEL_ZOO)
+    assert len(config.notes) == len(IGNORED)
+    assert [name for name in IGNORED if any(f"`{name}`" in note for note in config.notes)] == list(IGNORED)
+    assert all(get_config([f"--{name}=1"]).notes for name in IGNORED)
+
+
+def test_a_published_mindcv_file_is_translated_with_one_line(tmp_path):
+    config = read_recipe(tmp_path, MINDCV)
+    assert len(config.notes) == 1 and "epoch_size -> max_epoch" in config.notes[0]
+    assert (config.network, config.max_epoch, config.image_size) == ("vgg16", 200, (224, 224))
+    assert (config.mode, config.graph_mode, config.dataset) == ("train_and_evaluate", True, "imagenet2012")
+    assert (config.ckpt_path, config.pre_trained, config.eta_min) == ("./ckpt", None, 0.0001)
+    assert config.origin("max_epoch") == f"{tmp_path / 'recipe.yaml'}:21"
+
+
+def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
+    config = mindcv(tmp_path, "")
+    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+    assert (config.num_classes, config.lr_scheduler, config.T_max) == (1000, "cosine_annealing", 103)
+    assert mindcv(tmp_path, "dataset: cifar10").num_classes == 10
+    assert mindcv(tmp_path, "num_classes: null").num_classes == 1000
+
+
+@pytest.mark.parametrize(("text", "meaning"), [
+    ("mode: 1", {"graph_mode": False}), ("val_while_train: False", {"mode": "train"}),
+    ("val_interval: 3", {"epochs_between_evals": 3}), ("ckpt_path: a.ckpt", {"pre_trained": "a.ckpt"}),
+    ("ckpt_save_dir: there", {"ckpt_path": "there"}), ("ckpt_save_interval: 2", {"ckpt_interval": 2}),
+    ("drop_rate: 0.2", {"dropout_rate": 0.2}), ("drop_rate: null", {"dropout_rate": 0.5}),
+    ("label_smoothing: 0", {"label_smooth": False}), ("dynamic_loss_scale: True", {"loss_scale": "dynamic"}),
+    ("loss_scale_type: dynamic", {"loss_scale": "dynamic"}), ("loss_scale_type: fixed", {"loss_scale": 1.0}),
+    ("dataset: ''", {"dataset": "imagenet2012"}), ("image_resize: 96", {"image_size": (96, 96)}),
+    ("mean: [127.5, 255, 0]", {"image_mean": (0.5, 1.0, 0.0)}), ("std: [51, 51, 51]", {"image_std": (0.2,) * 3}),
+    ("scheduler: cosine_decay\nwarmup_epochs: 0\ndecay_epochs: 90", {"T_max": None}),
+    ("warmup_epochs: 5\ndecay_epochs: 20\nmin_lr: 0.1", {"T_max": 25, "eta_min": 0.1}),
+    ("scheduler: step_decay\nwarmup_epochs: 0\ndecay_epochs: 30\ndecay_rate: 0.5",
+     {"lr_scheduler": "exponential", "lr_epochs": (30, 60, 90), "lr_gamma": 0.5}),
+    ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]\nwarmup_epochs: 5", {"lr_epochs": (15, 25)}),
+    ("scheduler: multi_step_decay", {"lr_epochs": (33, 63, 93), "lr_gamma": 0.9}),
+    ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
+    ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
+    ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),
+    ("per_batch_size: 7", {"per_batch_size": 7})])
+def test_a_mindcv_key_has_its_meaning(tmp_path, text, meaning):
+    config = mindcv(tmp_path, text)
+    assert {name: getattr(config, name) for name in meaning} == meaning and not warnings(config)
+
+
+def test_mindcv_keys_without_effect_are_listed_in_one_line(tmp_path):
+    harmless = {name: values[0] for name, values in WITHOUT_COUNTERPART.items() if values}
+    assert not warnings(mindcv(tmp_path, yaml.safe_dump(harmless)))
+    (line,) = warnings(mindcv(tmp_path, yaml.safe_dump(dict.fromkeys(WITHOUT_COUNTERPART, 0.7))))
+    assert [name for name in WITHOUT_COUNTERPART if f"{name}: 0.7" not in line] == []
+
+
+@pytest.mark.parametrize("text", ["loss_scale_type: dynamic\nloss_scale: 8", "loss_scale: 8\ndynamic_loss_scale: True"])
+def test_a_dynamic_loss_scale_overrides_a_number(tmp_path, text):
+    config = mindcv(tmp_path, text)
+    assert config.loss_scale == "dynamic" and "loss_scale: " in warnings(config)[0]
+
+
+def test_a_mindcv_file_without_an_optimizer_is_told_what_it_gets(tmp_path):
+    (line,) = warnings(read_recipe(tmp_path, "model: vgg16\n"))
+    assert "`opt`" in line and "momentum" in line
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("opt: adam", ("opt", "momentum", "'adam'", ":2")), ("loss: BCE", ("loss", "CE", "'BCE'")),
+    ("scheduler: polynomial_decay", ("scheduler", "cosine_decay")), ("mode: train", ("mode", "graph", "'train'")),
+    ("decay_epochs: many", ("decay_epochs", "'many'")), ("multi_step_decay_milestones: [1, b]\nscheduler: "
+     "multi_step_decay", ("milestones", "'b'")), ("epoch_size: many", ("max_epoch", "'many'")),
+    ("decay_epochs: .nan", ("decay_epochs",)), ("warmup_epochs: .inf", ("warmup_epochs",)),
+    ("mean: 0.5", ("mean",)), ("dataset: mnist", ("dataset", "imagenet2012", "'mnist'")),
+    ("dataset: [imagenet]", ("dataset",)), ("epoch_sise: 3", ("epoch_sise", "unknown")),
+    ("model: resnet50", ("network", "vgg11", "vgg19"))])
+def test_a_mindcv_value_that_would_be_another_training_is_refused(tmp_path, text, words):
+    text = text if text.startswith("model") else f"model: vgg16\n{text}"
+    message = refusal("-c", str(write_recipe(tmp_path, text)))
+    assert [word for word in words if word not in message] == []
+
+
+def test_flags_and_recipes_override_a_mindcv_file(tmp_path):
+    config = read_recipe(tmp_path, MINDCV, "--distribute", "False", "--data_dir=/d", "--max_epoch=3", "--mode=train")
+    assert (config.is_distributed, config.data_dir, config.max_epoch, config.mode) == (False, "/d", 3, "train")
+    write_recipe(tmp_path, MINDCV, "theirs.yaml")
+    config = read_recipe(tmp_path, "base: theirs.yaml\nmax_epoch: 3\nmode: train\n")
+    assert (config.network, config.max_epoch, config.mode, config.batch_size) == ("vgg16", 3, "train", 32)
+    config = read_recipe(tmp_path, f"base: {ROOT / 'cifar10_config.yaml'}\nmodel: vgg19\nepochs: 3\n")  # no MindCV file
+    assert (config.network, config.max_epoch, config.batch_norm, config.notes) == ("vgg19", 3, True, ())
+
+
+def test_a_mindcv_run_leaves_a_config_in_our_keys(tmp_path):
+    write_class_folders(tmp_path / "data", each=6)
+    recipe = write_recipe(tmp_path, "model: vgg16\nopt: momentum\ndistribute: False\nepoch_size: 1\nbatch_size: 8\n"
+                                    f"ckpt_save_dir: there\nimage_resize: 32\ndata_dir: {tmp_path / 'data'}\n")
+    outcome = run_main("train", "-c", recipe, *TINY, "--num_classes=3", f"--ckpt_path={tmp_path / 'runs'}",
+                       "--log_interval=1")
+    assert outcome.status == 0, outcome.err
+    assert f"{recipe}: is a MindCV file" in outcome.out and "epoch: 1 step: 2, loss is" in outcome.out
+    again = get_config(["-c", str(only_folder(tmp_path / "runs") / "config.yaml")])
+    assert (again.network, again.batch_norm, again.max_epoch, again.notes) == ("vgg11", False, 1, ())
+
+
+# The recipes of the project
+
+RECIPES = sorted(ROOT.glob("*_config.yaml")) + sorted((ROOT / "configs").rglob("*.y*ml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_a_recipe_loads_and_its_network_is_built(path):
+    config = get_config(["-c", str(path), "--width=0.125"])
+    assert config.notes == ()
+    network = build.build_network(config, Rank())
+    assert network.classifier[-1].weight.shape[0] == config.num_classes
+    convolutions = [parameter for parameter in network.trainable_params() if parameter.ndim == 4]
+    assert len(convolutions) == {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}[config.network]
 
 
 @pytest.mark.parametrize("depth", ["11", "13", "16", "19"])
@@ -72,6 +340,6 @@ def test_the_ascend_recipes_are_mindcvs(tmp_path, depth):
     ("vgg19_batch256", {"network": "vgg19", "batch_size": 256, "max_epoch": 150, "lr": 0.01, "T_max": 150,
                         "label_smooth": True, "label_smooth_factor": 0.1, "weight_decay": 1e-4, "momentum": 0.9,
                         "use_nesterov": True, "lr_scheduler": "cosine_annealing"})])
-def test_the_recipes_after_the_other_frameworks_have_their_published_values(name, values):
+def test_the_recipes_after_other_frameworks_have_their_published_values(name, values):
     config = get_config(["-c", str(ROOT / "configs" / "vgg" / f"{name}.yaml")])
     assert {key: getattr(config, key) for key in values} == values

@@ -11,12 +11,12 @@ from helpers import run_main, write_cifar10
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import GROUPS, Config
+from model_utils.schema import Config, keys_for_resume
 from src import build
 from src.deploy.model_card import find_card
 from src.training import saving
 from src.training.cpu_layers import RepeatableDropout
-from src.training.resume import FIXED_KEYS, FORCEABLE_KEYS, Identity, ResumePoint, check_differences
+from src.training.resume import Identity, ResumePoint, check_differences
 from src.training.saving import SaveCheckpoints, SaveStates
 from src.utils.signals import StopSignals
 from src.weights.checkpoint import find_checkpoints, save_checkpoint
@@ -148,21 +148,11 @@ def test_minutes_are_minutes_and_old_states_go_when_all_ranks_have_the_new_one(t
 
 # Resuming
 
-HARMLESS = {"mode", "log_interval", "training_step_per_epoch", "eval_step_per_epoch", "max_train_steps", "skip_steps",
-            "epochs_between_evals", "log_name", "device_target", "device_id", "rank_size", "is_distributed",
-            "graph_mode", "num_parallel_workers", "dataset_sink_mode", "sink_size", "data_dir", "dataset_format",
-            "tfrecord_first_label", "batch_size", "per_batch_size", "buffer_size", "synthetic_train_images",
-            "synthetic_test_images", "pre_trained_strict", "max_epoch", "ckpt_path", "ckpt_interval",
-            "keep_checkpoint_max", "is_save_on_master", "ckpt_interval_steps", "ckpt_interval_minutes", "on_save_error",
-            "initialize_mode", "resume", "resume_force"}  # or looked at by what they come to: batch, steps, epochs
-
 
 def test_every_key_that_makes_another_run_is_compared(tmp_path):
     settings = config().model_dump(mode="json")
-    training = {name for group in GROUPS[:7] for name in group.__annotations__}  # the others are of deployment
-    assert training - HARMLESS == set(FIXED_KEYS) | set(FORCEABLE_KEYS)
     now = Identity(settings, 16, 5, 80, ["a"], {})
-    for name in (*FIXED_KEYS, *FORCEABLE_KEYS):
+    for name in (*keys_for_resume("fixed"), *keys_for_resume("force")):
         then = now._replace(settings=settings | {name: "another"})
         with pytest.raises(UserError, match=f"  {name}: another, now "):
             check_differences(ResumePoint(tmp_path, {"step": 1, **then._asdict()}, None, (), []), now, force=False)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals to a command: what is saved, what is said, and which are noticed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY, only_folder, run_main, write_cifar10, write_class_folders
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_cifar10(tmp_path_factory.mktemp("cifar")).folder
+
+
+@contextmanager
+def command(line: str, program: str, *flags: object, **options) -> Iterator[subprocess.Popen]:
+    """The program, as soon as it has printed this line."""
+    with subprocess.Popen([sys.executable, "-u", ROOT / program, "--device_target=CPU", *flags], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as run:
+        while line not in run.stdout.readline():
+            assert run.poll() is None, run.stderr.read()
+        yield run
+
+
+def long_run(data: Path, folder: Path, **options):
+    """train.py in the middle of its first epoch, with nothing saved yet."""
+    return command("epoch: 1", "train.py", *TINY, "--log_interval=2", "--max_epoch=1000", "--batch_size=1",
+                   "--ckpt_interval=1000", "--ckpt_interval_steps=1000000", f"--data_dir={data}",
+                   f"--ckpt_path={folder}", **options)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, number, status):
+    with long_run(data, tmp_path) as run:
+        run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
+        run.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        run.send_signal(number)
+        err = run.communicate(timeout=60)[1]
+    assert run.returncode == status and "Traceback" not in err
+    step = int(re.search(rf"stopped by {number.name} after step (\d+)", err)[1])
+    folder = only_folder(tmp_path)
+    assert (folder / "resume" / f"step-{step:08d}.state").is_file()
+    assert err.splitlines()[-1] == f"  python train.py --resume={folder}"
+    assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
+    if number == signal.SIGTERM:
+        done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}",
+                        f"--max_train_steps={step + 2}")
+        assert done.status == 0 and f"after step {step}\n" in done.out, done
+
+
+def test_a_stop_that_could_not_save_promises_nothing(data, tmp_path):
+    with long_run(data, tmp_path) as run:
+        (only_folder(tmp_path) / "resume").touch()  # instead of the folder of states
+        run.terminate()
+        err = run.communicate(timeout=60)[1]
+    assert run.returncode == 143 and "--resume" not in err and "no state could be saved" in err
+
+
+def test_what_a_script_ignores_stays_ignored(data, tmp_path):
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `command &` in a script
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+
+    with long_run(data, tmp_path, preexec_fn=ignore) as run:
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        run.terminate()
+        assert "stopped by SIGTERM after step" in run.communicate(timeout=60)[1]
+
+
+def test_a_signal_before_training_ends_the_process_at_once():
+    program = ("import os, signal, time\nfrom src.utils.signals import StopSignals\n"
+               "with StopSignals('train.py'):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (143, "train.py: stopped by SIGTERM\n")
+
+
+@pytest.mark.parametrize(("program", "line"), [("eval.py", "checkpoint: "), ("infer.py", " %"),
+                                               pytest.param("export.py", "loaded: ", marks=pytest.mark.slow)])
+def test_ctrl_c_ends_the_other_commands_with_a_line(cifar_model, tmp_path, program, line):
+    """In the middle of MindSpore's and MindData's work, whose own handlers would make a SIGTERM or a crash of it."""
+    images = write_class_folders(tmp_path / "images", each=100, splits=["val"])
+    flags = {"eval.py": [f"--pre_trained={cifar_model.checkpoint}", "--dataset=synthetic", "--per_batch_size=1",
+                         "--synthetic_test_images=8000", f"--ckpt_path={tmp_path / 'outputs'}"],
+             "infer.py": [f"--model_path={cifar_model.checkpoint}", f"--input={images}"],
+             "export.py": [f"--ckpt_file={cifar_model.checkpoint}", f"--file_name={tmp_path / 'exported'}"]}
+    with command(line, program, *flags[program]) as run:
+        time.sleep(0.3)  # until the next thing has begun: compiling, or going through the images
+        run.send_signal(signal.SIGINT)
+        err = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and err == f"{program}: stopped by SIGINT\n"

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mindspore
@@ -22,7 +22,7 @@ from src.evaluation.metrics import top_k
 from src.evaluation.plots import plot_curves
 from src.training.optimizer import moving_statistics
 from src.training.state import Hook, TrainState
-from src.utils.files import write_atomically
+from src.utils.files import check_free_space, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import average_parameters
 from src.weights.checkpoint import save_checkpoint
@@ -35,8 +35,12 @@ REPLACED = {"skip": "skipped", "replace": "replaced by others"}
 class Saver:
     """Writes files of the run. A full or read-only disk is reported, and ends the run only with on_save_error=stop."""
 
-    def __init__(self, folder: Path, on_save_error: str, needed_bytes: int) -> None:
-        self._folder, self._stops, self._needed_bytes = folder, on_save_error == "stop", needed_bytes
+    def __init__(self, config: Config, folder: Path, parameters: Sequence[mindspore.Parameter]) -> None:
+        self._folder, self._stops = folder, config.on_save_error == "stop"
+        # a resume state, and a checkpoint without the moments
+        self._needed_bytes = sum(parameter.nbytes * (1 if parameter.name.startswith("moments.") else 2)
+                                 for parameter in parameters)
+        check_free_space(folder, self._needed_bytes, "ckpt_path", "one save of this run")
 
     def __call__(self, path: Path, write: Callable[..., None], *args: object) -> bool:
         """Call `write(path, *args)` and return whether the file was written."""
@@ -60,8 +64,8 @@ class Saver:
 class Progress(Hook):
     """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
 
-    def __init__(self, config: Config, rank: Rank, first_step: int) -> None:
-        self._log_interval, self._logged_step = config.log_interval, first_step
+    def __init__(self, config: Config, rank: Rank, state: TrainState) -> None:
+        self._log_interval, self._logged_step = config.log_interval, state.step
         self._show_bar = rank.rank == 0 and sys.stdout.isatty()
         self._bar: tqdm | None = None
 
@@ -148,10 +152,10 @@ class LostImages(Hook):
 class Evaluate(Hook):
     """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
 
-    def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, saver: Saver, best: Path,
-                 info: ModelInfo) -> None:
+    def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, folder: Path, info: ModelInfo,
+                 saver: Saver) -> None:
         self._config, self._rank, self._network, self._reader = config, rank, network, reader
-        self._saver, self._best, self._info = saver, best, info
+        self._best, self._info, self._saver = folder / "best.ckpt", info, saver
 
     def after_epoch(self, state: TrainState) -> None:
         if state.epoch % self._config.epochs_between_evals and not state.is_over:
@@ -172,12 +176,12 @@ class Evaluate(Hook):
 class MetricsLog(Hook):
     """One row of metrics.csv per epoch, and the curves drawn again."""
 
-    def __init__(self, config: Config, folder: Path, saver: Saver, first_step: int, steps_per_epoch: int) -> None:
+    def __init__(self, config: Config, folder: Path, saver: Saver, state: TrainState) -> None:
         self._k = top_k(config.num_classes)  # of the column val_top5
         self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
         self._rows: dict[int, str] = {}
         if self._csv.exists():
-            self._read_until(first_step, first_step // steps_per_epoch)
+            self._read_until(state.step, state.step // state.steps_per_epoch)
             self._saver(self._csv, self._write)
 
     def _read_until(self, step: int, epochs: int) -> None:
@@ -226,8 +230,3 @@ class SaveCheckpoints(Hook):
         found = {path: re.fullmatch(rf"{self._rank}-(\d+)_(\d+)", path.stem) for path in self._folder.glob("*.ckpt")}
         steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
         return sorted(steps, key=steps.get)
-
-
-def needed_bytes(parameters: list[mindspore.Parameter]) -> int:
-    """The size of one save: a resume state, and a checkpoint without the moments."""
-    return sum(parameter.nbytes * (1 if parameter.name.startswith("moments.") else 2) for parameter in parameters)

@@ -32,12 +32,10 @@ from src.training.hooks import (
     Progress,
     SaveCheckpoints,
     Saver,
-    needed_bytes,
 )
-from src.training.optimizer import set_step
-from src.training.resume import SaveStates, find_point, resume, state_parameters
+from src.training.optimizer import set_step, state_parameters
+from src.training.resume import SaveStates, find_point, resume
 from src.training.state import Hook, Pace, RunCallback, TrainState
-from src.utils.files import check_free_space
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
@@ -72,7 +70,8 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
     network, lines = build_start(config, rank, start.weights, start.taken)
     learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build_model(config, rank, network, learning_rates)
-    state = TrainState(data.steps_per_epoch, learning_rates, config.batch_size * rank.world_size,
+    state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,
+                       read_every=1 if rank.device_target == "CPU" else config.log_interval,
                        pace=Pace(config.skip_steps))
     lines += note_on_test_set(data.reader, test) if test else []
     lines += describe(config, rank, data, network)
@@ -84,16 +83,26 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
     folder = point.folder if point else new_run_folder(Path(config.ckpt_path), rank)
     with open_run_folder(folder, config, rank, lines, log_name=config.log_name,
                          log_bytes=point.log_bytes(rank, config.log_name) if point else None,
-                         **{"check": point.check_untouched} if point else {}):
-        hooks = build_hooks(config, rank, data, test, network, model, state, folder, signals)
-        callback = RunCallback(state, hooks, read_every=read_every(config, rank))
+                         check=point.check_untouched if point else None):
+        info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
+        hooks: list[Hook] = [Progress(config, rank, state), PlateauWarning(config), AverageStatistics(network, rank)]
+        if config.on_bad_image != "error":
+            hooks.append(LostImages(config, rank, data.reader))
+        if test is not None:
+            hooks.append(Evaluate(config, rank, network, test, folder, info, saver))
+        if rank.rank == 0:
+            hooks.append(MetricsLog(config, folder, saver, state))
+        if rank.rank == 0 or not config.is_save_on_master:
+            hooks.append(SaveCheckpoints(config, rank, folder, network, info, saver))
+        hooks.append(SaveStates(config, rank, data, model, folder, saver, signals, state))
+
         signals.is_training = True
         if state.is_over:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
         else:
             with naming_bad_images(data.reader):
-                run_epochs(config, rank, data, model, callback)
+                run_epochs(config, rank, data, model, RunCallback(state, hooks))
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.unsaved:
             raise UserError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
@@ -110,32 +119,6 @@ def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
         return build_reader(config, "test", classes=train_reader.class_names)
     except NoDataError as error:
         raise UserError(f"{error}\n  for the evaluations; --mode=train trains without them") from None
-
-
-def build_hooks(config: Config, rank: Rank, data: TrainData, test: Reader | None, network: nn.Cell,
-                model: mindspore.Model, state: TrainState, folder: Path, signals: StopSignals) -> list[Hook]:
-    """What happens between steps, in the order in which it happens."""
-    info = ModelInfo.of(config, data.reader.class_names)
-    size = needed_bytes(state_parameters(model.train_network))
-    check_free_space(folder, size, "ckpt_path", "one save of this run")
-    saver = Saver(folder, config.on_save_error, size)
-    hooks = [Progress(config, rank, state.step), PlateauWarning(config), AverageStatistics(network, rank)]
-    if config.on_bad_image != "error":
-        hooks.append(LostImages(config, rank, data.reader))
-    if test is not None:
-        hooks.append(Evaluate(config, rank, network, test, saver, folder / "best.ckpt", info))
-    if rank.rank == 0:
-        hooks.append(MetricsLog(config, folder, saver, state.step, state.steps_per_epoch))
-    if rank.rank == 0 or not config.is_save_on_master:
-        hooks.append(SaveCheckpoints(config, rank, folder, network, info, saver))
-    agree_every = 1 if rank.world_size == 1 else read_every(config, rank)  # one rank has nobody to wait for
-    return [*hooks, SaveStates(config, rank, data, model, folder, saver, signals, first_step=state.step,
-                               agree_every=agree_every)]
-
-
-def read_every(config: Config, rank: Rank) -> int:
-    """Steps between two looks at the losses: on CPU they cost nothing, elsewhere each makes the host wait."""
-    return 1 if rank.device_target == "CPU" else config.log_interval
 
 
 def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Model, callback: RunCallback) -> None:

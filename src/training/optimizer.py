@@ -16,6 +16,8 @@ from src.utils.util import get_param_groups
 from src.weights.checkpoint import network_weights
 from src.weights.names import HEAD
 
+RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, if the head has a rate of its own
+MOMENTUM = "momentum"
 FROZEN_PARTS = {"features": "layers.*", "classifier": "classifier.*"}
 
 
@@ -42,6 +44,13 @@ def _split_head(groups: Sequence[dict], learning_rates: mindspore.Tensor) -> lis
         parts += [group | {"params": rest}] if rest else []
         parts += [group | {"params": head, "lr": learning_rates}] if head else []
     return parts
+
+
+def state_parameters(model: mindspore.Model) -> list[mindspore.Parameter]:
+    """Everything that a step changes. Tables of learning rates and the momentum are those of the run that goes on: a
+    longer one has longer tables."""
+    return [parameter for name, parameter in model.train_network.parameters_and_names()
+            if not parameter.name.startswith(RATE_TABLE) and parameter.name != MOMENTUM]
 
 
 def set_step(model: mindspore.Model, step: int) -> None:

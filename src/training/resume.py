@@ -21,7 +21,7 @@ from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
 from src.build import TrainData, amp_level, build_learning_rates
 from src.training.hooks import Saver
-from src.training.optimizer import set_step
+from src.training.optimizer import set_step, state_parameters
 from src.training.state import Hook, TrainState
 from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
@@ -32,8 +32,6 @@ from src.weights.checkpoint_file import Contents, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
-RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, if the head has a rate of its own
-MOMENTUM = "momentum"
 LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
@@ -91,13 +89,6 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
                             "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
 
 
-def state_parameters(train_network: mindspore.nn.Cell) -> list[mindspore.Parameter]:
-    """Everything that a step changes. Tables of learning rates and the momentum are those of the run that goes on: a
-    longer one has longer tables."""
-    return [parameter for name, parameter in train_network.parameters_and_names()
-            if not parameter.name.startswith(RATE_TABLE) and parameter.name != MOMENTUM]
-
-
 def is_moving_statistic(name: str) -> bool:
     return name.endswith((".moving_mean", ".moving_variance"))
 
@@ -116,11 +107,12 @@ class SaveStates(Hook):
     """Writes a state when it is due, on all ranks at the same step, and ends the run after a signal."""
 
     def __init__(self, config: Config, rank: Rank, data: TrainData, model: mindspore.Model, folder: Path, saver: Saver,
-                 signals: StopSignals, *, first_step: int, agree_every: int) -> None:
+                 signals: StopSignals, state: TrainState) -> None:
         self._config, self._rank, self._folder, self._saver, self._signals = config, rank, folder, saver, signals
-        self._parameters, self._run = state_parameters(model.train_network), describe_run(config, rank, data)
+        self._parameters, self._run = state_parameters(model), describe_run(config, rank, data)
         self._log = log_file(folder, config.log_name, rank.rank)
-        self._agree_every, self._last_step, self._last_save_s = agree_every, first_step, time.monotonic()
+        self._agree_every = 1 if rank.world_size == 1 else state.read_every  # one rank has nobody to wait for
+        self._last_step, self._last_save_s = state.step, time.monotonic()
 
     def after_all(self, state: TrainState) -> None:
         first, self._last_step = self._last_step + 1, state.step
@@ -263,7 +255,7 @@ def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, mode
     """Put model and state back to the point, and return what to log about it. UserError for another run."""
     now = describe_run(config, rank, data)
     lines = check_differences(point, now, force=config.resume_force)
-    restore(point, state_parameters(model.train_network), state, rank=rank.rank)
+    restore(point, state_parameters(model), state, rank=rank.rank)
     if (point.record["steps_per_epoch"], point.record["global_batch"]) != (now["steps_per_epoch"], now["global_batch"]):
         set_step(model, state.step)
         lines.append(f"an epoch had {point.record['steps_per_epoch']} steps of {point.record['global_batch']} images "

@@ -46,6 +46,7 @@ class TrainState:
     steps_per_epoch: int
     learning_rates: np.ndarray  # one per step of the whole run
     images_per_step: int  # over all ranks
+    read_every: int = 1  # steps between two looks at the losses: elsewhere than on CPU each makes the host wait
     step: int = 0  # finished steps of the whole run
     saved_step: int = 0  # of the newest resume state, 0 for none
     unsaved: list[str] = field(default_factory=list)  # what could not be written at the end of the run
@@ -108,14 +109,11 @@ class Hook:
 
 
 class RunCallback(Callback):
-    """Counts the steps that MindSpore reports, sunk or not, and calls the hooks.
+    """Counts the steps that MindSpore reports, sunk or not, and calls the hooks."""
 
-    Losses stay on the device for `read_every` steps: reading one makes the host wait for its step.
-    """
-
-    def __init__(self, state: TrainState, hooks: Sequence[Hook], *, read_every: int) -> None:
+    def __init__(self, state: TrainState, hooks: Sequence[Hook]) -> None:
         super().__init__()
-        self.state, self._hooks, self._read_every = state, hooks, read_every
+        self.state, self._hooks = state, hooks
         self._unread: list[tuple[int, int, Tensor]] = []  # (first step, last step, loss)
         self._reported = 0
         self._step_start = self._counted = time.perf_counter()  # the seconds of the epoch are counted up to there
@@ -131,7 +129,7 @@ class RunCallback(Callback):
         loss = params.net_outputs[0] if isinstance(params.net_outputs, (tuple, list)) else params.net_outputs
         self._unread.append((state.step + 1, state.step + advanced, loss))
         state.step += advanced
-        if state.epoch_ends or state.step_in_epoch % self._read_every == 0 or advanced > 1:
+        if state.epoch_ends or state.step_in_epoch % state.read_every == 0 or advanced > 1:
             self._read_losses()
         now = time.perf_counter()
         for pace in (state.epoch_pace, state.pace):

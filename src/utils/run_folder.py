@@ -43,7 +43,7 @@ def new_run_folder(root: Path, rank: Rank, suffix: str = "") -> Path:
 
 @contextmanager
 def open_run_folder(folder: Path, config: Config, rank: Rank, lines: Iterable[str], *, log_name: str,
-                    log_bytes: int | None = None, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+                    log_bytes: int | None = None, check: Callable[[], None] | None = None) -> Iterator[None]:
     """Lock the folder, open its log, and write down what this run is: config.yaml, `lines`.
 
     `log_bytes` is the length of a resumed run's log when its state was written: what follows happens again.
@@ -54,7 +54,8 @@ def open_run_folder(folder: Path, config: Config, rank: Rank, lines: Iterable[st
         lock = (folder / "run.lock").open("a+", encoding="utf-8")
         try:
             notes += _take(lock, folder)
-            check()
+            if check:
+                check()
             if left := remove_unfinished(folder):
                 notes.append(f"{left} unfinished file(s) of a killed run are removed")
         except UserError as error:

@@ -4,6 +4,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, wha
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
+from src.utils.files import write_atomically  # noqa: E402
 
 guard_this_machine()  # before a test imports MindSpore: the slow convolution also computes other last digits
 
@@ -45,6 +47,14 @@ def device() -> None:
     import mindspore
 
     mindspore.set_device("CPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Drawing curves takes longer than an epoch of most tests; runs in processes of their own draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.training.hooks.plot_curves", lambda out, *_: write_atomically(out, b""))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,11 @@ EVAL_COUNTS, EVAL_BATCH = (1, 65, 300), 64
 SAMPLE_COUNT, SAMPLE_BATCH = 50, 4  # 50 images: 2, 2 and 2 of them are left over with 1, 2 and 3 ranks
 GLOBAL_BATCH, STEPS = 32, 5
 PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--initialize_mode=KaimingNormal",
-         "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1")
+         "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1",
+         "--is_save_on_master=False")
 FULL = ("--mode=train_and_evaluate", "--synthetic_test_images=37", "--synthetic_train_images=50", "--batch_size=8",
-        "--max_epoch=2", "--lr_scale=linear", "--lr_base_batch=8", "--ckpt_interval_steps=1")
+        "--max_epoch=2", "--lr_scale=linear", "--lr_base_batch=8", "--ckpt_interval_steps=1",
+        "--is_save_on_master=False")
 
 
 def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
@@ -62,8 +64,7 @@ def samples(rank: Rank) -> dict[str, np.ndarray]:
 def train(root: Path, rank: Rank, *flags: str) -> None:
     from src.training import loop
 
-    config = get_config([*FLAGS, *flags, f"--ckpt_path={root}", "--is_save_on_master=False",
-                         f"--is_distributed={rank.world_size > 1}"])
+    config = get_config([*FLAGS, *flags, f"--ckpt_path={root}", f"--is_distributed={rank.world_size > 1}"])
     loop.train(config, StopSignals("train.py"))
 
 
@@ -79,7 +80,7 @@ def resume_last_step(folder: Path, rank: Rank) -> None:
                      *copy.glob("ckpt_*/*-2_*.ckpt")):
             path.unlink()
     from_rank_0([0], rank)  # the others wait for the copy
-    train(folder / "again", rank, *FULL, "--resume")
+    train(folder / "again", rank, *FULL, "--resume", "--is_save_on_master=True")
 
 
 def refused(task, *args: object) -> str:

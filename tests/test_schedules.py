@@ -102,3 +102,11 @@ def test_flags_make_the_rates_of_the_model_zoo_bit_for_bit(schedule):
     config = get_config([f"--lr_scheduler={schedule}", "--lr=0.3", "--lr_init=0.05", "--lr_max=0.3", "--max_epoch=6",
                          "--warmup_epochs=2", "--eta_min=0.01", "--T_max=6", "--lr_epochs=3,5", "--lr_gamma=0.1"])
     assert np.array_equal(build_learning_rates(config, 7), np.float32(model_zoo(schedule)))
+
+
+def test_rates_grow_with_the_global_batch_and_a_cut_run_keeps_its_schedule():
+    flags = ["--batch_size=16", "--lr_base_batch=8", "--max_epoch=3"]
+    plain, linear, cut = (build_learning_rates(get_config([*flags, *more]), 4, 3)
+                          for more in ([], ["--lr_scale=linear"], ["--max_train_steps=7"]))
+    np.testing.assert_allclose(linear, 6 * plain, rtol=1e-6)
+    assert np.array_equal(cut, plain[:7])

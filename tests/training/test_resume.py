@@ -22,12 +22,14 @@ from model_utils.errors import UserError
 from src.build import build_train_data
 from src.training import loop, resume
 from src.training.hooks import Saver
+from src.training.state import TrainState
 from src.utils import run_folder
 from src.weights.checkpoint_file import read_file
 
 STEPS = 5  # per epoch: 80 images in batches of 16
 FLAGS = (*TINY, "--batch_size=16", "--max_epoch=2", "--ckpt_interval=1", "--ckpt_interval_steps=3", "--log_interval=2",
          "--lr=0.02", "--warmup_epochs=1", "--head_lr_multiplier=5")
+PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the time
 LAST = f"0-2_{STEPS}.ckpt"
 HEAD = "classifier.6.weight"
 LOSS = re.compile(r"epoch: \d+ step: \d+, loss is .*")
@@ -69,6 +71,11 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
     return Reference(tmp_path_factory.mktemp("reference"), (*FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate"))
+
+
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("plain"), (*FLAGS, f"--data_dir={data}", *PLAIN))
 
 
 def weights(folder, name=LAST):
@@ -175,23 +182,23 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
 # --- which state
 
 
-def test_a_damaged_newest_state_falls_back_and_says_so(reference, tmp_path):
-    folder = reference.stopped_after(6, tmp_path)
+def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
+    folder = plain.stopped_after(6, tmp_path)
     newest = folder / "resume" / "step-00000006.state"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    out = reference.resumed(folder)
+    out = plain.resumed(folder)
     assert str(newest) in out and "after step 5" in out
-    assert_same_weights(folder, reference.folder)
+    assert_same_weights(folder, plain.folder)
 
 
-def test_without_a_good_state_a_run_begins_only_if_none_was_named(reference, tmp_path):
-    folder = reference.stopped_after(3, tmp_path / "damaged")
+def test_without_a_good_state_a_run_begins_only_if_none_was_named(plain, tmp_path):
+    folder = plain.stopped_after(3, tmp_path / "damaged")
     state = folder / "resume" / "step-00000003.state"
     state.write_bytes(b"")
-    err = reference.resumed(folder, status=2)
+    err = plain.resumed(folder, status=2)
     assert str(state) in err and "no good state" in err
-    assert str(tmp_path / "nowhere") in reference.resumed(tmp_path / "nowhere", status=2)
-    out = reference.resumed("newest", f"--ckpt_path={tmp_path / 'new'}", "--max_train_steps=1")
+    assert str(tmp_path / "nowhere") in plain.resumed(tmp_path / "nowhere", status=2)
+    out = plain.resumed("newest", f"--ckpt_path={tmp_path / 'new'}", "--max_train_steps=1")
     assert "nothing to resume" in out and only_folder(tmp_path / "new")
 
 
@@ -207,11 +214,11 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(reference, tmp_path):
     assert rows(folder) == rows(reference.folder) and not any(path.exists() for path in left)
 
 
-def test_a_run_that_was_taken_back_goes_on_from_there(reference, tmp_path):
-    folder = reference.stopped_after(9, tmp_path)
+def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
+    folder = plain.stopped_after(9, tmp_path)
     (folder / "resume" / "step-00000006.state").touch()  # times say nothing: a copy may not keep them
     assert resume._find(str(folder), tmp_path).step == 9
-    out = reference.resumed(folder / "resume" / "step-00000003.state", "--max_train_steps=4")
+    out = plain.resumed(folder / "resume" / "step-00000003.state", "--max_train_steps=4")
     assert "after step 3\n" in out and steps_of_states(folder) == [3, 4]
 
 
@@ -240,47 +247,42 @@ def test_a_state_is_no_checkpoint(reference, tmp_path):
 FIXED = ("--network=vgg13", "--num_classes=11", "--image_size=64", "--batch_norm=False", "--has_bias=True",
          "--include_top=False", "--width=0.25", "--average_pool=True", "--freeze=features")
 FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_rate=0.2", "--image_mean=0.1,0.1,0.1",
-             "--image_std=0.1,0.1,0.1", "--lr_scheduler=exponential", "--lr=0.1", "--lr_init=0.001",
-             "--lr_max=0.5", "--lr_epochs=1", "--lr_gamma=0.5", "--eta_min=0.001", "--T_max=1", "--warmup_epochs=0",
-             "--lr_scale=linear", "--lr_base_batch=7", "--momentum=0.5", "--use_nesterov=True", "--weight_decay=0.1",
-             "--loss_scale=2", "--amp_level=O2", "--label_smooth=False", "--label_smooth_factor=0.2",
-             "--pre_trained=other.ckpt", "--head_lr_multiplier=2", "--hflip=0.1", "--cutout=8", "--crop_pct=0.5",
-             "--interpolation=nearest", "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1", "--ratio=1,1")
+             "--image_std=0.1,0.1,0.1", "--lr_scheduler=exponential", "--lr=0.1 --lr_scheduler=exponential",
+             "--lr_init=0.001", "--lr_max=0.5", "--lr_epochs=1", "--lr_gamma=0.5", "--eta_min=0.001", "--T_max=1",
+             "--warmup_epochs=0", "--lr_scale=linear", "--lr_base_batch=7", "--momentum=0.5", "--use_nesterov=True",
+             "--weight_decay=0.1", "--loss_scale=2", "--amp_level=O2", "--label_smooth=True",
+             "--label_smooth_factor=0.2", "--pre_trained=other.ckpt", "--head_lr_multiplier=2", "--hflip=0.1",
+             "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--on_bad_image=replace", "--max_epoch=1",
+             "--scale=0.5,1", "--ratio=1,1")
 
 
 @pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])
 def test_a_different_run_is_refused_with_the_difference(reference, flags, forceable):
     point = resume._find(str(reference.folder), reference.folder.parent)
+    data = build_train_data(get_config(reference.flags), Rank())
     for flag in flags:
-        config = get_config([*reference.flags, flag])
-        now = resume.describe_run(config, Rank(), build_train_data(config, Rank()))
+        now = resume.describe_run(get_config([*reference.flags, *flag.split()]), Rank(), data)
         with pytest.raises(UserError) as error:
             resume.check_differences(point, now, force=not forceable)
         assert re.search(rf"^  {flag.strip('-').partition('=')[0]}: .*, now ", str(error.value), re.MULTILINE), flag
         assert ("--resume_force" in str(error.value)) == forceable
 
 
-def test_force_goes_on_with_other_rates_for_the_head_too(reference, tmp_path):
-    folder = reference.stopped_after(5, tmp_path)
-    assert "lr_max: 0.02, now 1e-09" in reference.resumed(folder, "--lr=1e-9", status=2)
+def test_force_goes_on_with_other_rates_for_the_head_too(plain, tmp_path):
+    folder = plain.stopped_after(5, tmp_path)
+    assert "lr_max: 0.02, now 1e-09" in plain.resumed(folder, "--lr=1e-9", status=2)
     before = read_file(folder / "resume" / "step-00000005.state", must_be_verified=True).arrays
-    out = reference.resumed(folder, "--lr=1e-9", "--max_epoch=3", "--resume_force")
+    out = plain.resumed(folder, "--lr=1e-9", "--max_epoch=3", "--resume_force")  # more epochs need no force
+    assert re.search(r"max_epoch was 2 and is 3: the .* step was (\S+) and is (\S+)", out).groups() == ("1e-09",) * 2
     assert "lr_max: 0.02, now 1e-09" in out and "not bit for bit" in out
     np.testing.assert_allclose(weights(folder, "0-3_5.ckpt")[HEAD], before[HEAD], atol=1e-6)
     assert [row[1] for row in rows(folder)[1:]] == ["5", "10", "15"]
 
 
-def test_more_epochs_need_no_force_and_name_the_rates(reference, tmp_path):
-    folder = reference.stopped_after(5, tmp_path)
-    line = re.search(r"max_epoch was 2 and is 3: the .* step was (\S+) and is (.+)",
-                     reference.resumed(folder, "--max_epoch=3", "--max_train_steps=6"))
-    assert line and float(line[1]) == float(line[2]) == pytest.approx(0.02)
-
-
-def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, tmp_path):
-    folder = reference.stopped_after(9, tmp_path)
-    assert "16, now 40" in reference.resumed(folder, "--batch_size=40", status=2)
-    out = reference.resumed(folder, "--batch_size=40", "--resume_force")
+def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(plain, tmp_path):
+    folder = plain.stopped_after(9, tmp_path)
+    assert "16, now 40" in plain.resumed(folder, "--batch_size=40", status=2)
+    out = plain.resumed(folder, "--batch_size=40", "--resume_force")
     assert "the run goes on from the end of epoch 1, which is step 2\n" in out
     assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
@@ -295,19 +297,19 @@ def test_a_forced_momentum_takes_effect_and_dropout_may_be_switched(reference, t
     assert not np.array_equal(weights(folder)[HEAD], weights(reference.folder)[HEAD])
 
 
-def test_an_epoch_that_the_end_of_the_run_cut_is_finished_by_a_longer_one(reference, tmp_path):
-    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=7")
+def test_an_epoch_that_the_end_of_the_run_cut_is_finished_by_a_longer_one(plain, tmp_path):
+    outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=7")
     folder = only_folder(tmp_path)
     assert outcome.status == 0 and [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "7"]]
-    reference.resumed(folder)
-    assert_same_weights(folder, reference.folder)
-    assert [row[:4] for row in rows(folder)] == [row[:4] for row in rows(reference.folder)]
+    plain.resumed(folder)
+    assert_same_weights(folder, plain.folder)
+    assert [row[:4] for row in rows(folder)] == [row[:4] for row in rows(plain.folder)]
 
 
 def test_other_classes_and_other_images_are_another_run(tmp_path):
     data = write_class_folders(tmp_path / "data", classes=("ant", "bee"), each=8, splits=("train",))
-    photos = Reference(tmp_path / "runs", (*FLAGS, f"--data_dir={data}", "--dataset=imagenet2012", "--num_classes=2",
-                                           "--batch_size=3", "--max_train_steps=1"))
+    photos = Reference(tmp_path / "runs", (*FLAGS, *PLAIN, f"--data_dir={data}", "--dataset=imagenet2012",
+                                           "--num_classes=2", "--batch_size=3", "--max_train_steps=1"))
     (data / "train" / "ant").rename(data / "train" / "cow")
     assert "0 was ant, now bee" in photos.resumed(photos.folder, status=2)
     (data / "train" / "cow").rename(data / "train" / "ant")
@@ -315,10 +317,10 @@ def test_other_classes_and_other_images_are_another_run(tmp_path):
     assert "training images: 16, now 15" in photos.resumed(photos.folder, status=2)
 
 
-def test_the_weights_that_the_run_began_with_are_not_needed_again(reference, tmp_path):
+def test_the_weights_that_the_run_began_with_are_not_needed_again(plain, tmp_path):
     begin = tmp_path / "begin.ckpt"
-    shutil.copy(reference.folder / "ckpt_0" / LAST, begin)
-    flags = [*reference.flags, f"--pre_trained={tmp_path}/*.ckpt"]
+    shutil.copy(plain.folder / "ckpt_0" / LAST, begin)
+    flags = [*plain.flags, f"--pre_trained={tmp_path}/*.ckpt"]
     whole = Reference(tmp_path / "whole", flags)
     begin.unlink()
     folder = whole.stopped_after(6, tmp_path / "again")
@@ -353,12 +355,12 @@ def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):
     assert len(folders) == 3 and set(tmp_path.iterdir()) == folders
 
 
-def test_a_log_of_another_name_is_not_cut(reference, tmp_path):
-    folder = reference.stopped_after(6, tmp_path)
+def test_a_log_of_another_name_is_not_cut(plain, tmp_path):
+    folder = plain.stopped_after(6, tmp_path)
     whole = (folder / "train.log").read_text() + 200 * "what else was in a long log\n"
     (folder / "train.log").write_text(whole)
     for name, steps in (("other.log", 7), ("train.log", 8)):
-        reference.resumed(folder, f"--log_name={name}", f"--max_train_steps={steps}")
+        plain.resumed(folder, f"--log_name={name}", f"--max_train_steps={steps}")
     assert (folder / "train.log").read_text().startswith(whole)
 
 
@@ -379,7 +381,8 @@ def full_disk(monkeypatch, fails) -> list[str]:
 @pytest.mark.parametrize(("policy", "status"), [("continue", 0), ("stop", 1)])
 def test_a_full_disk_is_reported_and_training_goes_on_if_asked_to(data, tmp_path, monkeypatch, policy, status):
     failures = full_disk(monkeypatch, lambda target, count: not target.endswith(".yaml") and count < 3)
-    outcome = run_main("train", *FLAGS, f"--data_dir={data}", f"--ckpt_path={tmp_path}", f"--on_save_error={policy}")
+    outcome = run_main("train", *FLAGS, *PLAIN, f"--data_dir={data}", f"--ckpt_path={tmp_path}",
+                       f"--on_save_error={policy}")
     assert outcome.status == status
     text = outcome.out + outcome.err
     assert "No space left on device; a save needs" in text and str(tmp_path) in text
@@ -389,18 +392,18 @@ def test_a_full_disk_is_reported_and_training_goes_on_if_asked_to(data, tmp_path
         assert [row[0] for row in rows(folder)] == ["epoch", "1", "2"] and (folder / "curves.png").is_file()
 
 
-def test_a_run_whose_end_could_not_be_saved_does_not_end_well(reference, tmp_path, monkeypatch):
+def test_a_run_whose_end_could_not_be_saved_does_not_end_well(plain, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         full_disk(patch, lambda target, _: target.endswith(LAST))
-        outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
+        outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}")
     folder = only_folder(tmp_path)
     assert outcome.status == 1 and LAST in outcome.err
     assert "step 9" in outcome.err and f"\n  python train.py --resume={folder}\n" in outcome.err
-    reference.resumed(folder)
-    assert_same_weights(folder, reference.folder)
+    plain.resumed(folder)
+    assert_same_weights(folder, plain.folder)
 
 
-def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
+def test_a_moved_log_costs_no_state(plain, tmp_path, monkeypatch):
     write = Saver.__call__
 
     def without_log(self, path, *args):
@@ -408,7 +411,7 @@ def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
         return write(self, path, *args)
 
     monkeypatch.setattr(Saver, "__call__", without_log)
-    outcome = run_main("train", *reference.flags, "--on_save_error=stop", f"--ckpt_path={tmp_path}",
+    outcome = run_main("train", *plain.flags, "--on_save_error=stop", f"--ckpt_path={tmp_path}",
                        "--max_train_steps=3")
     assert outcome.status == 0, outcome.err
 
@@ -416,10 +419,10 @@ def test_a_moved_log_costs_no_state(reference, tmp_path, monkeypatch):
 # --- when losses are read, and when states are written
 
 
-def test_states_hold_every_loss_even_if_losses_are_seldom_read(reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "read_every", lambda config, rank: 100)
+def test_states_hold_every_loss_even_if_losses_are_seldom_read(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "TrainState", lambda *args, **more: TrainState(*args, **more | {"read_every": 100}))
     monkeypatch.setattr(resume, "KEPT_STATES", 100)
-    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=4",
+    outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=4",
                        "--ckpt_interval_minutes=0.0000001")
     assert outcome.status == 0, outcome.err
     folder = only_folder(tmp_path)
@@ -433,7 +436,7 @@ def test_a_broken_test_image_ends_the_run_after_its_state_is_saved(tmp_path):
     broken = sorted((data / "val").rglob("*.png"))[0]
     whole = broken.read_bytes()
     broken.write_bytes(b"")
-    flags = (*TINY, "--dataset=imagenet2012", f"--data_dir={data}", "--num_classes=3", "--batch_size=8",
+    flags = (*TINY, *PLAIN, "--dataset=imagenet2012", f"--data_dir={data}", "--num_classes=3", "--batch_size=8",
              "--max_epoch=2", "--ckpt_interval=5", "--mode=train_and_evaluate", f"--ckpt_path={tmp_path / 'runs'}")
     outcome = run_main("train", *flags)
     assert outcome.status == 2 and broken.name in outcome.err and "Traceback" not in outcome.err

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import mindspore
 import numpy as np
 import pytest
-from helpers import TINY, run_main
+from helpers import TINY
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.build import ModelLoader, amp_level, build_learning_rates, build_loss, build_model, build_network
+from src.build import amp_level, build_loss, build_model, build_network
 from src.evaluation.evaluate import Evaluation
 from src.evaluation.metrics import Counts
 from src.training import hooks as hooks_module
@@ -119,7 +119,7 @@ def test_sunk_steps_end_with_the_run(start, total, calls):
     assert model.calls == calls and state.step == total
 
 
-# --- loss and learning rates
+# --- the loss
 
 
 @pytest.mark.parametrize(("flags", "smoothing"), [
@@ -133,18 +133,6 @@ def test_label_smoothing_reaches_the_loss(flags, smoothing):
     expected = -(target * (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))).sum(axis=1).mean()
     loss = build_loss(config(*flags))(mindspore.Tensor(logits), mindspore.Tensor(labels))
     assert float(loss.asnumpy()) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(("flags", "rates"), [
-    (("--lr_scheduler=step", "--lr_init=0.02", "--lr_max=0.3", "--warmup_epochs=1"), {0: 0.02, 10: 0.3}),
-    (("--lr_scheduler=multi_step", "--lr=0.4", "--lr_epochs=1,2", "--lr_gamma=0.1"), {0: 0.4, 10: 0.04, 29: 0.004}),
-    (("--lr_scheduler=exponential", "--lr=0.4", "--lr_epochs=2", "--warmup_epochs=1"), {0: 0.04, 9: 0.4, 20: 0.04}),
-    (("--lr_scheduler=cosine_annealing", "--lr=0.4", "--eta_min=0.1", "--T_max=2"), {0: 0.4, 10: 0.25, 29: 0.1}),
-    (("--lr_scheduler=cosine_annealing", "--lr=0.4", "--batch_size=16", "--lr_scale=linear", "--lr_base_batch=8"),
-     {0: 2.4})])  # 16 on 3 ranks is 6 times the base
-def test_every_schedule_has_its_keys(flags, rates):
-    found = build_learning_rates(config("--max_epoch=3", "--warmup_epochs=0", *flags), 10, 3)
-    assert len(found) == 30 and {step: found[step] for step in rates} == pytest.approx(rates, rel=1e-5)
 
 
 # --- between the steps
@@ -167,8 +155,9 @@ def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_ep
           start: int = 0) -> TrainState:
     """What MindSpore does with the callback when it reports every `per_call` steps with the last one's loss."""
     total = start + len(losses) * per_call
-    state = TrainState(steps_per_epoch, np.linspace(0.1, 0.01, total, dtype=np.float32), 8, step=start)
-    callback = RunCallback(state, hooks, read_every=read_every)
+    rates = np.linspace(0.1, 0.01, total, dtype=np.float32)
+    state = TrainState(steps_per_epoch, rates, 8, read_every=read_every, step=start)
+    callback = RunCallback(state, hooks)
     params = SimpleNamespace(cur_step_num=0, net_outputs=None)
     context = SimpleNamespace(original_args=lambda: params, request_stop=lambda: None)
     callback.on_train_begin(context)
@@ -199,6 +188,10 @@ def test_divergence_names_the_step_and_its_rate(bad):
         drive([2, bad, 2], per_call=5, steps_per_epoch=20, read_every=100)
 
 
+def progress(log_interval: int) -> Progress:
+    return Progress(config(f"--log_interval={log_interval}"), CPU, TrainState(1, RATES, 8))
+
+
 def loss_lines(capsys) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if "loss is" in line]
 
@@ -206,14 +199,14 @@ def loss_lines(capsys) -> list[str]:
 @pytest.mark.parametrize("read_every", [1, 2])
 def test_a_loss_line_shows_the_loss_of_its_own_step(capsys, read_every):
     set_up_logging()
-    drive([1, 2, 3, 4, 5, 6], Progress(config("--log_interval=2"), CPU, 0), steps_per_epoch=3, read_every=read_every)
+    drive([1, 2, 3, 4, 5, 6], progress(2), steps_per_epoch=3, read_every=read_every)
     assert loss_lines(capsys) == ["epoch: 1 step: 2, loss is 2.000000", "epoch: 1 step: 3, loss is 3.000000",
                                   "epoch: 2 step: 2, loss is 5.000000", "epoch: 2 step: 3, loss is 6.000000"]
 
 
 def test_sunk_steps_print_a_line_when_the_interval_was_passed(capsys):
     set_up_logging()
-    drive([1, 2, 3, 4], Progress(config("--log_interval=4"), ASCEND, 0), per_call=3, steps_per_epoch=12, read_every=100)
+    drive([1, 2, 3, 4], progress(4), per_call=3, steps_per_epoch=12, read_every=100)
     assert loss_lines(capsys) == ["epoch: 1 step: 6, loss is 2.000000", "epoch: 1 step: 9, loss is 3.000000",
                                   "epoch: 1 step: 12, loss is 4.000000"]
 
@@ -230,7 +223,7 @@ def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps
 
 
 def metrics_log(folder: Path, first_step: int) -> MetricsLog:
-    return MetricsLog(config(), folder, Saver(folder, "stop", 0), first_step, steps_per_epoch=2)
+    return MetricsLog(config(), folder, Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
 
 
 def metrics_rows(folder: Path) -> list[list[str]]:
@@ -245,11 +238,11 @@ def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
     assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "4", "1"]]
 
 
-@pytest.mark.parametrize("damage", ["", "epoch,step\n", "\x00" * 40, ",".join(METRICS) + "\n1,2"])
-def test_a_metrics_file_that_a_power_failure_cut_short_is_written_again(tmp_path, damage):
-    (tmp_path / "metrics.csv").write_text(damage)
-    drive([3, 3], metrics_log(tmp_path, 0), steps_per_epoch=2)
-    assert metrics_rows(tmp_path) == [["epoch", "step", "loss"], ["1", "2", "3"]]
+def test_a_metrics_file_that_a_power_failure_cut_short_is_written_again(tmp_path):
+    for damage in ("", "epoch,step\n", "\x00" * 40, ",".join(METRICS) + "\n1,2"):
+        (tmp_path / "metrics.csv").write_text(damage)
+        drive([3, 3], metrics_log(tmp_path, 0), steps_per_epoch=2)
+        assert metrics_rows(tmp_path) == [["epoch", "step", "loss"], ["1", "2", "3"]]
 
 
 def test_a_best_checkpoint_that_could_not_be_saved_does_not_keep_out_the_next(tmp_path, monkeypatch):
@@ -263,7 +256,7 @@ def test_a_best_checkpoint_that_could_not_be_saved_does_not_keep_out_the_next(tm
         return Evaluation(Counts(10, next(accuracies), 10, np.zeros(10, int), np.zeros((10, 10), int)), 1.0)
 
     monkeypatch.setattr(hooks_module, "evaluate_and_log", evaluate)
-    drive([3, 2, 1], Evaluate(config(), CPU, None, None, save, tmp_path / "best.ckpt", None), steps_per_epoch=1)
+    drive([3, 2, 1], Evaluate(config(), CPU, None, None, tmp_path, None, save), steps_per_epoch=1)
     assert saved == [False, True]
 
 
@@ -284,51 +277,38 @@ def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
     assert sorted(path.name for path in own.iterdir()) == ["0-10_1.ckpt", "0-11_1.ckpt", *copies]
 
 
-@pytest.mark.parametrize(("flag", "saving"), [("--is_save_on_master=1", [0]), ("--is_save_on_master=0", [0, 1])])
-def test_is_save_on_master_leaves_checkpoints_to_rank_0(tmp_path, flag, saving):
-    settings = config(flag, "--dataset=synthetic", "--batch_size=4")
-    data, made = loop.build_train_data(settings, CPU), model(flag)
-    state = TrainState(data.steps_per_epoch, RATES, 8)
-    made_by = [rank for rank in (0, 1) for hook in loop.build_hooks(
-        settings, Rank(rank, 2), data, None, made._network, made, state, tmp_path, StopSignals("train.py"))
-        if isinstance(hook, SaveCheckpoints)]
-    assert made_by == saving
-
-
 # --- when states are saved
 
 
-def save_states(monkeypatch, folder: Path, *flags: str, agree_every: int = 1, first_step: int = 0,
+def save_states(monkeypatch, folder: Path, *flags: str, read_every: int = 1, first_step: int = 0,
                 world_size: int = 1) -> tuple[resume.SaveStates, list[int]]:
     """The hook, and the steps after which it saved."""
     saved = []
-    monkeypatch.setattr(resume, "state_parameters", lambda network: [])
+    monkeypatch.setattr(resume, "state_parameters", lambda model: [])
     monkeypatch.setattr(resume, "describe_run", lambda *args: {})
-    hook = resume.SaveStates(config("--ckpt_interval=1", *flags), Rank(0, world_size), None,
-                             SimpleNamespace(train_network=None), folder,
+    hook = resume.SaveStates(config("--ckpt_interval=1", *flags), Rank(0, world_size), None, None, folder,
                              lambda path, write, parameters, state, *args: saved.append(state.step) is None,
-                             StopSignals("train.py"), first_step=first_step, agree_every=agree_every)
+                             StopSignals("train.py"), TrainState(1, RATES, 8, read_every=read_every, step=first_step))
     return hook, saved
 
 
 @pytest.mark.parametrize(("first", "calls", "per_call", "expected"), [
     (0, 3, 125, [125, 250, 375]), (125, 1, 125, [250]), (200, 3, 40, [320])])
 def test_a_state_that_is_due_within_a_sink_is_saved_at_its_end(tmp_path, monkeypatch, first, calls, per_call, expected):
-    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_steps=100", first_step=first, agree_every=1000)
+    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_steps=100", first_step=first, read_every=1000)
     drive([1] * calls + [1], hook, per_call=per_call, steps_per_epoch=10_000, start=first)
     assert saved[:len(expected)] == expected
 
 
 @pytest.mark.parametrize("saved_everywhere", [True, False])
-def test_states_by_the_clock_and_old_ones_go_when_all_ranks_have_the_new(tmp_path, monkeypatch, saved_everywhere):
-    seconds, removed = iter((0, 0, 59, 61, 61, 62, 122, 122, 123, 123)), []
-    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+def test_old_states_go_only_when_all_ranks_have_the_new_one(tmp_path, monkeypatch, saved_everywhere):
+    removed = []
     monkeypatch.setattr(resume, "sum_integers",
                         lambda values, size: np.asarray(values) * (size if saved_everywhere else 1))
     monkeypatch.setattr(resume, "remove_old_states", lambda folder, step: removed.append(step))
-    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_minutes=1", world_size=2)
-    drive([1] * 6, hook, steps_per_epoch=100)
-    assert saved == [3, 5, 6] and removed == ([3, 5, 6] if saved_everywhere else [])  # the last: the end of the run
+    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_steps=3", world_size=2)
+    drive([1] * 7, hook, steps_per_epoch=100)
+    assert saved == [3, 6, 7] and removed == ([3, 6, 7] if saved_everywhere else [])  # the last: the end of the run
 
 
 def test_pace_leaves_out_the_steps_to_skip():
@@ -351,12 +331,3 @@ def test_time_between_steps_is_not_counted(monkeypatch):
                 next(now)
 
     assert drive([1] * 8, Slow(), steps_per_epoch=8).pace.seconds_per_step < 5  # the hook alone took 20
-
-
-def test_normalisation_goes_with_the_checkpoint(tmp_path):
-    done = run_main("train", *TINY, "--image_mean=0.1,0.2,0.3", "--image_std=0.4,0.5,0.6", "--dataset=synthetic",
-                    "--max_train_steps=1", "--batch_size=4", f"--ckpt_path={tmp_path / 'runs'}")
-    assert done.status == 0, done.err
-    (checkpoint,) = tmp_path.rglob("0-*.ckpt")
-    found = ModelLoader(config(), CPU).load(checkpoint).config
-    assert found.preset[1:3] == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

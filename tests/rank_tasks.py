@@ -23,7 +23,6 @@ from src.utils.signals import StopSignals  # noqa: E402
 
 FLAGS = (*TINY, "--dataset=synthetic", "--num_parallel_workers=1", "--warmup_epochs=0", "--log_interval=1")
 EVAL_COUNTS, EVAL_BATCH = (1, 65, 300), 64
-SAMPLE_COUNT, SAMPLE_BATCH = 50, 4  # 50 images: 2, 2 and 2 of them are left over with 1, 2 and 3 ranks
 GLOBAL_BATCH, STEPS = 32, 5
 PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--initialize_mode=KaimingNormal",
          "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1",
@@ -45,20 +44,6 @@ def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
         (evaluation,) = evaluate_checkpoints(config).values()
         results[f"counts_{count}"] = evaluation.counts.to_array()
     return results
-
-
-def samples(rank: Rank) -> dict[str, np.ndarray]:
-    """The numbers of the images that this rank trains on, epoch by epoch."""
-    from src.build import build_train_data
-
-    data = build_train_data(get_config([*FLAGS, f"--synthetic_train_images={SAMPLE_COUNT}",
-                                        f"--batch_size={SAMPLE_BATCH}"]), rank)
-    data.reader.labels = np.arange(SAMPLE_COUNT, dtype=np.int32)
-    found = {}
-    for epoch in (0, 1):
-        rows = data.dataset(epoch).create_tuple_iterator(num_epochs=1, output_numpy=True)
-        found[f"samples_{epoch}"] = np.concatenate([labels for _, labels in rows])
-    return found
 
 
 def train(root: Path, rank: Rank, *flags: str) -> None:
@@ -113,7 +98,7 @@ def talk(rank: Rank) -> dict[str, np.ndarray]:
 
 
 def main(folder: Path, rank: Rank) -> None:
-    results = evaluate_counts(folder, rank) | samples(rank) | talk(rank)
+    results = evaluate_counts(folder, rank) | talk(rank)
     if GLOBAL_BATCH % rank.world_size == 0:
         train(folder / "plain", rank, *PLAIN, f"--batch_size={GLOBAL_BATCH // rank.world_size}")
     train(folder / "full", rank, *FULL)

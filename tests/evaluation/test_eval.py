@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """eval.py: which checkpoints it takes, what it prints and what it leaves behind."""
 
-import contextlib
 import csv
-import importlib
-import io
 import json
 import os
 import re
@@ -197,21 +194,6 @@ def test_few_classes_have_a_smaller_k(tmp_path, names, lines):
     for _, hits, total, percent in found:
         assert int(total) == 2 * len(names) and percent == f"{100 * int(hits) / int(total):.2f}"
     assert "result: " not in outcome.out  # this line is CIFAR-10's
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("stream, has_bar", [(Terminal(), True), (io.StringIO(), False)])
-def test_a_bar_on_a_terminal_and_plain_lines_elsewhere(data, checkpoints, tmp_path, stream, has_bar):
-    with contextlib.redirect_stdout(stream):
-        status = importlib.import_module("eval").main([*TINY[-1:], f"--data_dir={data}", "--per_batch_size=16",
-                                                       f"--pre_trained={checkpoints[0]}", f"--ckpt_path={tmp_path}"])
-    text = stream.getvalue()
-    assert status == 0 and [k for k, *_ in LINE.findall(text)] == ["1", "5"]
-    assert ("evaluating:" in text, f"/{TEST_COUNT} [" in text, "\r" in text) == (has_bar,) * 3
 
 
 # --- what is left behind

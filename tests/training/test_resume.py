@@ -21,7 +21,6 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from src.build import build_train_data
 from src.training import loop, resume
-from src.training.hooks import Saver
 from src.training.state import TrainState
 from src.utils import run_folder
 from src.weights.checkpoint_file import read_file
@@ -403,22 +402,6 @@ def test_a_run_whose_end_could_not_be_saved_does_not_end_well(plain, tmp_path, m
     assert_same_weights(folder, plain.folder)
 
 
-def test_a_moved_log_costs_no_state(plain, tmp_path, monkeypatch):
-    write = Saver.__call__
-
-    def without_log(self, path, *args):
-        (path.parent.parent / "train.log").unlink(missing_ok=True)
-        return write(self, path, *args)
-
-    monkeypatch.setattr(Saver, "__call__", without_log)
-    outcome = run_main("train", *plain.flags, "--on_save_error=stop", f"--ckpt_path={tmp_path}",
-                       "--max_train_steps=3")
-    assert outcome.status == 0, outcome.err
-
-
-# --- when losses are read, and when states are written
-
-
 def test_states_hold_every_loss_even_if_losses_are_seldom_read(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "TrainState", lambda *args, **more: TrainState(*args, **more | {"read_every": 100}))
     monkeypatch.setattr(resume, "KEPT_STATES", 100)
@@ -429,19 +412,3 @@ def test_states_hold_every_loss_even_if_losses_are_seldom_read(plain, tmp_path, 
     assert steps_of_states(folder) == [1, 2, 3, 4]  # by the clock
     state = read_file(folder / "resume" / "step-00000003.state", must_be_verified=True)
     assert len(state.arrays["run.losses"]) == 3
-
-
-def test_a_broken_test_image_ends_the_run_after_its_state_is_saved(tmp_path):
-    data = write_class_folders(tmp_path / "data", each=8)
-    broken = sorted((data / "val").rglob("*.png"))[0]
-    whole = broken.read_bytes()
-    broken.write_bytes(b"")
-    flags = (*TINY, *PLAIN, "--dataset=imagenet2012", f"--data_dir={data}", "--num_classes=3", "--batch_size=8",
-             "--max_epoch=2", "--ckpt_interval=5", "--mode=train_and_evaluate", f"--ckpt_path={tmp_path / 'runs'}")
-    outcome = run_main("train", *flags)
-    assert outcome.status == 2 and broken.name in outcome.err and "Traceback" not in outcome.err
-    folder = only_folder(tmp_path / "runs")
-    assert steps_of_states(folder) == [3]
-    broken.write_bytes(whole)
-    outcome = run_main("train", *flags, "--resume")
-    assert outcome.status == 0 and (folder / "best.ckpt").is_file(), outcome

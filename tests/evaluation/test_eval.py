@@ -17,8 +17,8 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.schema import DATASETS
 from src import build
-from src.data.build_data import build_reader
 from src.evaluation.evaluate import evaluate as evaluate_network
+from src.training.loop import build_test_reader
 from src.weights.checkpoint import find_checkpoints, save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -176,8 +176,9 @@ def test_flags_and_data_that_do_not_fit_are_refused(data, checkpoints, tmp_path)
 def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
     """Or a run would go on without dropout, and with BatchNorm frozen."""
     network = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 32 * 32, 10)).set_train(training)
-    config = get_config([*TINY, f"--data_dir={data}", "--per_batch_size=16"])
-    assert evaluate_network(config, Rank(), network, build_reader(config, "test")).counts.seen == TEST_COUNT
+    config = get_config([*TINY, f"--data_dir={data}", "--per_batch_size=16", "--mode=train_and_evaluate"])
+    reader = build_test_reader(config, build.build_train_data(config, Rank()).reader)
+    assert evaluate_network(config, Rank(), network, reader).counts.seen == TEST_COUNT
     assert network.training is training
 
 

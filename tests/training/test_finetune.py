@@ -8,10 +8,9 @@ from typing import NamedTuple
 import mindspore
 import numpy as np
 import pytest
-from foreign_files import torchvision, write_pth
 from helpers import TINY, Outcome, only_folder, run_main, write_class_folders
 from mindspore import nn
-from reference_vgg import random_vgg
+from safetensors.numpy import save_file
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -54,11 +53,34 @@ class Bench(NamedTuple):
         return outcome.err
 
 
+def write_torchvision(path: Path, *, classes: int = 7, map_side: int = 2, hidden: int = 512,
+                      channels: tuple[int, ...] = (8, 16, 32, 64, 64)) -> Path:
+    """A narrow vgg11_bn with random weights, under the names of torchvision."""
+    random, arrays, index, before = np.random.RandomState(0), {}, 0, 3
+
+    def draw(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+
+    for convolutions, after in zip((1, 1, 2, 2, 2), channels, strict=True):
+        for _ in range(convolutions):
+            arrays[f"features.{index}.weight"] = draw(after, before, 3, 3)
+            for name, value in ((f"{index}.bias", 0), (f"{index + 1}.weight", 1), (f"{index + 1}.bias", 0),
+                                (f"{index + 1}.running_mean", 0), (f"{index + 1}.running_var", 1)):
+                arrays[f"features.{name}"] = np.full(after, value, np.float32)
+            index, before = index + 3, after
+        index += 1
+    for index, fan_in, fan_out in ((0, before * map_side**2, hidden), (3, hidden, hidden), (6, hidden, classes)):
+        arrays[f"classifier.{index}.weight"] = draw(fan_out, fan_in)
+        arrays[f"classifier.{index}.bias"] = np.zeros(fan_out, np.float32)
+    save_file(arrays, path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     folder = tmp_path_factory.mktemp("bench")
     write_class_folders(folder / "data", classes=CLASSES, each=14)
-    file = write_pth(folder / "vgg11_bn.pth", torchvision(random_vgg("vgg11", batch_norm=True)))
+    file = write_torchvision(folder / "vgg11_bn.safetensors")
     return Bench(file, (
         "--dataset=imagenet2012", f"--data_dir={folder / 'data'}", "--num_classes=3", "--image_size=64", "--lr=0.01",
         "--batch_size=14", "--max_epoch=1", "--device_target=CPU", "--graph_mode=False", f"--pre_trained={file}"))
@@ -98,7 +120,7 @@ def test_frozen_features_keep_their_bits_while_training_and_evaluating(bench, tm
 def test_a_frozen_classifier_keeps_its_head_and_nothing_frozen_moves_all(bench, tmp_path):
     assert bench.train(tmp_path / "all", TEN_STEPS).status == 0
     assert moved(bench.file, tmp_path / "all") >= movable(bench.file)
-    file = write_pth(tmp_path / "three.pth", torchvision(random_vgg("vgg11", batch_norm=True, classes=3)))
+    file = write_torchvision(tmp_path / "three.safetensors", classes=3)
     outcome = bench.train(tmp_path / "runs", f"--pre_trained={file}", "--freeze=classifier")
     assert outcome.status == 0, outcome
     changed = moved(file, tmp_path / "runs")
@@ -164,7 +186,7 @@ def test_the_head_learns_faster_by_the_multiplier(bench, tmp_path):
         wanted = 10 * difference if name.startswith("classifier.6") else difference
         assert difference.any() or name.endswith("bias")
         np.testing.assert_allclose(faster[name], wanted, atol=1e-6, err_msg=name)
-    file = write_pth(tmp_path / "three.pth", torchvision(random_vgg("vgg11", batch_norm=True, classes=3)))
+    file = write_torchvision(tmp_path / "three.safetensors", classes=3)
     assert "head_lr_multiplier: is 5" in bench.refused(
         tmp_path / "runs", "--head_lr_multiplier=5", "--freeze=classifier", f"--pre_trained={file}")
 
@@ -175,8 +197,7 @@ def test_the_head_learns_faster_by_the_multiplier(bench, tmp_path):
 def test_images_of_another_size_get_a_new_classifier_or_are_pooled(bench, tmp_path):
     outcome = bench.train(tmp_path / "new", "--image_size=96")
     assert "loaded: 48 of the network's 54 tensors" in outcome.out and outcome.status == 0, outcome
-    file = write_pth(tmp_path / "seven.pth", torchvision(random_vgg(
-        "vgg11", batch_norm=True, map_side=7, channels=(8, 8, 8, 8, 8), hidden=64)))
+    file = write_torchvision(tmp_path / "seven.safetensors", map_side=7, channels=(8, 8, 8, 8, 8), hidden=64)
     plain = bench.train(tmp_path / "plain", f"--pre_trained={file}")
     assert "--average_pool=True keeps it" in plain.out and plain.status == 0, plain
     pooled = bench.train(tmp_path / "pooled", f"--pre_trained={file}", "--average_pool", "--mode=train_and_evaluate")

@@ -23,13 +23,11 @@ from helpers import ROOT, only_folder, write_class_folders
 from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN
 
 from model_utils.config import get_config
-from model_utils.device_adapter import set_up_device
-from src.build import build_network
-from src.data.build_data import build_reader
+from model_utils.device_adapter import Rank, set_up_device
+from src.build import build_network, build_train_data
 from src.evaluation.metrics import Counts
 from src.training.resume import _find
 from src.weights.checkpoint import save_checkpoint
-from src.weights.checkpoint_file import read_file
 from src.weights.model_info import ModelInfo
 
 LOSS = re.compile(r"epoch: \d+ step: \d+, loss is \S+")
@@ -74,7 +72,7 @@ class Ranks(NamedTuple):
     def weights(self, name: str, rank: int = 0) -> dict[str, np.ndarray]:
         """The last checkpoint that this rank wrote in a run of `rank_tasks`."""
         written = (only_folder(self.folder / name) / f"ckpt_{rank}").glob("*.ckpt")
-        return read_file(max(written)).arrays
+        return {name: value.asnumpy() for name, value in mindspore.load_checkpoint(str(max(written))).items()}
 
 
 def make_network(*flags: str):
@@ -86,12 +84,12 @@ def make_network(*flags: str):
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
     """A checkpoint whose answers are spread over the classes, so that an image lost or doubled shows."""
-    config, network = make_network(*PLAIN, "--synthetic_test_images=1000")
+    config, network = make_network(*PLAIN, "--synthetic_train_images=100")
     head = {parameter.name: parameter for parameter in network.trainable_params()}
     shape = head["classifier.6.weight"].shape
     head["classifier.6.weight"].set_data(mindspore.Tensor(np.random.RandomState(0).randn(*shape), mindspore.float32))
-    reader = build_reader(config, "test")
-    images = ((reader.images[:100] / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
+    reader = build_train_data(config, Rank()).reader
+    images = ((reader.images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
     mean = network(mindspore.Tensor(images, mindspore.float32)).asnumpy().mean(axis=0)
     head["classifier.6.bias"].set_data(mindspore.Tensor(-mean))
     path = tmp_path_factory.mktemp("given") / "given.ckpt"

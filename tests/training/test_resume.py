@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
 from helpers import ROOT, TINY, only_folder, run_main, run_python, write_cifar10, write_class_folders
@@ -23,7 +24,6 @@ from src.build import build_train_data
 from src.training import loop, resume
 from src.training.state import TrainState
 from src.utils import run_folder
-from src.weights.checkpoint_file import read_file
 
 STEPS = 5  # per epoch: 80 images in batches of 16
 FLAGS = (*TINY, "--batch_size=16", "--max_epoch=2", "--ckpt_interval=1", "--ckpt_interval_steps=3", "--log_interval=2",
@@ -78,7 +78,12 @@ def plain(data, tmp_path_factory):
 
 
 def weights(folder, name=LAST):
-    return read_file(folder / "ckpt_0" / name, must_be_verified=True).arrays
+    return {key: value.asnumpy() for key, value in mindspore.load_checkpoint(str(folder / "ckpt_0" / name)).items()}
+
+
+def state_of(folder, step):
+    """The arrays of a state."""
+    return resume._find(str(resume.state_file(folder, step)), folder).contents.arrays
 
 
 def assert_same_weights(one, other, name=LAST):
@@ -270,7 +275,7 @@ def test_a_different_run_is_refused_with_the_difference(reference, flags, forcea
 def test_force_goes_on_with_other_rates_for_the_head_too(plain, tmp_path):
     folder = plain.stopped_after(5, tmp_path)
     assert "lr_max: 0.02, now 1e-09" in plain.resumed(folder, "--lr=1e-9", status=2)
-    before = read_file(folder / "resume" / "step-00000005.state", must_be_verified=True).arrays
+    before = state_of(folder, 5)
     out = plain.resumed(folder, "--lr=1e-9", "--max_epoch=3", "--resume_force")  # more epochs need no force
     assert re.search(r"max_epoch was 2 and is 3: the .* step was (\S+) and is (\S+)", out).groups() == ("1e-09",) * 2
     assert "lr_max: 0.02, now 1e-09" in out and "not bit for bit" in out
@@ -285,8 +290,7 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(plain, tmp_
     assert "the run goes on from the end of epoch 1, which is step 2\n" in out
     assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
-    state = read_file(folder / "resume" / "step-00000004.state", must_be_verified=True)
-    assert state.arrays["global_step"].item() == 4  # where the optimizer looks up its next rate
+    assert state_of(folder, 4)["global_step"].item() == 4  # where the optimizer looks up its next rate
 
 
 def test_a_forced_momentum_takes_effect_and_dropout_may_be_switched(reference, tmp_path):
@@ -410,5 +414,4 @@ def test_states_hold_every_loss_even_if_losses_are_seldom_read(plain, tmp_path, 
     assert outcome.status == 0, outcome.err
     folder = only_folder(tmp_path)
     assert steps_of_states(folder) == [1, 2, 3, 4]  # by the clock
-    state = read_file(folder / "resume" / "step-00000003.state", must_be_verified=True)
-    assert len(state.arrays["run.losses"]) == 3
+    assert len(state_of(folder, 3)["run.losses"]) == 3

@@ -11,7 +11,7 @@ import pytest
 
 # MindSpore reads it when it is imported; 3 = errors only.
 os.environ.setdefault("GLOG_v", "3")
-os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, whatever stands between this and others
+os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, whatever is between this and others
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def signals_are_heard() -> None:
+def signals_are_noticed() -> None:
     """Whoever runs the tests under nohup or in the background of a script ignores signals; what they start does not."""
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -49,8 +49,19 @@ def device() -> None:
     mindspore.set_device("CPU")
 
 
+@pytest.fixture(scope="module")
+def graph_mode() -> Iterator[None]:
+    """For tests that call networks themselves: a run may have left the other mode, and gets its own back."""
+    import mindspore
+
+    before = mindspore.get_context("mode")
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    yield
+    mindspore.set_context(mode=before)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def no_curves() -> Iterator[None]:
+def no_curves(device) -> Iterator[None]:
     """Drawing curves takes longer than an epoch of most tests; runs in processes of their own draw them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("src.training.hooks.plot_curves", lambda out, *_: write_atomically(out, b""))

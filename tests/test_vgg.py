@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network: sizes, names, values, gradients, learning, and what it refuses. Narrow networks compile fast."""
 
-from collections.abc import Iterator
-
 import mindspore
 import numpy as np
 import pytest
@@ -12,14 +10,7 @@ from src.crossentropy import CrossEntropy
 from src.vgg import VGG, stages, vgg11, vgg13, vgg16, vgg19
 
 SMALL = {"image_size": (32, 32), "width": 0.125}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def graph_mode() -> Iterator[None]:
-    before = mindspore.get_context("mode")
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    yield
-    mindspore.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 def images(count: int, size: tuple[int, int] = (32, 32)) -> Tensor:

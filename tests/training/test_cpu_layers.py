@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training on CPU does in its own way: dropout that repeats, convolutions of small maps, Nesterov momentum."""
 
-from collections.abc import Iterator
-
 import mindspore
 import numpy as np
 import pytest
@@ -18,14 +16,7 @@ from src.vgg import vgg16
 CPU, ASCEND = Rank(), Rank(device_target="Ascend")
 ONES = Tensor(np.ones((64, 512), np.float32))
 COUNT = ONES.size
-
-
-@pytest.fixture(autouse=True, scope="module")
-def graph_mode() -> Iterator[None]:
-    before = mindspore.get_context("mode")
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    yield
-    mindspore.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 # --- dropout

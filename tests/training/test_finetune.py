@@ -23,15 +23,8 @@ from src.weights.load import read_weights
 
 CLASSES = ("ant", "bee", "cow")
 TEN_STEPS = "--batch_size=4"  # of 14 images each of three classes
+pytestmark = pytest.mark.usefixtures("graph_mode")
 CLASSIFIER = {f"classifier.{index}.{part}" for index in (0, 3, 6) for part in ("weight", "bias")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mode():
-    """The mode of the other modules, when this one is done."""
-    before = mindspore.get_context("mode")
-    yield
-    mindspore.set_context(mode=before)
 
 
 class Bench(NamedTuple):

@@ -102,8 +102,10 @@ def main(folder: Path, rank: Rank) -> None:
     if GLOBAL_BATCH % rank.world_size == 0:
         train(folder / "plain", rank, *PLAIN, f"--batch_size={GLOBAL_BATCH // rank.world_size}")
     train(folder / "full", rank, *FULL)
-    resume_last_step(folder, rank)
-    np.savez(folder / f"rank_{rank.rank}.npz", size=rank.world_size, refusal=break_off(folder, rank), **results)
+    if rank.world_size > 1:
+        resume_last_step(folder, rank)
+        results["refusal"] = break_off(folder, rank)
+    np.savez(folder / f"rank_{rank.rank}.npz", size=rank.world_size, **results)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def steps_of_states(folder):
 # --- bit for bit
 
 
-@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "folder"), (6, "config"), (9, "newest")])
+@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "config"), (9, "folder")])
 def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_path, step, named):
     folder = reference.stopped_after(step, tmp_path)
     flags = {"newest": (*reference.flags, f"--ckpt_path={tmp_path}", "--resume"),
@@ -134,7 +134,7 @@ def test_photos_with_augmentation_go_on_exactly_too(tmp_path, stored_as):
         assert run_main("scripts.convert_dataset", f"--to={stored_as}", f"--output={data}", f"--data_dir={own}",
                         "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1").status == 0
     whole = Reference(tmp_path / "whole", (
-        *FLAGS, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8"))
+        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8"))
     folder = whole.stopped_after(6, tmp_path / "again")
     assert "40 images" in whole.resumed(folder)
     assert_same_weights(folder, whole.folder)

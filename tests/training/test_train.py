@@ -5,6 +5,7 @@ import colorsys
 import csv
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +33,6 @@ from helpers import (
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build
-from src.training.loop import train
-from src.utils.signals import StopSignals
 
 PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the time
 BATCH, EPOCHS = 16, 4
@@ -79,24 +78,30 @@ def cifar(tmp_path_factory) -> Cifar:
 
 
 @pytest.fixture(scope="module")
-def run(cifar, tmp_path_factory) -> Run:
-    """Training with evaluation, in its own process: with MindSpore 2.10 last digits depend on what ran there before."""
-    root = tmp_path_factory.mktemp("run")
-    flags = flags_for(cifar, f"--ckpt_path={root}", "--mode=train_and_evaluate", "--log_interval=2",
-                      "--ckpt_interval=1", "--keep_checkpoint_max=2", "--epochs_between_evals=3")
-    outcome = run_python(str(ROOT / "train.py"), *flags)
-    assert outcome.status == 0, outcome
-    return Run(cifar, flags, outcome, only_folder(root))
+def runs(cifar, tmp_path_factory) -> list[Run]:
+    """Training with evaluation, and the same training without it in another current folder.
+
+    In their own processes: with MindSpore 2.10 last digits depend on what ran there before.
+    """
+    root = tmp_path_factory.mktemp("runs")
+    flags = (flags_for(cifar, f"--ckpt_path={root / 'first'}", "--mode=train_and_evaluate", "--log_interval=2",
+                       "--ckpt_interval=1", "--keep_checkpoint_max=2", "--epochs_between_evals=3"),
+             flags_for(cifar, "--log_interval=1", "--ckpt_interval=3"))
+    with ThreadPoolExecutor(2) as both:
+        outcomes = list(both.map(lambda own: run_python(str(ROOT / "train.py"), *own, cwd=root), flags))
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    folders = [only_folder(root / name) for name in ("first", "outputs")]
+    return [Run(cifar, *one) for one in zip(flags, outcomes, folders, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def same_seed(cifar, tmp_path_factory) -> Run:
-    """The same training without evaluation, in another current folder."""
-    root = tmp_path_factory.mktemp("again")
-    flags = flags_for(cifar, "--log_interval=1", "--ckpt_interval=3")
-    outcome = run_python(str(ROOT / "train.py"), *flags, cwd=root)
-    assert outcome.status == 0, outcome
-    return Run(cifar, flags, outcome, only_folder(root / "outputs"))
+def run(runs) -> Run:
+    return runs[0]
+
+
+@pytest.fixture(scope="module")
+def same_seed(runs) -> Run:
+    return runs[1]
 
 
 def train_on(cifar: Cifar, root: Path, *flags: str) -> Run:
@@ -178,13 +183,9 @@ def test_evaluations_come_every_few_epochs_and_at_the_end(run, same_seed):
 # --- repeating a run
 
 
-def test_the_seed_repeats_the_losses_with_dropout_and_evaluations_between(run, same_seed, cifar, tmp_path):
+def test_the_seed_repeats_the_losses_with_dropout_and_evaluations_between(run, same_seed):
     assert get_config(run.flags).effective_dropout == 0.5
     assert {step: same_seed.losses[step] for step in run.losses} == run.losses
-    other = get_config([*flags_for(cifar, f"--ckpt_path={tmp_path}"), "--seed=4", "--max_epoch=1"])
-    result = train(other, StopSignals("train.py"))
-    assert (result.run_folder, result.steps, result.best_top1) == (only_folder(tmp_path), STEPS, None)
-    assert len(result.losses) == 1 and result.losses[0] != pytest.approx(float(run.rows[0]["loss"]), abs=1e-4)
 
 
 # --- eval.py on its checkpoints
@@ -291,15 +292,17 @@ def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
     assert np.array_equal(labels_of(part.dataset(1, done_steps=1)), labels[1][1:])
 
 
-def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):
+def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, short, tmp_path):
     flags = ("--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5", "--display_every=1",
              "--lr_scheduler=cosine_annealing")
-    cut = train_on(cifar, tmp_path, *flags, f"--max_train_steps={STEPS + 2}")
+    cut = train_on(cifar, tmp_path / "cut", *flags, f"--max_train_steps={STEPS + 2}")
     assert list(cut.losses)[-1] == (2, 2) and [row["step"] for row in cut.rows] == [str(STEPS), str(STEPS + 2)]
     assert cut.checkpoints() == ["0-2_2.ckpt"]
     assert f"tot={TEST_COUNT}" in cut.outcome.out and cut.rows[-1]["val_top1"]
     rates = build.build_learning_rates(get_config([*flags, "--warmup_epochs=0"]), STEPS)  # the schedule is not cut
     assert [float(row["lr"]) for row in cut.rows] == pytest.approx([rates[STEPS - 1], rates[STEPS + 1]], rel=1e-5)
+    begun = train_on(cifar, tmp_path / "begun", "--max_train_steps=1", f"--pre_trained={short.folder / 'best.ckpt'}")
+    assert begun.losses[1, 1] != cut.losses[1, 1]  # the weights it starts from
 
 
 def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
@@ -316,13 +319,6 @@ def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
     recipe.write_text("mode: evaluate\n", encoding="utf-8")
     outcome = run_main("train", "-c", recipe)
     assert outcome.status == 2 and "pre_trained: " in outcome.err
-
-
-def test_pre_trained_is_where_training_starts(cifar, short, tmp_path):
-    losses = [train_on(cifar, tmp_path / name, "--max_train_steps=1", "--max_epoch=1", *flags
-                       ).losses[1, 1]
-              for name, flags in (("from", [f"--pre_trained={short.folder / 'best.ckpt'}"]), ("new", []))]
-    assert losses[0] != losses[1]
 
 
 def test_a_disk_that_is_too_full_is_found_before_training(cifar, tmp_path, monkeypatch):

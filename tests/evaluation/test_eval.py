@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""eval.py: which checkpoints it takes, what it prints and what it leaves behind."""
+"""eval.py: which checkpoints it takes, what it prints and what it writes."""
 
 import csv
 import json
@@ -197,7 +197,7 @@ def test_few_classes_have_a_smaller_k(tmp_path, names, lines):
     assert "result: " not in outcome.out  # this line is CIFAR-10's
 
 
-# --- what is left behind
+# --- what is written
 
 
 def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_path):

@@ -63,7 +63,7 @@ def msrun(ranks: int, script: Path, *args: object, cwd: Path):
 
 
 class Ranks(NamedTuple):
-    """What a job of some ranks has left behind."""
+    """The results of a job of some ranks."""
 
     folder: Path
     results: list[dict[str, np.ndarray]]  # of each rank
@@ -99,7 +99,7 @@ def given(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(given, tmp_path_factory) -> Callable[[int], Ranks]:
-    """What a job of so many ranks has left behind; each is started once, when a test first asks for it."""
+    """The results of a job of so many ranks; each is started once, when a test first asks for it."""
 
     @cache
     def run(size: int) -> Ranks:

@@ -59,7 +59,7 @@ def test_optimizer_and_loss_scale_manager_agree(rank):
     assert not made._loss_scale_manager.get_drop_overflow_update()  # the only kind that the CPU takes
 
 
-def test_a_dynamic_loss_scale_leaves_the_optimizer_unscaled_and_needs_a_device(monkeypatch):
+def test_a_dynamic_loss_scale_leaves_the_optimizer_unscaled(monkeypatch):
     made = {}
     monkeypatch.setattr(mindspore, "Model", lambda *args, **options: made.update(options, optimizer=args[2]))
     for rank in (GPU, ASCEND):
@@ -89,7 +89,7 @@ def test_sink_sizes_divide_the_epoch(flags, rank, size):
     assert loop.sink_size(config(*flags), rank, 12) == size
 
 
-def test_an_epoch_without_a_divisor_near_log_interval_is_not_sunk_unless_asked_for():
+def test_an_epoch_without_a_divisor_near_log_interval_is_not_sunk():
     for flags, sizes in (((), [78, 0, 0]), (("--dataset_sink_mode=True",), [78, 5003, 4])):  # 5003, 10009 are primes
         assert [loop.sink_size(config(*flags), ASCEND, steps) for steps in (390, 5003, 40036)] == sizes
     assert loop.sink_size(config("--graph_mode=False"), GPU, 390) == 0  # a sink there cannot end after a signal
@@ -238,7 +238,7 @@ def test_a_metrics_file_that_a_power_failure_cut_short_is_written_again(tmp_path
         assert metrics_rows(tmp_path) == [["epoch", "step", "loss"], ["1", "2", "3"]]
 
 
-def test_a_best_checkpoint_that_could_not_be_saved_does_not_keep_out_the_next(tmp_path, monkeypatch):
+def test_a_best_checkpoint_that_was_not_saved_does_not_prevent_the_next(tmp_path, monkeypatch):
     accuracies, written, saved = iter((9, 5, 4)), iter((False, True)), []
 
     def save(path: Path, write, *args) -> bool:

@@ -4,16 +4,18 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 # MindSpore reads it when it is imported; 3 = errors only.
 os.environ.setdefault("GLOG_v", "3")
-os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, whatever stands between this and others
+os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here, whatever is between this and others
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.device_adapter import guard_this_machine  # noqa: E402
+from src.utils.files import write_atomically  # noqa: E402
 
 guard_this_machine()  # before a test imports MindSpore: the slow convolution also computes other last digits
 
@@ -32,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def signals_are_heard() -> None:
+def signals_are_noticed() -> None:
     """Whoever runs the tests under nohup or in the background of a script ignores signals; what they start does not."""
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -45,6 +47,25 @@ def device() -> None:
     import mindspore
 
     mindspore.set_device("CPU")
+
+
+@pytest.fixture(scope="module")
+def graph_mode() -> Iterator[None]:
+    """For tests that call networks themselves: a run may have left the other mode, and gets its own back."""
+    import mindspore
+
+    before = mindspore.get_context("mode")
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    yield
+    mindspore.set_context(mode=before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves(device) -> Iterator[None]:
+    """Drawing curves takes longer than an epoch of most tests; runs in processes of their own draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.training.hooks.plot_curves", lambda out, *_: write_atomically(out, b""))
+        yield
 
 
 @pytest.fixture(scope="session")

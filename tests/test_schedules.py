@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates at points computed by hand."""
+"""Learning rates at points computed by hand, and bit for bit those of the model zoo's own functions."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model_utils.config import get_config
+from src.build import build_learning_rates
 from src.linear_warmup import linear_warmup_lr, warmup_step_count
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def polynomial(**changes: float) -> np.ndarray:
@@ -31,65 +28,36 @@ def cosine(**changes: float) -> np.ndarray:
     return warmup_cosine_annealing_lr(**(values | changes))
 
 
-SCHEDULES = (polynomial, milestones, cosine)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_one_float32_rate_per_step(schedule) -> None:
+@pytest.mark.parametrize("schedule", [polynomial, milestones, cosine])
+def test_one_rate_per_step_and_a_long_warmup_is_cut(schedule):
     rates = schedule(max_epoch=7, steps_per_epoch=3)
     assert rates.shape == (21,) and rates.dtype == np.float32
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_warmup_longer_than_the_run_is_cut(schedule) -> None:
     whole = schedule(warmup_epochs=100, max_epoch=200, steps_per_epoch=4)
     cut = schedule(warmup_epochs=100, max_epoch=3, steps_per_epoch=4)
-    assert len(cut) == 12
-    assert np.array_equal(cut, whole[:12])
+    assert len(cut) == 12 and np.array_equal(cut, whole[:12])
     assert np.all(np.diff(cut) > 0) and cut[-1] < 0.1
 
 
-def test_linear_warmup_line() -> None:
-    assert linear_warmup_lr(0, 4, 0.5, 0.1) == pytest.approx(0.1)
-    assert linear_warmup_lr(1, 4, 0.5, 0.1) == pytest.approx(0.2)
-    assert linear_warmup_lr(4, 4, 0.5, 0.1) == pytest.approx(0.5)
+def test_linear_warmup():
+    assert [linear_warmup_lr(step, 4, 0.5, 0.1) for step in (0, 1, 4)] == pytest.approx([0.1, 0.2, 0.5])
+    assert [warmup_step_count(epochs, 10) for epochs in (0, 1, 2.5, 0.04, 0.06)] == [0, 10, 25, 0, 1]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1, 10), (2.5, 25), (0.04, 0), (0.06, 1)])
-def test_warmup_epochs_in_steps(epochs: float, steps: int) -> None:
-    assert warmup_step_count(epochs, 10) == steps
-
-
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 0.01),
-        (5, 0.055),  # half of the ten warm-up steps
-        (9, 0.091),
-        (10, 0.1),  # t = 0
-        (30, 0.1 * 0.5**2),  # t = 20 / 40
-        (49, 0.1 * (1 / 40) ** 2),
-    ],
-)
-def test_polynomial_points(step: int, rate: float) -> None:
+@pytest.mark.parametrize(("step", "rate"), [
+    (0, 0.01), (5, 0.055), (9, 0.091),  # ten steps of warm-up
+    (10, 0.1), (30, 0.1 * 0.5**2), (49, 0.1 * (1 / 40) ** 2)])  # t = 0, 20 / 40, 39 / 40
+def test_polynomial_points(step, rate):
     assert polynomial()[step] == pytest.approx(rate, rel=1e-6)
+    assert polynomial(warmup_epochs=0)[0] == pytest.approx(0.1)
 
 
-def test_polynomial_without_warmup_starts_at_the_peak() -> None:
-    rates = polynomial(warmup_epochs=0)
-    assert rates[0] == pytest.approx(0.1)
-    assert np.all(np.diff(rates) < 0)
-
-
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [(0, 0.025), (3, 0.1), (4, 0.1), (11, 0.1), (12, 0.01), (23, 0.01), (24, 0.001), (31, 0.001)],
-)
-def test_milestone_points(step: int, rate: float) -> None:
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.025), (3, 0.1), (4, 0.1), (11, 0.1), (12, 0.01), (23, 0.01),
+                                            (24, 0.001), (31, 0.001)])
+def test_milestone_points(step, rate):
     assert milestones()[step] == pytest.approx(rate, rel=1e-6)
 
 
-def test_milestones_without_warmup_in_any_order_and_inside_the_warmup() -> None:
+def test_milestones_in_any_order_and_within_the_warmup():
     assert milestones(warmup_epochs=0)[0] == pytest.approx(0.1)
     assert np.array_equal(milestones(lr_epochs=[6, 3]), milestones())
     assert milestones(lr_epochs=[])[-1] == pytest.approx(0.1)
@@ -97,31 +65,48 @@ def test_milestones_without_warmup_in_any_order_and_inside_the_warmup() -> None:
     assert late[7] == pytest.approx(0.1) and late[8] == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 0.025),
-        (3, 0.1),
-        (4, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))),  # epoch 1 of 10
-        (7, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))),  # constant within the epoch
-        (20, 0.06),  # epoch 5: half way
-        (39, 0.02 + 0.04 * (1 + math.cos(0.9 * math.pi))),
-    ],
-)
-def test_cosine_points(step: int, rate: float) -> None:
+@pytest.mark.parametrize(("step", "rate"), [
+    (0, 0.025), (3, 0.1),
+    (4, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))), (7, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))),  # epoch 1 of 10
+    (20, 0.06), (39, 0.02 + 0.04 * (1 + math.cos(0.9 * math.pi)))])
+def test_cosine_points(step, rate):
     assert cosine()[step] == pytest.approx(rate, rel=1e-6)
 
 
-def test_cosine_never_climbs_again() -> None:
+def test_the_cosine_never_climbs_again():
     rates = cosine(T_max=4, max_epoch=12, warmup_epochs=0)
     assert np.all(np.diff(rates) <= 0)
-    assert rates[8] == pytest.approx(0.06)  # epoch 2 of 4
-    assert np.all(rates[16:] == np.float32(0.02))
+    assert rates[8] == pytest.approx(0.06) and np.all(rates[16:] == np.float32(0.02))  # epoch 2 of 4, and after it
 
 
-def test_schedules_and_metrics_do_not_import_mindspore() -> None:
-    modules = (
-        "src.warmup_step_lr, src.warmup_cosine_annealing_lr, src.metrics, src.utils.sampler, src.utils.util"
-    )
-    code = f"import sys, {modules}; sys.exit('mindspore' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def model_zoo(schedule: str) -> list[float]:
+    """The loops of the model zoo's scripts, one step after the other: 6 epochs of 7 steps, 2 of them warm-up."""
+    base, warmup, total, rates = 0.3, 14, 42, []
+    for step in range(total):
+        if step < warmup:
+            start = 0.05 if schedule == "step" else 0
+            grown = (base - start) / warmup
+            rates.append(start + grown * (step if schedule == "step" else step + 1))
+        elif schedule == "step":
+            left = 1.0 - (step - warmup) / (total - warmup)
+            rates.append(base * left * left)
+        elif schedule == "exponential":
+            rates.append(base * 0.1 ** sum(step // 7 >= epoch for epoch in (3, 5)))
+        else:
+            rates.append(0.01 + (base - 0.01) * (1. + math.cos(math.pi * (step // 7) / 6)) / 2)
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["step", "exponential", "cosine_annealing"])
+def test_flags_make_the_rates_of_the_model_zoo_bit_for_bit(schedule):
+    config = get_config([f"--lr_scheduler={schedule}", "--lr=0.3", "--lr_init=0.05", "--lr_max=0.3", "--max_epoch=6",
+                         "--warmup_epochs=2", "--eta_min=0.01", "--T_max=6", "--lr_epochs=3,5", "--lr_gamma=0.1"])
+    assert np.array_equal(build_learning_rates(config, 7), np.float32(model_zoo(schedule)))
+
+
+def test_rates_grow_with_the_global_batch_and_a_cut_run_keeps_its_schedule():
+    flags = ["--batch_size=16", "--lr_base_batch=8", "--max_epoch=3"]
+    plain, linear, cut = (build_learning_rates(get_config([*flags, *more]), 4, 3)
+                          for more in ([], ["--lr_scale=linear"], ["--max_train_steps=7"]))
+    np.testing.assert_allclose(linear, 6 * plain, rtol=1e-6)
+    assert np.array_equal(cut, plain[:7])

@@ -20,18 +20,18 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return logits, generator.integers(0, 12, 203)
 
 
-def test_ranks_match_a_stable_sort(batch) -> None:
+def test_ranks_match_a_stable_sort(batch):
     logits, labels = batch
     best_first = np.argsort(-logits, axis=1, kind="stable")
     assert np.array_equal(label_ranks(logits, labels), np.argmax(best_first == labels[:, None], axis=1))
 
 
-def test_ties_go_to_the_lower_index() -> None:
+def test_ties_go_to_the_lower_index():
     constant = np.zeros((3, 3), np.float32)
     assert label_ranks(constant, np.array([0, 1, 2])).tolist() == [0, 1, 2]
 
 
-def test_counts_by_hand() -> None:
+def test_counts_by_hand():
     logits = np.array([[3, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]], np.float32)
     counts = counted(logits, np.array([0, 1, 0, 1]))
     assert (counts.seen, counts.top1_correct, counts.topk_correct) == (4, 2, 3)  # k is 2 of 3
@@ -41,14 +41,7 @@ def test_counts_by_hand() -> None:
     assert (counts.top1(), counts.topk()) == (0.5, 0.75)
 
 
-def test_counts_agree_with_each_other(batch) -> None:
-    counts = counted(*batch)
-    assert counts.confusion.sum() == counts.class_total.sum() == counts.seen == 203
-    assert counts.class_correct.sum() == counts.top1_correct
-    assert counts.topk_correct == np.count_nonzero(label_ranks(*batch) < 5)
-
-
-def test_the_arrays_of_batches_add_up(batch) -> None:
+def test_the_arrays_of_batches_add_up(batch):
     logits, labels = batch
     whole, first, second = counted(logits, labels), counted(logits[:64], labels[:64]), Counts.empty(12)
     second.update(logits[64:130], labels[64:130])
@@ -59,15 +52,13 @@ def test_the_arrays_of_batches_add_up(batch) -> None:
     assert np.array_equal(sum(arrays), whole.to_array())
     again = Counts.from_array(sum(arrays))
     assert again.num_classes == 12 and np.array_equal(again.confusion, whole.confusion)
+    assert whole.confusion.sum() == whole.class_total.sum() == 203
+    assert whole.class_correct.sum() == whole.top1_correct
     assert (again.seen, again.top1(), again.topk()) == (203, whole.top1(), whole.topk())
+    assert all(Counts.from_array(Counts.empty(count).to_array()).num_classes == count for count in (1, 2, 7, 1000))
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 5, 6, 7, 1000])
-def test_array_length_tells_the_number_of_classes(num_classes: int) -> None:
-    assert Counts.from_array(Counts.empty(num_classes).to_array()).num_classes == num_classes
-
-
-def test_nan_is_never_correct() -> None:
+def test_nan_is_never_correct():
     nan = np.nan
     logits = np.array([[nan, nan, nan], [nan, 1, 0], [nan, 1, 0], [-np.inf, nan, -np.inf]], np.float32)
     labels = np.array([0, 0, 1, 2])
@@ -77,32 +68,20 @@ def test_nan_is_never_correct() -> None:
     assert counts.confusion.sum() == 2 and counts.class_total.tolist() == [2, 1, 1]
 
 
-@pytest.mark.parametrize(("num_classes", "k"), [(1, 1), (2, 1), (3, 2), (5, 4), (6, 5), (10, 5), (1000, 5)])
-def test_top_k(num_classes: int, k: int) -> None:
-    assert top_k(num_classes) == k
+def test_top_k_is_5_or_less_for_few_classes():
+    assert [top_k(classes) for classes in (1, 2, 3, 5, 6, 10, 1000)] == [1, 1, 2, 4, 5, 5, 5]
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([0, 3], "label 3 is not a class"),
-        ([-1, 0], "label -1 is not a class"),
-        ([0], "not of one batch"),
-        ([0.0, 1.0], "integers"),
-    ],
-)
-def test_bad_labels_raise_and_count_nothing(labels: list, message: str) -> None:
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0], [0.0, 1.0]])
+def test_wrong_labels_are_refused_and_count_nothing(labels):
     counts = Counts.empty(3)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError):
         counts.update(np.zeros((2, 3)), np.array(labels))
+    with pytest.raises(ValueError):
+        counts.update(np.zeros((2, 4)), np.array([0, 1]))
     assert not counts.to_array().any()
 
 
-def test_wrong_number_of_classes_raises() -> None:
-    with pytest.raises(ValueError, match="logits have 4 classes, the counters 3"):
-        Counts.empty(3).update(np.zeros((2, 4)), np.array([0, 1]))
-
-
-def test_no_accuracy_of_nothing() -> None:
-    with pytest.raises(ValueError, match="no image"):
+def test_no_accuracy_of_nothing():
+    with pytest.raises(ValueError):
         Counts.empty(3).top1()

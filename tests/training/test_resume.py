@@ -1,36 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that was ended at any step goes on as if nothing had happened."""
+"""A run that was ended at any step goes on as if nothing had happened; what does not fit is refused."""
 
-import json
+import errno
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, run_main, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, only_folder, run_main, run_python, write_cifar10, write_class_folders
 
-from src.training import resume
-from src.weights.checkpoint_file import read_file
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
+from src.build import build_train_data
+from src.training import loop, resume
+from src.training.state import TrainState
+from src.utils import run_folder
 
 STEPS = 5  # per epoch: 80 images in batches of 16
 FLAGS = (*TINY, "--batch_size=16", "--max_epoch=2", "--ckpt_interval=1", "--ckpt_interval_steps=3", "--log_interval=2",
-         "--lr=0.02", "--warmup_epochs=1")
+         "--lr=0.02", "--warmup_epochs=1", "--head_lr_multiplier=5")
+PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the time
+LAST = f"0-2_{STEPS}.ckpt"
+HEAD = "classifier.6.weight"
+LOSS = re.compile(r"epoch: \d+ step: \d+, loss is .*")
 
 
 class Reference:
     """A run that was never stopped, with every state that it wrote."""
 
-    def __init__(self, folder, flags):
+    def __init__(self, root, flags):
         self.flags = flags
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resume, "KEPT_STATES", 100)
-            outcome = run_main("train", *flags, f"--ckpt_path={folder}")
+            outcome = run_main("train", *flags, f"--ckpt_path={root}")
         assert outcome.status == 0, outcome.err
-        self.folder = next(folder.iterdir())
+        self.folder = only_folder(root)
 
     def stopped_after(self, step, root):
         """A copy of the run folder as it would be had the run been killed between this state and the next."""
@@ -40,27 +53,41 @@ class Reference:
             if int(re.search(r"\d+", state.name)[0]) > step:
                 state.unlink()
         if step < 2 * STEPS:
-            (copy / "ckpt_0" / "0-2_5.ckpt").unlink()
+            (copy / "ckpt_0" / LAST).unlink()
         return copy
 
+    def resumed(self, folder, *flags, status=0):
+        outcome = run_main("train", *self.flags, f"--resume={folder}", *flags)
+        assert outcome.status == status, outcome
+        return outcome.out if status == 0 else outcome.err
+
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    return write_cifar10(tmp_path_factory.mktemp("data"))
+def data(tmp_path_factory) -> Path:
+    return write_cifar10(tmp_path_factory.mktemp("data")).folder
 
 
 @pytest.fixture(scope="module")
-def reference(cifar, tmp_path_factory):
-    return Reference(tmp_path_factory.mktemp("reference"),
-                     (*FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate"))
+def reference(data, tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("reference"), (*FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate"))
 
 
-def weights(folder):
-    return read_file(folder / "ckpt_0" / "0-2_5.ckpt", must_be_verified=True).arrays
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("plain"), (*FLAGS, f"--data_dir={data}", *PLAIN))
 
 
-def assert_same_weights(one, other):
-    ours, theirs = weights(one), weights(other)
+def weights(folder, name=LAST):
+    return {key: value.asnumpy() for key, value in mindspore.load_checkpoint(str(folder / "ckpt_0" / name)).items()}
+
+
+def state_of(folder, step):
+    """The arrays of a state."""
+    return resume._find(str(resume.state_file(folder, step)), folder).contents.arrays
+
+
+def assert_same_weights(one, other, name=LAST):
+    ours, theirs = weights(one, name), weights(other, name)
     assert list(ours) == list(theirs)
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
@@ -72,15 +99,24 @@ def rows(folder):
     return [[cell for i, cell in enumerate(line.split(",")) if i not in (4, 5)] for line in lines]
 
 
-def loss_lines(folder, rank=0):
-    log = folder / (f"train_{rank}.log" if rank else "train.log")
-    return re.findall(r"epoch: \d+ step: \d+, loss is .*", log.read_text())
+def loss_lines(folder):
+    return LOSS.findall((folder / "train.log").read_text())
 
 
-@pytest.mark.parametrize("step", [3, 5, 6, 9])
-def test_a_run_ends_with_the_same_weights_wherever_it_was_killed(reference, tmp_path, step):
+def steps_of_states(folder):
+    return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "resume").iterdir())
+
+
+# --- bit for bit
+
+
+@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "config"), (9, "folder")])
+def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_path, step, named):
     folder = reference.stopped_after(step, tmp_path)
-    outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}", "--resume")
+    flags = {"newest": (*reference.flags, f"--ckpt_path={tmp_path}", "--resume"),
+             "folder": (*reference.flags, f"--resume={folder}"),
+             "config": (f"--config_path={folder / 'config.yaml'}", f"--resume={folder}")}[named]
+    outcome = run_main("train", *flags)
     assert outcome.status == 0, outcome.err
     assert f"resuming {folder} after step {step}" in outcome.out
     assert [item.name for item in tmp_path.iterdir()] == [folder.name]
@@ -89,89 +125,213 @@ def test_a_run_ends_with_the_same_weights_wherever_it_was_killed(reference, tmp_
     assert loss_lines(folder) == loss_lines(reference.folder)
 
 
-@pytest.mark.parametrize("stored_as", ["folder", "list", "tfrecord", "mindrecord"])
-def test_photos_with_augmentation_go_on_exactly_too(tmp_path, monkeypatch, stored_as):
-    monkeypatch.setattr(resume, "KEPT_STATES", 100)
+@pytest.mark.parametrize("stored_as", ["folder", "list", "mindrecord"])
+def test_photos_with_augmentation_go_on_exactly_too(tmp_path, stored_as):
     classes = ("ant", "bee", "cow", "dog", "eel")
     data = write_class_folders(tmp_path / "data", classes=classes, each=8, splits=("train",))
     if stored_as != "folder":
         own, data = data, tmp_path / "packed"
-        run_main("scripts.convert_dataset", f"--to={stored_as}", f"--output={data}", f"--data_dir={own}",
-                 "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1")
-    flags = (*TINY, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8",
-             "--max_epoch=2", "--batch_norm=True", "--lr=0.01", "--ckpt_interval_steps=3", "--ckpt_interval=1",
-             "--loss_scale=1")
-    whole = Reference(tmp_path / "whole", flags)
+        assert run_main("scripts.convert_dataset", f"--to={stored_as}", f"--output={data}", f"--data_dir={own}",
+                        "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1").status == 0
+    whole = Reference(tmp_path / "whole", (
+        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8"))
     folder = whole.stopped_after(6, tmp_path / "again")
-    outcome = run_main("train", *flags, f"--resume={folder}")
-    assert outcome.status == 0 and "dataset_format=auto): 40 images" in outcome.out
+    assert "40 images" in whole.resumed(folder)
     assert_same_weights(folder, whole.folder)
 
 
-def test_a_damaged_newest_state_falls_back_and_says_so(reference, tmp_path):
-    folder = reference.stopped_after(6, tmp_path)
+@pytest.mark.slow
+def test_kills_at_random_moments_and_while_saving_lose_nothing(tmp_path):
+    """Two kills come at a random moment, one while a state is being written; each run goes on from the one before."""
+    chance, epochs, steps, best = random.Random(1), 6, 20, 0
+    flags = [*TINY, "--dataset=synthetic", "--batch_size=8", f"--synthetic_train_images={8 * steps}", "--lr=0.01",
+             f"--max_epoch={epochs}", "--ckpt_interval=1", "--ckpt_interval_steps=3", "--warmup_epochs=1"]
+    killed = tmp_path / "killed"
+    for inside_save in (False, True, False):
+        command = [sys.executable, ROOT / "train.py", *flags, f"--ckpt_path={killed}", "--resume"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
+            while run.poll() is None and (
+                    not any(killed.glob(f"*/resume/.*.{run.pid}.tmp")) if inside_save else
+                    max((int(path.stem[5:]) for path in killed.glob("*/resume/step-*.state")), default=0) <= best):
+                time.sleep(0.0005 if inside_save else 0.05)
+            if not inside_save:
+                time.sleep(chance.uniform(0, 1))
+            run.kill()
+        assert run.returncode == -signal.SIGKILL
+        point = resume._find(str(only_folder(killed)), killed)
+        assert point.step >= best
+        best = point.step
+    for root, more in ((killed, ["--resume"]), (tmp_path / "whole", [])):
+        assert run_python(str(ROOT / "train.py"), *flags, f"--ckpt_path={root}", *more).status == 0
+    assert_same_weights(only_folder(killed), only_folder(tmp_path / "whole"), f"0-{epochs}_{steps}.ckpt")
+
+
+def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
+    """Its state after 6 of 10 steps; train.log holds the losses of all 10, written without a stop."""
+    folder = tmp_path / "first"
+    shutil.copytree(ROOT / "tests" / "files" / "first_version", folder)
+    expected = [float(line.split()[-1]) for line in loss_lines(folder)]
+    checkpoint = folder / "ckpt_0" / "0-1_5.ckpt"
+    done = run_main("eval", f"--pre_trained={checkpoint}", f"--data_dir={data}", "--device_target=CPU",
+                    f"--ckpt_path={tmp_path / 'evaluations'}")
+    assert done.status == 0 and "after allreduce eval: top1_correct=4, tot=37" in done.out, done
+    done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}", f"--data_dir={data}",
+                    f"--ckpt_path={tmp_path}", "--num_parallel_workers=2")
+    assert done.status == 0 and "after step 6" in done.out, done
+    lines = LOSS.findall(done.out)
+    assert [line.partition(",")[0] for line in lines] == [f"epoch: 2 step: {step}" for step in (2, 3, 4, 5)]
+    assert [float(line.split()[-1]) for line in lines] == pytest.approx(expected[6:], abs=1e-4)
+
+
+# --- which state
+
+
+def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
+    folder = plain.stopped_after(6, tmp_path)
     newest = folder / "resume" / "step-00000006.state"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    outcome = run_main("train", *reference.flags, f"--resume={folder}")
-    assert outcome.status == 0
-    assert "step-00000006.state: is not a checkpoint, or is damaged" in outcome.out
-    assert "after step 5" in outcome.out
-    assert_same_weights(folder, reference.folder)
+    out = plain.resumed(folder)
+    assert str(newest) in out and "after step 5" in out
+    assert_same_weights(folder, plain.folder)
 
 
-def test_no_good_state_is_an_error(reference, tmp_path):
-    folder = reference.stopped_after(3, tmp_path)
-    (folder / "resume" / "step-00000003.state").write_bytes(b"")
-    outcome = run_main("train", *reference.flags, f"--resume={folder}")
-    assert outcome.status == 2 and "it is empty" in outcome.err and "no good state" in outcome.err
+def test_without_a_good_state_a_run_begins_only_if_none_was_named(plain, tmp_path):
+    folder = plain.stopped_after(3, tmp_path / "damaged")
+    state = folder / "resume" / "step-00000003.state"
+    state.write_bytes(b"")
+    err = plain.resumed(folder, status=2)
+    assert str(state) in err and "no good state" in err
+    assert str(tmp_path / "nowhere") in plain.resumed(tmp_path / "nowhere", status=2)
+    out = plain.resumed("newest", f"--ckpt_path={tmp_path / 'new'}", "--max_train_steps=1")
+    assert "nothing to resume" in out and only_folder(tmp_path / "new")
 
 
-def test_nothing_to_resume_starts_a_new_run_but_a_wrong_path_does_not(cifar, tmp_path):
-    flags = (*FLAGS, "--max_epoch=1", f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}")
-    outcome = run_main("train", *flags, f"--resume={tmp_path / 'nowhere'}")
-    assert outcome.status == 2 and "nowhere is neither a run folder nor a state file" in outcome.err
-    assert list(tmp_path.iterdir()) == []
-    outcome = run_main("train", *flags, "--resume")
-    assert outcome.status == 0 and "nothing to resume" in outcome.out
-
-
-def test_a_finished_run_says_so(reference, tmp_path):
+def test_a_finished_run_says_so_and_is_left_as_it_is(reference, tmp_path):
     folder = reference.stopped_after(10, tmp_path)
     before = {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")}
-    outcome = run_main("train", *reference.flags, f"--resume={folder}")
-    assert outcome.status == 0 and "the run is finished: all 10 steps are done" in outcome.out
+    left = [folder / "resume" / ".step-00000012.state.4711.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    out = reference.resumed(folder)
+    assert "the run is finished: all 10 steps are done" in out and "2 unfinished file(s)" in out
     assert {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")} == before
-    assert rows(folder) == rows(reference.folder)
+    assert rows(folder) == rows(reference.folder) and not any(path.exists() for path in left)
 
 
-@pytest.mark.parametrize(("flag", "named", "can_be_forced"), [
-    ("--width=0.25", "width: 0.125, now 0.25", False),
-    ("--network=vgg13", "network: vgg11, now vgg13", False),
-    ("--batch_size=8", "global batch (batch_size x ranks): 16, now 8", True),
-    ("--lr_max=0.5", "lr_max: 0.02, now 0.5", True),
-    ("--max_epoch=1", "max_epoch: 2, now 1", True),
-    ("--seed=2", "seed: 1, now 2", True)])
-def test_a_different_run_is_refused_with_the_difference(reference, tmp_path, flag, named, can_be_forced):
-    folder = reference.stopped_after(5, tmp_path)
-    outcome = run_main("train", *reference.flags, flag, f"--resume={folder}")
-    assert outcome.status == 2 and named in outcome.err
-    assert ("--resume_force" in outcome.err) == can_be_forced
+def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
+    folder = plain.stopped_after(9, tmp_path)
+    (folder / "resume" / "step-00000006.state").touch()  # times say nothing: a copy may not keep them
+    assert resume._find(str(folder), tmp_path).step == 9
+    out = plain.resumed(folder / "resume" / "step-00000003.state", "--max_train_steps=4")
+    assert "after step 3\n" in out and steps_of_states(folder) == [3, 4]
 
 
-def test_force_goes_on_with_another_schedule_and_says_what_is_different(reference, tmp_path):
-    folder = reference.stopped_after(5, tmp_path)
-    outcome = run_main("train", *reference.flags, "--lr_max=0.03", f"--resume={folder}", "--resume_force")
-    assert outcome.status == 0 and "different since the state was written: lr_max: 0.02, now 0.03" in outcome.out
-    assert "not bit for bit" in outcome.out
+def test_a_state_that_another_run_writes_meanwhile_is_not_lost(reference, tmp_path, monkeypatch):
+    folder, find = reference.stopped_after(5, tmp_path), loop.find_point
+
+    def found_just_before(*args):
+        point = find(*args)
+        shutil.copy(folder / "resume" / "step-00000005.state", folder / "resume" / "step-00000006.state")
+        return point
+
+    monkeypatch.setattr(loop, "find_point", found_just_before)
+    assert str(folder) in reference.resumed(folder, status=2)
+    assert steps_of_states(folder) == [3, 5, 6]
 
 
-def test_more_epochs_make_the_table_anew_and_say_the_rates(reference, tmp_path):
-    folder = reference.stopped_after(5, tmp_path)
-    outcome = run_main("train", *reference.flags, "--max_epoch=3", f"--resume={folder}")
-    assert outcome.status == 0
-    line = re.search(r"max_epoch was 2 and is 3: the .* step was (\S+) and is (.+)", outcome.out)
-    assert line and float(line[1]) == float(line[2]) == pytest.approx(0.02)
+def test_a_state_is_no_checkpoint(reference, tmp_path):
+    state = next((reference.folder / "resume").glob("*.state"))
+    outcome = run_main("eval", "--dataset=synthetic", f"--pre_trained={state}", f"--ckpt_path={tmp_path}")
+    assert outcome.status == 2 and str(state) in outcome.err and "--resume" in outcome.err
+
+
+# --- what is different
+
+
+FIXED = ("--network=vgg13", "--num_classes=11", "--image_size=64", "--batch_norm=False", "--has_bias=True",
+         "--include_top=False", "--width=0.25", "--average_pool=True", "--freeze=features")
+FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_rate=0.2", "--image_mean=0.1,0.1,0.1",
+             "--image_std=0.1,0.1,0.1", "--lr_scheduler=exponential", "--lr=0.1 --lr_scheduler=exponential",
+             "--lr_init=0.001", "--lr_max=0.5", "--lr_epochs=1", "--lr_gamma=0.5", "--eta_min=0.001", "--T_max=1",
+             "--warmup_epochs=0", "--lr_scale=linear", "--lr_base_batch=7", "--momentum=0.5", "--use_nesterov=True",
+             "--weight_decay=0.1", "--loss_scale=2", "--amp_level=O2", "--label_smooth=True",
+             "--label_smooth_factor=0.2", "--pre_trained=other.ckpt", "--head_lr_multiplier=2", "--hflip=0.1",
+             "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--on_bad_image=replace", "--max_epoch=1",
+             "--scale=0.5,1", "--ratio=1,1")
+
+
+@pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])
+def test_a_different_run_is_refused_with_the_difference(reference, flags, forceable):
+    point = resume._find(str(reference.folder), reference.folder.parent)
+    data = build_train_data(get_config(reference.flags), Rank())
+    for flag in flags:
+        now = resume.describe_run(get_config([*reference.flags, *flag.split()]), Rank(), data)
+        with pytest.raises(UserError) as error:
+            resume.check_differences(point, now, force=not forceable)
+        assert re.search(rf"^  {flag.strip('-').partition('=')[0]}: .*, now ", str(error.value), re.MULTILINE), flag
+        assert ("--resume_force" in str(error.value)) == forceable
+
+
+def test_force_goes_on_with_other_rates_for_the_head_too(plain, tmp_path):
+    folder = plain.stopped_after(5, tmp_path)
+    assert "lr_max: 0.02, now 1e-09" in plain.resumed(folder, "--lr=1e-9", status=2)
+    before = state_of(folder, 5)
+    out = plain.resumed(folder, "--lr=1e-9", "--max_epoch=3", "--resume_force")  # more epochs need no force
+    assert re.search(r"max_epoch was 2 and is 3: the .* step was (\S+) and is (\S+)", out).groups() == ("1e-09",) * 2
+    assert "lr_max: 0.02, now 1e-09" in out and "not bit for bit" in out
+    np.testing.assert_allclose(weights(folder, "0-3_5.ckpt")[HEAD], before[HEAD], atol=1e-6)
     assert [row[1] for row in rows(folder)[1:]] == ["5", "10", "15"]
+
+
+def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(plain, tmp_path):
+    folder = plain.stopped_after(9, tmp_path)
+    assert "16, now 40" in plain.resumed(folder, "--batch_size=40", status=2)
+    out = plain.resumed(folder, "--batch_size=40", "--resume_force")
+    assert "the run goes on from the end of epoch 1, which is step 2\n" in out
+    assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
+    assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
+    assert state_of(folder, 4)["global_step"].item() == 4  # where the optimizer looks up its next rate
+
+
+def test_a_forced_momentum_takes_effect_and_dropout_may_be_switched(reference, tmp_path):
+    folder = reference.stopped_after(5, tmp_path)
+    reference.resumed(folder, "--has_dropout=False", "--resume_force", "--max_train_steps=6")
+    reference.resumed(folder, "--momentum=0.5", "--resume_force")
+    assert not np.array_equal(weights(folder)[HEAD], weights(reference.folder)[HEAD])
+
+
+def test_an_epoch_that_the_end_of_the_run_cut_is_finished_by_a_longer_one(plain, tmp_path):
+    outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=7")
+    folder = only_folder(tmp_path)
+    assert outcome.status == 0 and [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "7"]]
+    plain.resumed(folder)
+    assert_same_weights(folder, plain.folder)
+    assert [row[:4] for row in rows(folder)] == [row[:4] for row in rows(plain.folder)]
+
+
+def test_other_classes_and_other_images_are_another_run(tmp_path):
+    data = write_class_folders(tmp_path / "data", classes=("ant", "bee"), each=8, splits=("train",))
+    photos = Reference(tmp_path / "runs", (*FLAGS, *PLAIN, f"--data_dir={data}", "--dataset=imagenet2012",
+                                           "--num_classes=2", "--batch_size=3", "--max_train_steps=1"))
+    (data / "train" / "ant").rename(data / "train" / "cow")
+    assert "0 was ant, now bee" in photos.resumed(photos.folder, status=2)
+    (data / "train" / "cow").rename(data / "train" / "ant")
+    min((data / "train" / "ant").iterdir()).unlink()
+    assert "training images: 16, now 15" in photos.resumed(photos.folder, status=2)
+
+
+def test_the_weights_that_the_run_began_with_are_not_needed_again(plain, tmp_path):
+    begin = tmp_path / "begin.ckpt"
+    shutil.copy(plain.folder / "ckpt_0" / LAST, begin)
+    flags = [*plain.flags, f"--pre_trained={tmp_path}/*.ckpt"]
+    whole = Reference(tmp_path / "whole", flags)
+    begin.unlink()
+    folder = whole.stopped_after(6, tmp_path / "again")
+    whole.resumed(folder)
+    assert_same_weights(folder, whole.folder)
+
+
+# --- the folder and its disk
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_path):
@@ -180,90 +340,78 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_pat
             "f.write('pid 4711 on elsewhere'); f.flush(); print('held', flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", hold, folder / "run.lock"], stdout=subprocess.PIPE) as owner:
         owner.stdout.readline()
-        outcome = run_main("train", *reference.flags, f"--resume={folder}")
-        assert outcome.status == 2 and "is in use by another run (pid 4711 on elsewhere)" in outcome.err
+        assert "is in use by another run (pid 4711 on elsewhere)" in reference.resumed(folder, status=2)
         owner.kill()
-    outcome = run_main("train", *reference.flags, f"--resume={folder}")
-    assert outcome.status == 0
-    assert "the lock of a run that has died is taken over (pid 4711 on elsewhere)" in outcome.out
+    assert "pid 4711 on elsewhere" in reference.resumed(folder)
+
+
+def test_a_file_system_that_cannot_lock_is_no_other_run(reference, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    assert "cannot be locked" in reference.resumed(reference.stopped_after(10, tmp_path))
+
+
+def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):
+    folders = {run_folder.new_run_folder(tmp_path, Rank()) for _ in range(3)}
+    assert len(folders) == 3 and set(tmp_path.iterdir()) == folders
+
+
+def test_a_log_of_another_name_is_not_cut(plain, tmp_path):
+    folder = plain.stopped_after(6, tmp_path)
+    whole = (folder / "train.log").read_text() + 200 * "what else was in a long log\n"
+    (folder / "train.log").write_text(whole)
+    for name, steps in (("other.log", 7), ("train.log", 8)):
+        plain.resumed(folder, f"--log_name={name}", f"--max_train_steps={steps}")
+    assert (folder / "train.log").read_text().startswith(whole)
+
+
+def full_disk(monkeypatch, fails) -> list[str]:
+    """os.replace fails for these targets; returns them as they fail."""
+    real, failures = os.replace, []
+
+    def replace(source, target):
+        if fails(str(target), len(failures)):
+            failures.append(str(target))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    return failures
 
 
 @pytest.mark.parametrize(("policy", "status"), [("continue", 0), ("stop", 1)])
-def test_a_disk_that_says_no_is_reported_and_training_goes_on_if_asked_to(cifar, tmp_path, monkeypatch, policy, status):
-    real, failures = os.replace, []
-
-    def full(source, target):
-        if not str(target).endswith(".yaml") and len(failures) < 3:  # all that the first epoch writes
-            failures.append(target)
-            raise OSError(28, "No space left on device")
-        return real(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    outcome = run_main("train", *FLAGS, f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}",
+def test_a_full_disk_is_reported_and_training_goes_on_if_asked_to(data, tmp_path, monkeypatch, policy, status):
+    failures = full_disk(monkeypatch, lambda target, count: not target.endswith(".yaml") and count < 3)
+    outcome = run_main("train", *FLAGS, *PLAIN, f"--data_dir={data}", f"--ckpt_path={tmp_path}",
                        f"--on_save_error={policy}")
     assert outcome.status == status
     text = outcome.out + outcome.err
     assert "No space left on device; a save needs" in text and str(tmp_path) in text
     if policy == "continue":
-        folder = next(tmp_path.iterdir())
-        assert len(failures) == 3 and (folder / "ckpt_0" / "0-2_5.ckpt").is_file()
+        folder = only_folder(tmp_path)
+        assert len(failures) == 3 and (folder / "ckpt_0" / LAST).is_file()
         assert [row[0] for row in rows(folder)] == ["epoch", "1", "2"] and (folder / "curves.png").is_file()
 
 
-def test_the_printed_command_goes_on(reference, tmp_path):
-    folder = reference.stopped_after(6, tmp_path)
-    outcome = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}")
-    assert outcome.status == 0, outcome.err
-    assert_same_weights(folder, reference.folder)
+def test_a_run_whose_end_could_not_be_saved_does_not_end_well(plain, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        full_disk(patch, lambda target, _: target.endswith(LAST))
+        outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}")
+    folder = only_folder(tmp_path)
+    assert outcome.status == 1 and LAST in outcome.err
+    assert "step 9" in outcome.err and f"\n  python train.py --resume={folder}\n" in outcome.err
+    plain.resumed(folder)
+    assert_same_weights(folder, plain.folder)
 
 
-def test_kills_at_random_moments_and_inside_saves_lose_nothing(tmp_path):
-    report = tmp_path / "report.json"
-    command = [sys.executable, ROOT / "scripts" / "kill_test.py", "--kills=3", "--epochs=6", f"--json={report}"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    result = json.loads(report.read_text())
-    assert result["kills"] == result["resumes"] == 3
-    assert result["states_lost"] == result["weights_differ"] == 0
-
-
-def test_two_ranks_resume_as_one_run(cifar, tmp_path):
-    flags = ("--batch_size=8", *[flag for flag in FLAGS if not flag.startswith("--batch_size")])
-    command = ["bash", ROOT / "scripts" / "run_distribute_train_gpu.sh", cifar.folder, "cifar10", *flags,
-               "--is_save_on_master=0"]
-    environment = os.environ | {"DEVICE_TARGET": "CPU", "DEVICE_NUM": "2", "PYTHON": sys.executable}
-
-    def launch(*more):
-        run = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout
-
-    launch("--ckpt_path=whole")
-    whole = next((tmp_path / "whole").iterdir())
-    killed = tmp_path / "again" / whole.name
-    shutil.copytree(whole, killed)
-    for state in (killed / "resume").glob("step-00000010.*"):
-        state.unlink()
-    for checkpoint in killed.glob("ckpt_*/*-2_5.ckpt"):
-        checkpoint.unlink()
-    assert "after step 9" in launch("--ckpt_path=again", "--resume")
-    assert_same_weights(killed, whole)
-    ours, theirs = (read_file(killed / f"ckpt_{rank}" / f"{rank}-2_5.ckpt").arrays for rank in (0, 1))
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    assert loss_lines(killed) == loss_lines(whole) and loss_lines(killed, rank=1) == loss_lines(whole, rank=1)
-    kept = sorted(path.name for path in (killed / "resume").iterdir())
-    assert kept == [f"step-{step:08d}.{ending}" for step in (9, 10) for ending in ("rank1.state", "state")]
-    part = killed / "resume" / kept[2]
-    part.write_bytes(part.read_bytes()[:-20])  # a state is whole when every rank's part of it is
-    assert resume.find_resume_point(str(killed), tmp_path).step == 9
-
-
-def test_states_are_written_by_the_clock_when_asked_to(cifar, tmp_path, monkeypatch):
+def test_states_hold_every_loss_even_if_losses_are_seldom_read(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "TrainState", lambda *args, **more: TrainState(*args, **more | {"read_every": 100}))
     monkeypatch.setattr(resume, "KEPT_STATES", 100)
-    begin = time.monotonic()
-    flags = [flag for flag in FLAGS if "interval" not in flag]
-    outcome = run_main("train", *flags, f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}", "--ckpt_interval=2",
+    outcome = run_main("train", *plain.flags, f"--ckpt_path={tmp_path}", "--max_train_steps=4",
                        "--ckpt_interval_minutes=0.0000001")
-    assert outcome.status == 0 and time.monotonic() > begin
-    states = sorted(item.name for item in next(tmp_path.iterdir()).glob("resume/*"))
-    assert states == [f"step-{step:08d}.state" for step in range(1, 11)]
+    assert outcome.status == 0, outcome.err
+    folder = only_folder(tmp_path)
+    assert steps_of_states(folder) == [1, 2, 3, 4]  # by the clock
+    assert len(state_of(folder, 3)["run.losses"]) == 3

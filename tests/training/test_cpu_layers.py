@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training on CPU does in its own way: dropout that repeats, convolutions of small maps, Nesterov momentum."""
+
+import mindspore
+import numpy as np
+import pytest
+from helpers import ROOT, TINY, run_python
+from mindspore import Parameter, Tensor, nn, ops
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from src.build import build_model, build_network
+from src.training.cpu_layers import RepeatableDropout, SmallMapConv, use_cpu_layers
+from src.vgg import vgg16
+
+CPU, ASCEND = Rank(), Rank(device_target="Ascend")
+ONES = Tensor(np.ones((64, 512), np.float32))
+COUNT = ONES.size
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+# --- dropout
+
+
+def masks(cell: RepeatableDropout, steps: int) -> list[np.ndarray]:
+    return [cell(ONES).asnumpy() != 0 for _ in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def half() -> list[np.ndarray]:
+    """Eight masks of one layer that drops every second element."""
+    return masks(RepeatableDropout(0.5, seed=1).set_train(), 8)
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """In units of its own standard deviation for independent masks, so that more than 4.5 is no accident."""
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1] * np.sqrt(first.size))
+
+
+def expected_mask(scrambled_seed: int, step: int, keep_below: int) -> np.ndarray:
+    """The definition, in Python's own integers."""
+
+    def mixed(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+        return (x ^ (x >> 15)) * 0x846CA68B % 2**32
+
+    key = mixed((scrambled_seed + step * 0x9E3779B1) % 2**32)
+    return np.array([mixed((position + key) % 2**32) < keep_below for position in range(COUNT)])
+
+
+def test_masks_are_those_of_the_definition(half):
+    seed = int(np.random.SeedSequence((1,)).generate_state(1)[0])
+    for step in (0, 7):
+        assert np.array_equal(half[step].ravel(), expected_mask(seed, step, 2**31))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_keep_rate_and_scale(p):
+    cell = RepeatableDropout(p, seed=2).set_train()
+    values = np.stack([cell(ONES).asnumpy() for _ in range(4)])
+    kept = values != 0
+    assert np.allclose(values[kept], 1 / (1 - p))
+    assert abs(kept.mean() - (1 - p)) < 4.5 * np.sqrt(p * (1 - p) / kept.size)
+    rows, columns = kept.mean(axis=(0, 2)), kept.mean(axis=(0, 1))
+    assert np.abs(rows - (1 - p)).max() < 5 * np.sqrt(p * (1 - p) / (4 * 512))
+    assert np.abs(columns - (1 - p)).max() < 5 * np.sqrt(p * (1 - p) / (4 * 64))
+
+
+def test_steps_and_neighbours_are_independent(half):
+    assert max(abs(correlation(half[i], half[j])) for i in range(8) for j in range(i)) < 4.5
+    for shift in ((0, 1), (0, 2), (0, 16), (0, 256), (1, 0), (2, 0), (1, 1)):
+        found = [correlation(mask, np.roll(mask, shift, axis=(0, 1))) for mask in half]
+        assert max(map(abs, found)) < 4.5 and abs(np.mean(found)) * np.sqrt(8) < 4.5, shift
+
+
+def test_layers_ranks_and_seeds_drop_other_units(half):
+    def seeds(rank: int, seed: int = 7) -> list[int]:
+        network = build_network(get_config([*TINY, f"--seed={seed}"]), Rank(rank, 2))
+        return [int(network.classifier[index].seed.asnumpy()) for index in (2, 5)]
+
+    assert seeds(0) == seeds(0) and len({*seeds(0), *seeds(1), *seeds(0, seed=8)}) == 6
+    (other,) = masks(RepeatableDropout(0.5, seed=2).set_train(), 1)
+    assert abs(correlation(half[0], other)) < 4.5
+
+
+def test_a_counter_that_is_set_continues_the_masks(half):
+    cell = RepeatableDropout(0.5, seed=1).set_train()
+    cell.dropout_step.set_data(Tensor(5, mindspore.int32))
+    assert np.array_equal(masks(cell, 2), half[5:7])
+    assert int(cell.dropout_step.asnumpy()) == 7
+    cell.set_train(False)
+    assert np.array_equal(cell(ONES).asnumpy(), ONES.asnumpy())
+    assert int(cell.dropout_step.asnumpy()) == 7  # an evaluation takes no step
+
+
+class Scaled(nn.Cell):
+    """sum(dropout(x * w)): its gradient for w shows the mask that the backward pass used."""
+
+    def __init__(self, dropout: nn.Cell) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones((64, 512), np.float32)), name="weight")
+        self.layers = nn.SequentialCell(dropout)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.layers(x * self.weight).sum()
+
+
+def test_each_training_step_takes_one_mask_for_both_passes(half):
+    network = Scaled(RepeatableDropout(0.5, seed=1))
+    step = nn.TrainOneStepCell(network, nn.SGD(network.trainable_params(), learning_rate=1.0)).set_train()
+    for index in range(3):
+        before = network.weight.asnumpy().copy()
+        loss = float(step(ONES).asnumpy())
+        gradient = before - network.weight.asnumpy()
+        assert np.array_equal(gradient != 0, half[index])
+        assert loss == pytest.approx((before * gradient).sum(dtype=np.float64), rel=1e-4, abs=1.0)
+        assert int(network.layers[0].dropout_step.asnumpy()) == index + 1
+
+
+# --- convolutions of small maps
+
+
+def values_and_gradients(network: nn.Cell, images: np.ndarray, slope: np.ndarray) -> list[np.ndarray]:
+    """The output, and the gradients of the images and of every parameter, for this gradient of the output."""
+    weights = mindspore.ParameterTuple(network.trainable_params())
+    gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)(network, weights)
+    (of_images,), of_weights = gradient(Tensor(images), Tensor(slope))
+    return [item.asnumpy() for item in (network(Tensor(images)), of_images, *of_weights)]
+
+
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("map_size", [(1, 1), (1, 4), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_values_and_gradients_of_the_plain_convolution(map_size, has_bias):
+    random = np.random.RandomState(0)
+    plain = nn.Conv2d(5, 7, 3, pad_mode="pad", padding=1, has_bias=has_bias, bias_init="normal")
+    images, slope = (random.standard_normal((3, channels, *map_size)).astype(np.float32) for channels in (5, 7))
+    expected = values_and_gradients(plain, images, slope)
+    assert_same(values_and_gradients(SmallMapConv(plain, map_size), images, slope), expected)
+
+
+def test_the_exchanged_network_has_the_same_names_and_values():
+    """Three of VGG16's convolutions see 2x2 maps of a 32x32 image; larger maps keep the usual convolution."""
+    networks = []
+    for exchanges in (False, True):
+        mindspore.set_seed(3)
+        network = vgg16(10, image_size=(32, 32), width=0.125, has_bias=True)
+        if exchanges:
+            use_cpu_layers(network.layers, network.classifier, (32, 32), seed=1)
+        networks.append(network.set_train(False))
+    plain, tuned = networks
+    assert sum(isinstance(cell, SmallMapConv) for _, cell in tuned.cells_and_names()) == 3
+    counters = ["classifier.2.dropout_step", "classifier.5.dropout_step"]
+    parameters = [item for item in tuned.get_parameters() if item.name not in counters]
+    assert len(parameters) == len(list(tuned.get_parameters())) - 2
+    for one, other in zip(plain.get_parameters(), parameters, strict=True):
+        assert one.name == other.name and np.array_equal(one.asnumpy(), other.asnumpy())
+    assert [item.name for item in tuned.trainable_params()] == [item.name for item in plain.trainable_params()]
+    images = Tensor(np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32))
+    assert_same([tuned(images).asnumpy()], [plain(images).asnumpy()])
+
+
+def test_export_and_other_devices_keep_plain_operations():
+    config = get_config([*TINY, "--network=vgg16"])
+    for options, expected in (((CPU,), True), ((ASCEND,), False)):
+        found = {type(cell).__name__ for _, cell in build_network(config, *options).cells_and_names()}
+        assert ("SmallMapConv" in found) == ("RepeatableDropout" in found) == expected
+    exported = build_network(config, CPU, for_export=True)
+    assert not any(isinstance(cell, (SmallMapConv, RepeatableDropout)) for _, cell in exported.cells_and_names())
+
+
+@pytest.mark.parametrize("level", [pytest.param("O1", marks=pytest.mark.slow), "O2",
+                                   pytest.param("O3", marks=pytest.mark.slow)])
+def test_half_precision_which_rewrites_the_network_still_trains(tmp_path, level):
+    """In a process of its own: O1 writes a rewritten network into the current folder and imports it."""
+    outcome = run_python(str(ROOT / "train.py"), *TINY, "--dataset=synthetic", "--synthetic_train_images=16",
+                         "--batch_size=8", f"--amp_level={level}", "--max_epoch=1", f"--ckpt_path={tmp_path}",
+                         cwd=tmp_path)
+    assert outcome.status == 0, outcome.err[-500:]
+    assert "loss is" in outcome.out
+
+
+# --- Nesterov momentum
+
+RATES = np.array([0.1, 0.05, 0.02], np.float32)
+
+
+def optimizer_of(rank: Rank, *flags: str) -> nn.Optimizer:
+    config = get_config([*TINY, "--use_nesterov", *flags])
+    return build_model(config, rank, build_network(config, CPU), RATES)._optimizer
+
+
+@pytest.mark.parametrize("flags", [(), ("--head_lr_multiplier=2",)])
+def test_nesterov_on_cpu_makes_the_steps_of_its_formula(flags):
+    optimizer = optimizer_of(CPU, "--weight_decay=0", *flags)
+    weights, gradients = optimizer.parameters, np.random.RandomState(1).randn(3, 10).astype(np.float32)
+    head = next(index for index, weight in enumerate(weights) if weight.name == "classifier.6.bias")
+    expected, moment = weights[head].asnumpy().astype(np.float64), np.zeros(10)
+    for gradient, rate in zip(gradients, RATES, strict=True):
+        optimizer(tuple(Tensor(np.full(weight.shape, 0, np.float32) + (gradient if index == head else 0))
+                        for index, weight in enumerate(weights)))
+        moment = 0.9 * moment + gradient
+        expected -= rate * (2 if flags else 1) * (gradient + 0.9 * moment)
+    assert np.allclose(weights[head].asnumpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_other_devices_keep_their_own_nesterov():
+    assert optimizer_of(ASCEND).opt.use_nesterov

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals to a command: what is saved, what is said, and which are noticed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT, TINY, only_folder, run_main, write_cifar10, write_class_folders
+
+from model_utils.device_adapter import Rank
+from src.training.loop import how_to_go_on
+from src.training.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_cifar10(tmp_path_factory.mktemp("cifar")).folder
+
+
+@contextmanager
+def command(line: str, program: str, *flags: object, **options) -> Iterator[subprocess.Popen]:
+    """The program, as soon as it has printed this line."""
+    with subprocess.Popen([sys.executable, "-u", ROOT / program, "--device_target=CPU", *flags], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as run:
+        while line not in run.stdout.readline():
+            assert run.poll() is None, run.stderr.read()
+        yield run
+
+
+def long_run(data: Path, folder: Path, **options):
+    """train.py in the middle of its first epoch, with nothing saved yet."""
+    return command("epoch: 1", "train.py", *TINY, "--log_interval=2", "--max_epoch=1000", "--batch_size=1",
+                   "--ckpt_interval=1000", "--ckpt_interval_steps=1000000", f"--data_dir={data}",
+                   f"--ckpt_path={folder}", **options)
+
+
+def ignore() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `command &` in a script
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+
+
+@pytest.mark.parametrize(("number", "status", "options"), [
+    (signal.SIGINT, 130, {}), (signal.SIGHUP, 129, {}), (signal.SIGTERM, 143, {"preexec_fn": ignore})])
+def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, number, status, options):
+    with long_run(data, tmp_path, **options) as run:
+        run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
+        run.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        if options:  # what a script ignores stays ignored
+            run.send_signal(signal.SIGINT)
+            run.send_signal(signal.SIGHUP)
+            time.sleep(1)
+        run.send_signal(number)
+        err = run.communicate(timeout=60)[1]
+    assert run.returncode == status and "Traceback" not in err
+    step = int(re.search(rf"stopped by {number.name} after step (\d+)", err)[1])
+    folder = only_folder(tmp_path)
+    assert (folder / "resume" / f"step-{step:08d}.state").is_file()
+    assert err.splitlines()[-1] == f"  python train.py --resume={folder}"
+    assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
+    if number == signal.SIGTERM:
+        done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}",
+                        f"--max_train_steps={step + 2}")
+        assert done.status == 0 and f"after step {step}\n" in done.out, done
+
+
+def test_a_stop_promises_only_what_was_saved(tmp_path):
+    state = TrainState(10, np.zeros(10), 1, step=5)
+    assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)
+    state.saved_step = 3
+    assert "step 3" in how_to_go_on(tmp_path, Rank(), state)
+    assert how_to_go_on(tmp_path, Rank(), state).endswith(f"\n  python train.py --resume={tmp_path}")
+
+
+def test_a_signal_before_training_ends_the_process_at_once():
+    program = ("import os, signal, time\nfrom src.utils.signals import StopSignals\n"
+               "with StopSignals('train.py'):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (143, "train.py: stopped by SIGTERM\n")
+
+
+@pytest.mark.parametrize(("program", "line"), [
+    ("eval.py", "checkpoint: "), pytest.param("infer.py", " %", marks=pytest.mark.slow),
+    pytest.param("export.py", "loaded: ", marks=pytest.mark.slow)])
+def test_ctrl_c_ends_the_other_commands_with_a_line(tmp_path, program, line):
+    """In the middle of MindSpore's and MindData's work, whose own handlers would make a SIGTERM or a crash of it."""
+    images = write_class_folders(tmp_path / "images", each=100, splits=["val"])
+    done = run_main("train", *TINY, "--dataset=synthetic", "--batch_norm=False", "--max_train_steps=1",
+                    f"--ckpt_path={tmp_path / 'runs'}")
+    assert done.status == 0, done
+    (checkpoint,) = tmp_path.glob("runs/*/ckpt_0/*.ckpt")
+    flags = {"eval.py": [f"--pre_trained={checkpoint}", "--dataset=synthetic", "--per_batch_size=1",
+                         "--synthetic_test_images=8000", f"--ckpt_path={tmp_path / 'outputs'}"],
+             "infer.py": [f"--model_path={checkpoint}", f"--input={images}"],
+             "export.py": [f"--ckpt_file={checkpoint}", f"--file_name={tmp_path / 'exported'}"]}
+    with command(line, program, *flags[program]) as run:
+        time.sleep(0.3)  # until the next thing has begun: compiling, or going through the images
+        run.send_signal(signal.SIGINT)
+        err = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and err == f"{program}: stopped by SIGINT\n"

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the parts of a run fit together on each device, and what happens between its steps: what no CPU run can show."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindspore
+import numpy as np
+import pytest
+from helpers import TINY
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
+from model_utils.schema import Config
+from src.build import amp_level, build_loss, build_model, build_network
+from src.evaluation.evaluate import Evaluation
+from src.evaluation.metrics import Counts
+from src.training import hooks as hooks_module
+from src.training import loop, resume
+from src.training.hooks import METRICS, Evaluate, MetricsLog, PlateauWarning, Progress, SaveCheckpoints, Saver
+from src.training.state import Hook, Pace, RunCallback, TrainState
+from src.utils.logging import set_up_logging
+from src.utils.signals import StopSignals
+
+CPU, GPU, ASCEND = (Rank(device_target=target) for target in ("CPU", "GPU", "Ascend"))
+RATES = np.linspace(0.1, 0.01, 20, dtype=np.float32)
+
+
+def config(*flags: str) -> Config:
+    return get_config([*TINY, *flags])
+
+
+def model(*flags: str, rank: Rank = CPU) -> mindspore.Model:
+    return build_model(config(*flags), rank, build_network(config(*flags), CPU), RATES)
+
+
+# --- optimizer, loss scale, precision, sinking
+
+
+def test_settings_reach_the_optimizer():
+    optimizer = model("--weight_decay=0.25", "--has_bias=True", "--momentum=0.5")._optimizer
+    decays = {parameter.name: float(decay.asnumpy())
+              for parameter, decay in zip(optimizer.parameters, optimizer.weight_decay, strict=True)}
+    assert {name for name, decay in decays.items() if decay} \
+        == {name for name in decays if name.endswith(".weight")} != set()
+    assert set(decays.values()) == {0.0, 0.25}
+    assert float(optimizer.momentum.asnumpy()) == pytest.approx(0.5) and not optimizer.use_nesterov
+    assert np.array_equal(optimizer.learning_rate.learning_rate.asnumpy(), RATES)
+    assert float(model()._optimizer.momentum.asnumpy()) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("rank", [CPU, GPU, ASCEND])
+def test_optimizer_and_loss_scale_manager_agree(rank):
+    made = model("--loss_scale=1024", "--amp_level=O0", rank=rank)
+    assert isinstance(made._loss_scale_manager, mindspore.FixedLossScaleManager)
+    assert made._loss_scale_manager.get_loss_scale() == made._optimizer.loss_scale == 1024
+    assert not made._loss_scale_manager.get_drop_overflow_update()  # the only kind that the CPU takes
+
+
+def test_a_dynamic_loss_scale_leaves_the_optimizer_unscaled(monkeypatch):
+    made = {}
+    monkeypatch.setattr(mindspore, "Model", lambda *args, **options: made.update(options, optimizer=args[2]))
+    for rank in (GPU, ASCEND):
+        model("--loss_scale=dynamic", rank=rank)
+        assert isinstance(made["loss_scale_manager"], mindspore.DynamicLossScaleManager)
+        assert made["optimizer"].loss_scale == 1
+    with pytest.raises(UserError, match="loss_scale: dynamic"):
+        model("--loss_scale=dynamic")
+
+
+@pytest.mark.parametrize(("flags", "rank", "level"), [
+    ((), CPU, "O0"), ((), GPU, "O2"), ((), ASCEND, "O2"), (("--amp_level=O2",), CPU, "O2"),
+    (("--amp_level=O0",), ASCEND, "O0"), (("--amp",), CPU, "O2"), (("--amp=False",), ASCEND, "O0"),
+    (("--dtype=float16",), CPU, "O2"), (("--dtype=float32",), ASCEND, "O0")])
+def test_half_precision_is_used_on_accelerators(flags, rank, level):
+    assert amp_level(config(*flags), rank) == level
+    if rank is CPU:
+        assert model(*flags)._amp_level == level
+
+
+@pytest.mark.parametrize(("flags", "rank", "size"), [
+    (("--dataset_sink_mode=auto",), CPU, 0), (("--dataset_sink_mode=True",), CPU, 0),
+    (("--dataset_sink_mode=False",), GPU, 0), (("--dataset_sink_mode=auto",), ASCEND, 12),
+    (("--dataset_sink_mode=True", "--sink_size=4"), GPU, 4), (("--sink_size=5",), GPU, 4),
+    (("--sink_size=99",), GPU, 12), (("--log_interval=3",), GPU, 3), (("--log_interval=5",), ASCEND, 6)])
+def test_sink_sizes_divide_the_epoch(flags, rank, size):
+    assert loop.sink_size(config(*flags), rank, 12) == size
+
+
+def test_an_epoch_without_a_divisor_near_log_interval_is_not_sunk():
+    for flags, sizes in (((), [78, 0, 0]), (("--dataset_sink_mode=True",), [78, 5003, 4])):  # 5003, 10009 are primes
+        assert [loop.sink_size(config(*flags), ASCEND, steps) for steps in (390, 5003, 40036)] == sizes
+    assert loop.sink_size(config("--graph_mode=False"), GPU, 390) == 0  # a sink there cannot end after a signal
+
+
+class FakeModel:
+    """Notes how it is asked to train, and counts the steps as MindSpore would."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.state, self.calls = state, []
+
+    def train(self, epoch: int, dataset, *, callbacks, dataset_sink_mode: bool, sink_size: int) -> None:
+        assert dataset_sink_mode and epoch > 0
+        self.calls.append((dataset, epoch, sink_size))
+        self.state.step += epoch * sink_size
+
+
+@pytest.mark.parametrize(("start", "total", "calls"), [
+    (0, 24, [((0, 0), 6, 4)]), (0, 18, [((0, 0), 4, 4), ((2, 0), 1, 2)]), (4, 16, [((0, 4), 1, 4), ((1, 0), 2, 4)]),
+    (2, 16, [((0, 2), 3, 2), ((1, 0), 2, 4)]), (4, 7, [((0, 4), 3, 1)]), (0, 5, [((0, 0), 5, 1)])])
+def test_sunk_steps_end_with_the_run(start, total, calls):
+    """8 steps in an epoch, 4 in a sink: (epoch and steps done of the pipeline, sinks, their size) of each call."""
+    state = TrainState(8, np.zeros(total, np.float32), 1, step=start)
+    data = SimpleNamespace(dataset=lambda epoch, done_steps: (epoch, done_steps), steps_per_epoch=8)
+    model, callback = FakeModel(state), SimpleNamespace(state=state)
+    loop.run_epochs(config("--sink_size=4"), ASCEND, data, model, callback)
+    assert model.calls == calls and state.step == total
+
+
+@pytest.mark.parametrize(("flags", "smoothing"), [
+    (("--label_smooth=1", "--label_smooth_factor=0.2"), 0.2), (("--label_smooth=0", "--label_smooth_factor=0.2"), 0.0),
+    (("--label_smoothing=0.1",), 0.1)])
+def test_label_smoothing_reaches_the_loss(flags, smoothing):
+    loss = build_loss(config(*flags, "--num_classes=5"))
+    assert float(loss.label_target.asnumpy()) == pytest.approx(1 - smoothing)
+    assert float(loss.other_target.asnumpy()) == pytest.approx(smoothing / 4)
+
+
+# --- between the steps
+
+
+class Recorder(Hook):
+    """Notes when it is called."""
+
+    def __init__(self) -> None:
+        self.steps, self.epochs = [], []
+
+    def after_step(self, state: TrainState) -> None:
+        self.steps.append(state.step)
+
+    def after_epoch(self, state: TrainState) -> None:
+        self.epochs.append((state.epoch, state.step, list(state.losses)))
+
+
+def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_epoch: int, read_every: int = 1,
+          start: int = 0) -> TrainState:
+    """What MindSpore does with the callback when it reports every `per_call` steps with the last one's loss."""
+    total = start + len(losses) * per_call
+    rates = np.linspace(0.1, 0.01, total, dtype=np.float32)
+    state = TrainState(steps_per_epoch, rates, 8, read_every=read_every, step=start)
+    callback = RunCallback(state, hooks)
+    params = SimpleNamespace(cur_step_num=0, net_outputs=None)
+    context = SimpleNamespace(original_args=lambda: params, request_stop=lambda: None)
+    callback.on_train_begin(context)
+    for loss in losses:
+        params.cur_step_num += per_call
+        params.net_outputs = mindspore.Tensor(loss, mindspore.float32)
+        callback.on_train_step_end(context)
+    callback.on_train_end(context)
+    return state
+
+
+@pytest.mark.parametrize("per_call", [1, 5])
+def test_every_step_is_counted_sunk_or_not(per_call):
+    recorder = Recorder()
+    state = drive([4, 3, 2, 1], recorder, per_call=per_call, steps_per_epoch=2 * per_call)
+    assert recorder.steps == [per_call * number for number in (1, 2, 3, 4)]
+    assert recorder.epochs == [(1, 2 * per_call, [4, 3]), (2, 4 * per_call, [2, 1])]
+    assert state.epoch_losses == [3.5, 1.5] and state.step == 4 * per_call
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_divergence_names_the_step_and_its_rate(bad):
+    for read_every in (1, 4):  # a device that runs ahead has its losses read now and then
+        with pytest.raises(UserError, match=rf"{bad} in step 3 of the run, at learning rate 0\.04") as error:
+            drive([2, 2, bad, 2], steps_per_epoch=4, read_every=read_every)
+        assert error.value.exit_status == 1
+    with pytest.raises(UserError, match="in steps 6 to 10 of the run"):
+        drive([2, bad, 2], per_call=5, steps_per_epoch=20, read_every=100)
+
+
+def progress(log_interval: int) -> Progress:
+    return Progress(config(f"--log_interval={log_interval}"), CPU, TrainState(1, RATES, 8))
+
+
+def loss_lines(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if "loss is" in line]
+
+
+@pytest.mark.parametrize("read_every", [1, 2])
+def test_a_loss_line_shows_the_loss_of_its_own_step(capsys, read_every):
+    set_up_logging()
+    drive([1, 2, 3, 4, 5, 6], progress(2), steps_per_epoch=3, read_every=read_every)
+    assert loss_lines(capsys) == ["epoch: 1 step: 2, loss is 2.000000", "epoch: 1 step: 3, loss is 3.000000",
+                                  "epoch: 2 step: 2, loss is 5.000000", "epoch: 2 step: 3, loss is 6.000000"]
+
+
+def test_sunk_steps_print_a_line_when_the_interval_was_passed(capsys):
+    set_up_logging()
+    drive([1, 2, 3, 4], progress(4), per_call=3, steps_per_epoch=12, read_every=100)
+    assert loss_lines(capsys) == ["epoch: 1 step: 6, loss is 2.000000", "epoch: 1 step: 9, loss is 3.000000",
+                                  "epoch: 1 step: 12, loss is 4.000000"]
+
+
+@pytest.mark.parametrize(("losses", "steps_per_epoch", "warnings"), [
+    ([2.5] * 9 + [2.303] * 10, 19, 1), ([2.303, 2.302] * 12, 12, 1), ([9.0] * 12, 12, 1),
+    ([2.303] * 9 + [1.9] * 3, 12, 0), ([2.303] * 11, 12, 0), ([2.303] * 2, 2, 0)])  # the last: cut short; few steps
+def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps_per_epoch, warnings):
+    set_up_logging()
+    drive(losses, PlateauWarning(config("--batch_norm=False")), steps_per_epoch=steps_per_epoch)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == warnings
+    assert all("warning: epoch 1 " in line and "2.303" in line and "--batch_norm=True" in line for line in lines)
+
+
+def metrics_log(folder: Path, first_step: int) -> MetricsLog:
+    return MetricsLog(config(), folder, Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
+
+
+def metrics_rows(folder: Path) -> list[list[str]]:
+    return [row.split(",")[:3] for row in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
+    """Two runs into the same file, the first of which ended in the middle of its second epoch."""
+    drive([3, 3, 2], metrics_log(tmp_path, 0), steps_per_epoch=2)
+    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "3", "2"]]
+    drive([1], metrics_log(tmp_path, 3), steps_per_epoch=2, start=3)
+    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "4", "1"]]
+
+
+def test_a_metrics_file_that_a_power_failure_cut_short_is_written_again(tmp_path):
+    for damage in ("", "epoch,step\n", "\x00" * 40, ",".join(METRICS) + "\n1,2"):
+        (tmp_path / "metrics.csv").write_text(damage)
+        drive([3, 3], metrics_log(tmp_path, 0), steps_per_epoch=2)
+        assert metrics_rows(tmp_path) == [["epoch", "step", "loss"], ["1", "2", "3"]]
+
+
+def test_a_best_checkpoint_that_was_not_saved_does_not_prevent_the_next(tmp_path, monkeypatch):
+    accuracies, written, saved = iter((9, 5, 4)), iter((False, True)), []
+
+    def save(path: Path, write, *args) -> bool:
+        saved.append(next(written))
+        return saved[-1]
+
+    def evaluate(*args) -> Evaluation:
+        return Evaluation(Counts(10, next(accuracies), 10, np.zeros(10, int), np.zeros((10, 10), int)), 1.0)
+
+    monkeypatch.setattr(hooks_module, "evaluate_and_log", evaluate)
+    drive([3, 2, 1], Evaluate(config(), CPU, None, None, tmp_path, None, save), steps_per_epoch=1)
+    assert saved == [False, True]
+
+
+def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
+    def save(path: Path, write, *args) -> bool:
+        path.touch()
+        return True
+
+    own = tmp_path / "ckpt_0"
+    own.mkdir()
+    copies = ["0-3_5 of the paper.ckpt", "0-best.ckpt", "1-3_5.ckpt"]  # not of this run, and so never removed
+    for name in copies:
+        (own / name).touch()
+    hook = SaveCheckpoints(config("--keep_checkpoint_max=2", "--ckpt_interval=1"), CPU, tmp_path, None, None, save)
+    drive([1] * 11, hook, steps_per_epoch=1)
+    assert sorted(path.name for path in own.iterdir()) == ["0-10_1.ckpt", "0-11_1.ckpt", *copies]
+    drive([1], hook, steps_per_epoch=1, start=9)  # taken back to step 9: the newer one is left
+    assert sorted(path.name for path in own.iterdir()) == ["0-10_1.ckpt", "0-11_1.ckpt", *copies]
+
+
+# --- when states are saved
+
+
+def save_states(monkeypatch, folder: Path, *flags: str, read_every: int = 1, first_step: int = 0,
+                world_size: int = 1) -> tuple[resume.SaveStates, list[int]]:
+    """The hook, and the steps after which it saved."""
+    saved = []
+    monkeypatch.setattr(resume, "state_parameters", lambda model: [])
+    monkeypatch.setattr(resume, "describe_run", lambda *args: {})
+    hook = resume.SaveStates(config("--ckpt_interval=1", *flags), Rank(0, world_size), None, None, folder,
+                             lambda path, write, parameters, state, *args: saved.append(state.step) is None,
+                             StopSignals("train.py"), TrainState(1, RATES, 8, read_every=read_every, step=first_step))
+    return hook, saved
+
+
+@pytest.mark.parametrize(("first", "calls", "per_call", "expected"), [
+    (0, 3, 125, [125, 250, 375]), (125, 1, 125, [250]), (200, 3, 40, [320])])
+def test_a_state_that_is_due_within_a_sink_is_saved_at_its_end(tmp_path, monkeypatch, first, calls, per_call, expected):
+    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_steps=100", first_step=first, read_every=1000)
+    drive([1] * calls + [1], hook, per_call=per_call, steps_per_epoch=10_000, start=first)
+    assert saved[:len(expected)] == expected
+
+
+@pytest.mark.parametrize("saved_everywhere", [True, False])
+def test_old_states_go_only_when_all_ranks_have_the_new_one(tmp_path, monkeypatch, saved_everywhere):
+    removed = []
+    monkeypatch.setattr(resume, "sum_integers",
+                        lambda values, size: np.asarray(values) * (size if saved_everywhere else 1))
+    monkeypatch.setattr(resume, "remove_old_states", lambda folder, step: removed.append(step))
+    hook, saved = save_states(monkeypatch, tmp_path, "--ckpt_interval_steps=3", world_size=2)
+    drive([1] * 7, hook, steps_per_epoch=100)
+    assert saved == [3, 6, 7] and removed == ([3, 6, 7] if saved_everywhere else [])  # the last: the end of the run
+
+
+def test_pace_leaves_out_the_steps_to_skip():
+    pace = Pace(skip_steps=3)
+    for steps, seconds in ((1, 100.0), (2, 50.0), (2, 1.0), (3, 4.0)):
+        pace.add(steps, seconds)
+    assert pace.summary(32) == "throughput: 32.0 images/s, 1000.00 ms/step (mean of 5 steps, without the first 3)"
+    pace = Pace(skip_steps=4)
+    pace.add(4, 1.0)
+    assert "not measured" in pace.summary(32)
+
+
+def test_time_between_steps_is_not_counted(monkeypatch):
+    now = iter(np.arange(1000.0))
+    monkeypatch.setattr("src.training.state.time", SimpleNamespace(perf_counter=lambda: next(now)))
+
+    class Slow(Hook):
+        def after_step(self, state: TrainState) -> None:
+            for _ in range(20):
+                next(now)
+
+    assert drive([1] * 8, Slow(), steps_per_epoch=8).pace.seconds_per_step < 5  # the hook alone took 20

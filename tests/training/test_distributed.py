@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many ranks, one answer: the same counts, weights and images for 1, 2 and 3 ranks."""
 
-import contextlib
-import io
 import re
 import shutil
-import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +13,11 @@ import numpy as np
 import pytest
 import rank_tasks
 from helpers import ROOT, only_folder
-from launches import environment, msrun
+from launches import msrun
 from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN, SAMPLE_BATCH, SAMPLE_COUNT, STEPS
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
-from scripts.job import Job
-from scripts.launch import cluster_job
 from src import build
 from src.data.build_data import build_reader
 from src.data.synthetic import SyntheticReader
@@ -78,25 +73,13 @@ def start_alone(folder: Path) -> str:
     return ""
 
 
-def start_with_msrun(folder: Path) -> str:
-    done = msrun(ROOT / "tests" / "rank_tasks.py", folder, ranks=2, cwd=folder)
+def start_with_msrun(folder: Path, ranks: int) -> str:
+    done = msrun(ROOT / "tests" / "rank_tasks.py", folder, ranks=ranks, cwd=folder)
     assert done.returncode == 0, "".join(log.read_text() for log in (folder / "msrun_log").iterdir())
     return done.stdout
 
 
-def start_with_launcher(folder: Path) -> str:
-    """Three ranks as the launchers start them where there is no accelerator."""
-    command = [sys.executable, "-u", str(ROOT / "tests" / "rank_tasks.py"), str(folder)]
-    job = cluster_job(command, 3, environment(BIND_CORES="0"))
-    processes = [process._replace(log=folder / process.log) for process in job]
-    console = io.StringIO()
-    with contextlib.redirect_stdout(console):
-        status = Job(processes, grace_s=5, show="rank 0").run()
-    assert status == 0, "".join(process.log.read_text() for process in processes)
-    return console.getvalue()
-
-
-STARTS = {1: start_alone, 2: start_with_msrun, 3: start_with_launcher}
+STARTS = {1: start_alone, 2: partial(start_with_msrun, ranks=2), 3: partial(start_with_msrun, ranks=3)}
 
 
 @pytest.fixture(scope="module")

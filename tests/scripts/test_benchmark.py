@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmark.py through its command line, in small: what it records, counts and refuses, but no timings."""
+
+import json
+import sys
+
+import pytest
+from helpers import ROOT, TINY, run_main
+
+from scripts.benchmarks import measure
+
+DATA = ("--dataset=synthetic", "--synthetic_train_images=16", "--synthetic_test_images=16", "--batch_size=4")
+# vgg11 of width 0.125 at 32x32: operations of the forward pass for one image, 2 for each multiply and add
+FIRST = 2 * 9 * 3 * 8 * 32 * 32
+FORWARD = FIRST + 2 * (9 * (8 * 16 * 16**2 + (16 * 32 + 32 * 32) * 8**2 + (32 * 64 + 64 * 64) * 4**2 + 2 * 64 * 64 * 4)
+                       + 64 * 512 + 512 * 512 + 512 * 10)
+TORCH = """#!/bin/sh
+read request
+echo "$request" >"{folder}/request.json"
+echo '{{"torch": "0.1", "contenders": ["torch, plain"]}}'
+while read name; do echo 0.5; done
+"""
+ROWS = {  # task -> its rows, without those of the matrix product
+    "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
+    "forward": ["forward pass, one fixed batch"],
+    "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
+    "deploying": ["MINDIR through mindspore", "ONNX through onnxruntime"],
+    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
+    "startup": ["bare: import, build, compile, first step", "of this: importing",
+                "of this: building the network and its optimizer", "of this: compiling and the first step",
+                "train.py, until its first loss"]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE_S", 0)
+    monkeypatch.setattr(measure, "MATRIX_SIDE", 64)
+
+
+def measured(tmp_path, *args: str) -> dict:
+    path = tmp_path / "result.json"
+    done = run_main("scripts.benchmark", "--blocks=2", "--steps=2", f"--json={path}", *TINY, *DATA, *args)
+    assert done.status == 0, done.err
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] if task in ("startup", "memory") else [])
+                                  for task in ROWS])
+def test_each_task_gives_its_rows(tmp_path, task):
+    record = measured(tmp_path, f"--what={task}")
+    [result] = record["results"]
+    assert [name for name in result["rows"] if "product of" not in name] == ROWS[task]
+    assert all(0 < row["min"] <= row["median"] <= row["max"] and row["n"] == 2 for row in result["rows"].values())
+    assert result["case"] == {"network": "vgg11", "width": 0.125, "image_size": [32, 32], "batch_size": 4,
+                              "device": "CPU"}
+    gflop = {"steps": 4 * (3 * FORWARD - FIRST) / 1e9, "forward": 4 * FORWARD / 1e9}.get(task)
+    assert result["rows"][ROWS[task][0]].get("gflop_per_step") == (gflop and pytest.approx(gflop, rel=1e-5))
+
+
+def test_operators_beside_pytorch_add_up_to_the_step(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(TORCH.format(folder=tmp_path))
+    python.chmod(0o755)
+    record = measured(tmp_path, "--what=operators,forward", "--compare=torch", f"--torch_python={python}",
+                      "--cases=vgg11:32:4")
+    layers, forward = (result["rows"] for result in record["results"])
+    ours = {name: row for name, row in layers.items() if name.endswith("x)") and "PyTorch" not in name}
+    assert ours["convolution 64 to 64, 2x2 (2x)"] and "optimizer, all parameters" in layers
+    total = sum(int(name[:-2].rpartition("(")[2]) * row.get("gflop_per_step", 0) for name, row in ours.items())
+    assert total == pytest.approx(4 * (3 * FORWARD - FIRST) / 1e9, rel=1e-4)
+    assert {f"PyTorch: {name}" for name in ours} < set(layers) and forward["torch, plain"]["images_per_s"] == 8
+    assert record["versions"]["torch"] == "0.1"
+    asked = json.loads((tmp_path / "request.json").read_text())
+    assert asked["mode"] == "forward" and asked["units"] == [[64, 512], [512, 512], [512, 10]]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("benchmark_*.json")))
+def test_tables_of_the_committed_records(monkeypatch, name):
+    monkeypatch.chdir(ROOT / "docs")
+    done = run_main("scripts.benchmark", "--table", name)
+    assert done.status == 0 and done.out.count("| vgg") >= 2 and f"* [{name}]({name}): " in done.out
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"), (["--cases=vgg16:32"], "'vgg16:32'"),
+    (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
+    (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
+    (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
+    (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: is not a file"),
+    (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "--json: docs"),
+    ([*TINY, *DATA[:1], "--synthetic_train_images=8", "--batch_size=4"], "--steps: 20 steps")])
+def test_mistakes_are_answered_with_status_2(monkeypatch, args, message):
+    monkeypatch.chdir(ROOT)
+    done = run_main("scripts.benchmark", *args)
+    assert done.status == 2 and message in done.err and not done.out

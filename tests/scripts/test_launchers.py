@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch scripts: the commands they would start, rank tables, and jobs whose ranks are small shell scripts."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from shlex import split
+
+import pytest
+from helpers import ROOT, TINY, run_main
+from launches import SERVERS, children, environment, is_running, make_table, started, wait_until
+
+from model_utils.errors import UserError
+from scripts import hccl_tools
+from scripts.hccl_tools import check_rank_table, read_rank_table
+from scripts.launch import this_server, visible_cards
+
+FIXED = {"BIND_CORES": "0", "MASTER_PORT": "8118", "DRY_RUN": "1"}
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """The scripts in a folder with a space in its name."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for item in ("scripts", "model_utils", "src", "train.py", "eval.py", "configs"):
+        (folder / item).symlink_to(ROOT / item)
+    return folder
+
+
+def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
+           **settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["sh", place / "scripts" / script, *map(str, args)], cwd=cwd or place,
+                          env=environment(**settings), capture_output=True, text=True, timeout=60)
+
+
+# --- the commands
+
+
+@pytest.mark.parametrize("script", ["run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh",
+                                    "run_eval.sh", "run_1p.sh"])
+def test_help_and_missing_arguments(place, script):
+    done = launch(place, script, "--help")
+    assert done.returncode == 0 and f"bash {script} " in done.stdout and not done.stderr
+    if script != "run_1p.sh":
+        done = launch(place, script)
+        assert (done.returncode, done.stdout) == (2, "") and "DATA_PATH" in done.stderr
+
+
+@pytest.mark.parametrize("args, settings, flags", [
+    (("data", "imagenet2012", "--amp"), {"CUDA_VISIBLE_DEVICES": "0,2"},
+     "--data_dir=data --is_distributed=1 --device_target=GPU --dataset=imagenet2012 --amp"),
+    (("a b", "--device_target", "cpu", "--seed=2"), {"DEVICE_NUM": "2"},
+     "'--data_dir=a b' --is_distributed=1 --device_target=CPU --seed=2")])
+def test_the_msrun_command_line(place, args, settings, flags):
+    done = launch(place, "run_distribute_train_gpu.sh", *args, **FIXED, **settings)
+    assert done.returncode == 0, done.stderr
+    program, _, command = done.stdout.partition("msrun --worker_num")
+    assert program.startswith("msrun: ") and split(f"--worker_num{command}") == split(
+        "--worker_num=2 --local_worker_num=2 --join=True --bind_core=False --cluster_time_out=600 --master_port=8118 "
+        f"--log_dir=train_parallel --tail_worker_log=0 python -u {ROOT}/train.py {flags} > train_parallel/msrun.log "
+        "2>&1")
+
+
+def test_a_rank_on_each_device_of_the_table(place):
+    table = make_table(place, 2, servers=2)
+    done = launch(place, "run_distribute_train.sh", table, "data", "cifar10", "--max_epoch=2", **FIXED)
+    lines = [split(line.partition(": ")[2]) for line in done.stdout.splitlines()]
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        f"{server}, rank {rank}" for server, rank in zip(sorted(SERVERS * 2), range(4), strict=True)]
+    assert lines == [[f"RANK_TABLE_FILE={table}", f"RANK_ID={rank}", "RANK_SIZE=4", "LOCAL_RANK_SIZE=2",
+                      f"DEVICE_ID={rank % 2}", "HCCL_CONNECT_TIMEOUT=600", sys.executable, "-u", f"{ROOT}/train.py",
+                      "--data_dir=data", "--is_distributed=1", "--device_target=Ascend", "--dataset=cifar10",
+                      "--max_epoch=2", ">", f"train_parallel{rank}/log", "2>&1"] for rank in range(4)]
+    bound = launch(place, "run_distribute_train.sh", table, "data", DRY_RUN="1").stdout
+    assert bound.count("taskset -c ") == 4
+    rehearsed = launch(place, "run_distribute_train.sh", table, "data", DEVICE_TARGET="CPU", **FIXED).stdout
+    assert rehearsed.startswith("msrun: ") and "--worker_num=4 " in rehearsed and "--device_target=CPU" in rehearsed
+
+
+def test_which_server_and_which_cards():
+    assert this_server(SERVERS, {"SERVER_ID": SERVERS[1]}) == SERVERS[1] and this_server(["a"], {}) == "a"
+    assert this_server([*SERVERS, "127.0.0.1"], {}) == "127.0.0.1"  # an address of this host
+    with pytest.raises(UserError, match="SERVER_ID"):
+        this_server(SERVERS, {})
+    assert [visible_cards({"CUDA_VISIBLE_DEVICES": text}) for text in ("0,1", "3", "0,1,-1,2", "GPU-8,GPU-1")] == [
+        2, 1, 2, 2]
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU is visible"), ({"DEVICE_NUM": "²"}, "DEVICE_NUM"),
+    ({"DEVICE_NUM": "0"}, "DEVICE_NUM"), ({"DEVICE_NUM": "2", "MASTER_PORT": "70000"}, "MASTER_PORT"),
+    ({"DEVICE_NUM": "2", "GRACE_SECONDS": "soon"}, "GRACE_SECONDS"),
+    ({"DEVICE_NUM": "2", "DEVICE_TARGET": "Ascend"}, "DEVICE_TARGET")])
+def test_wrong_settings(place, tmp_path, settings, message):
+    done = launch(place, "run_distribute_train_gpu.sh", "data", cwd=tmp_path, **settings)
+    assert done.returncode == 2 and f"error: {message}" in done.stderr and not list(tmp_path.glob("train_*"))
+
+
+@pytest.mark.parametrize("script, args, settings, flags", [
+    ("run_standalone_train.sh", ("a b", "imagenet2012", "--lr=1"), {"DEVICE_TARGET": "GPU"},
+     "train.py|--data_dir=a b|--dataset=imagenet2012|--device_target=GPU|--lr=1"),
+    ("run_eval.sh", ("data", "cifar10", "CPU", "a b/*.ckpt", "--seed=1"), {},
+     "eval.py|--data_dir=data|--dataset=cifar10|--device_target=CPU|--pre_trained=a b/*.ckpt|--seed=1"),
+    ("run_1p.sh", ("--lr=1",), {"DEVICE_TARGET": "CPU", "DATA_DIR": "a b"},
+     "train.py|--config_path={place}/configs/vgg/vgg19_batch256.yaml|--data_dir=a b|--device_target=CPU|--lr=1")])
+def test_scripts_of_one_process_become_it(place, script, args, settings, flags):
+    python = place / "my python"
+    python.write_text("#!/bin/sh\necho $$\nprintf '%s\\n' \"$@\"\nexit 7\n")
+    python.chmod(0o755)
+    expected = ["-u", *f"{place}/{flags.format(place=place)}".split("|")]
+    with started(["sh", place / "scripts" / script, *args], cwd=place, PYTHON=str(python), **settings) as process:
+        pid, *got = process.communicate(timeout=30)[0].splitlines()
+    assert process.returncode == 7 and got == expected
+    assert pid == str(process.pid)  # one process: a signal to the script reaches the Python
+    dry = launch(place, script, *args, PYTHON=str(python), DRY_RUN="1", **settings)
+    assert dry.returncode == 0 and split(dry.stdout) == [str(python), *expected]
+
+
+def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
+    outcome = run_main("train", *TINY, "--is_distributed=1")
+    assert outcome.status == 2 and "msrun --worker_num=N" in outcome.err
+
+
+# --- rank tables
+
+
+def test_a_table_is_written_as_hccl_wants_it_and_read(tmp_path):
+    path = tmp_path / "table.json"
+    assert hccl_tools.main(["--server_ip=10.0.0.1", "--device_num=[0,2)", "--device_ips=192.1.27.6,192.2.27.6",
+                            f"--output={path}"]) == 0
+    assert json.loads(path.read_text()) == {
+        "version": "1.0", "server_count": "1", "status": "completed",
+        "server_list": [{"server_id": "10.0.0.1", "host_nic_ip": "reserve", "device": [
+            {"device_id": "0", "device_ip": "192.1.27.6", "rank_id": "0"},
+            {"device_id": "1", "device_ip": "192.2.27.6", "rank_id": "1"}]}]}
+    [server] = read_rank_table(path).server_list
+    assert [(device.rank_id, device.device_id) for device in server.device] == [(0, 0), (1, 1)]
+    assert run_main("scripts.hccl_tools", "--check", path).out == f"{path}: is correct: 2 rank(s) on 1 server(s)\n"
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--check=none.json"], "none.json"), (["--check=/dev/zero"], "/dev/zero"), ([], "--server_ip"),
+    (["--server_ip=10.0.0.1", "--device_num=²", "--device_ips=10.1.1.1"], "--device_num"),
+    (["--server_ip=10.0.0.1", "--device_num=1000000000", "--device_ips=10.1.1.1"], "--device_num"),
+    (["--server_ip=10.0.0.1", "--device_num=2", "--device_ips=10.1.1.1"], "--device_ips"),
+    (["--server_ip=10.0.0.1", "--device_num=1", "--device_ips=300.1.1.1"], "server_list[0].device[0].device_ip")])
+def test_what_makes_no_table(args, message):
+    done = run_main("scripts.hccl_tools", *args)
+    assert done.status == 2 and message in done.err
+
+
+@pytest.mark.parametrize("place, value", [
+    (("server_count",), "3"), (("status",), "initializing"), (("server_list",), []),
+    (("server_list", 1, "server_id"), SERVERS[0]), (("server_list", 1, "device"), []),
+    (("server_list", 1, "device", 0, "rank_id"), "1"), (("server_list", 1, "device", 1, "rank_id"), "7"),
+    (("server_list", 0, "device", 0, "rank_id"), "-1"), (("server_list", 0, "device", 0, "rank_id"), "²"),
+    (("server_list", 0, "device", 1, "device_id"), None), (("server_list", 0, "device", 1, "device_id"), "0"),
+    (("server_list", 1, "device", 0, "device_ip"), "192.1.0.0"), (("server_list", 1, "device", 0, "device_ip"), "")])
+def test_a_wrong_table_is_refused_by_its_field(tmp_path, place, value):
+    table = json.loads(make_table(tmp_path, 2, servers=2).read_text())
+    check_rank_table(copy.deepcopy(table), Path("good.json"))
+    entry = table
+    for step in place[:-1]:
+        entry = entry[step]
+    entry[place[-1]] = value
+    with pytest.raises(UserError, match=rf"^bad\.json: .*{place[-1]}"):
+        check_rank_table(table, Path("bad.json"))
+
+
+# --- jobs
+
+
+SAVES = "trap 'echo saved; exit 143' TERM INT; echo ready; while :; do sleep 0.05; done"
+DEAF = "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from scripts.launch import Job, Process, rank_log
+ranks = [Process(f"rank {{rank}}", ["sh", "-c", script], {{}}, rank_log(rank))
+         for rank, script in enumerate(sys.argv[2:])]
+sys.exit(Job(ranks, grace_s=float(sys.argv[1])).run())
+"""
+
+
+def job(folder: Path, *scripts: str, grace_s: float = 5):
+    return started([sys.executable, "-c", DRIVER, grace_s, *scripts], cwd=folder)
+
+
+def wait_for_ranks(folder: Path, count: int) -> list[Path]:
+    logs = [folder / f"train_parallel{rank}/log" for rank in range(count)]
+    wait_until(lambda: all(log.exists() and "ready" in log.read_text() for log in logs), timeout_s=20, what="ready")
+    return logs
+
+
+def test_ranks_that_end_well(tmp_path):
+    with job(tmp_path, "echo '[WARNING] noise'; echo I am 0", "echo I am 1; echo aside >&2") as launcher:
+        assert launcher.communicate(timeout=20)[0] == "I am 0\n" and launcher.returncode == 0
+    assert (tmp_path / "train_parallel1/log").read_text() == "I am 1\naside\n"
+
+
+@pytest.mark.parametrize("script, status", [("exit 3", 3), ("kill -9 $$", 137)])
+def test_a_dead_rank_ends_the_job_with_its_status(tmp_path, script, status):
+    with job(tmp_path, SAVES, f"sleep 0.3; for i in $(seq 30); do echo line $i; done; {script}") as launcher:
+        output = launcher.communicate(timeout=20)[0]
+    assert launcher.returncode == status and (tmp_path / "train_parallel0/log").read_text().endswith("saved\n")
+    assert output.endswith("\n".join([f"rank 1 failed with status {status}; the end of train_parallel1/log:",
+                                      *(f"  line {number}" for number in range(11, 31)), ""]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_ranks_which_save(tmp_path, number):
+    with job(tmp_path, SAVES, SAVES) as launcher:
+        logs = wait_for_ranks(tmp_path, 2)
+        ranks = children(launcher.pid)
+        launcher.send_signal(number)
+        assert launcher.wait(20) == 128 + number
+        assert len(ranks) == 2 and not any(map(is_running, ranks))
+    assert all(log.read_text().endswith("saved\n") for log in logs)
+
+
+def test_deaf_ranks_are_killed_after_their_time_or_a_second_signal(tmp_path):
+    with job(tmp_path, SAVES, DEAF, grace_s=0.5) as launcher:
+        wait_for_ranks(tmp_path, 2)
+        launcher.terminate()
+        assert "rank 1 did not end within 0.5 s of SIGTERM" in launcher.communicate(timeout=20)[0]
+    assert launcher.returncode == 143
+    with job(tmp_path, DEAF, grace_s=60) as launcher:
+        wait_for_ranks(tmp_path, 1)
+        for _ in range(2):
+            launcher.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert launcher.wait(20) == 130
+
+
+def test_ranks_end_with_a_killed_launcher_but_not_with_its_reader(tmp_path):
+    with job(tmp_path, DEAF, DEAF) as launcher:
+        wait_for_ranks(tmp_path, 2)
+        ranks = children(launcher.pid)
+        launcher.kill()
+        wait_until(lambda: not any(map(is_running, ranks)), timeout_s=10, what="the end of the ranks")
+    script = "for i in 1 2 3 4; do echo line $i; sleep 0.1; done; touch done"
+    line = '"$0" -c "$1" 5 "$2" | head -n 1; echo ${PIPESTATUS[0]}'
+    done = subprocess.run(["bash", "-c", line, sys.executable, DRIVER, script], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=50)
+    assert done.stdout == "line 1\n0\n" and (tmp_path / "done").exists()

@@ -72,6 +72,7 @@ class Process(NamedTuple):
     command: list[str]
     env: dict[str, str]
     log: Path
+    starts: int = 0  # how many ranks msrun starts; 0 for a rank
 
     def __str__(self) -> str:
         settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
@@ -114,7 +115,7 @@ class Job:
 
     @property
     def _by_msrun(self) -> bool:
-        return self._processes[0].name == "msrun"
+        return self._processes[0].starts > 0
 
     def _start(self, process: Process) -> None:
         process.log.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,8 @@ class Job:
     def _wait(self) -> tuple[str, Path, int] | None:
         """Until all have ended, a signal has come, or one has failed: its name, log and status."""
         while self._signal is None:
-            self._find_ranks()
+            if len(self._ranks) < self._processes[0].starts:
+                self._find_ranks()
             codes = [child.poll() for child in self._children]
             for pid, code in RANK_FAILED.findall(self._show_new_output()):
                 return *self._ranks.get(int(pid), ("a rank", self._shown)), _shell_status(int(code))
@@ -274,7 +276,7 @@ def rank_log(rank: int) -> Path:
     return Path(f"train_parallel{rank}/log")
 
 
-def msrun_job(ranks: int, script: Path, flags: Sequence[str], env: Mapping[str, str]) -> Process:
+def msrun_job(ranks: int, flags: Sequence[str], env: Mapping[str, str]) -> Process:
     """msrun with so many ranks on this host. It starts the `python` that it finds first on the PATH."""
     folder = Path(sys.executable).parent
     binds = env.get("BIND_CORES", "1") != "0"
@@ -283,8 +285,8 @@ def msrun_job(ranks: int, script: Path, flags: Sequence[str], env: Mapping[str, 
                f"--cluster_time_out={number(env, 'JOIN_SECONDS', 600)}",
                f"--master_port={number(env, 'MASTER_PORT', free_port(), least=1, most=2**16 - 1)}",
                f"--log_dir={MSRUN_LOGS}", "--tail_worker_log=0",
-               "python" if (folder / "python").is_file() else "python3", "-u", str(script), *flags]
-    return Process("msrun", command, {}, MSRUN_LOGS / "msrun.log")
+               "python" if (folder / "python").is_file() else "python3", "-u", str(ROOT / "train.py"), *flags]
+    return Process("msrun", command, {}, MSRUN_LOGS / "msrun.log", starts=ranks)
 
 
 def link_logs(ranks: int) -> None:
@@ -343,28 +345,25 @@ def visible_cards(env: Mapping[str, str]) -> int:
     return cards
 
 
-PLANS = {"table": ("Ascend", "RANK_TABLE_FILE DATA_PATH"), "cards": ("GPU", "DATA_PATH")}
-
-
-def run(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    own_target, needed = PLANS[argv[0]]
-    *table_file, data_path = argv[1:1 + len(needed.split())] or [""]
-    if len(table_file) + 2 > len(argv) or any(item.startswith("-") for item in (*table_file, data_path)) \
-            or len(table_file) + 1 < len(needed.split()):
-        raise UserError(f"{needed} must come first; --help says more")
-    target, rest = device_target(own_target, argv[1 + len(needed.split()):], env)
-    flags = train_flags(data_path, rest, target)
+def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
+    """`kind` is table or cards: whether a rank table comes before the data path."""
+    count = 2 if kind == "table" else 1
+    if len(arguments) < count or any(item.startswith("-") for item in arguments[:count]):
+        raise UserError(f"{'RANK_TABLE_FILE ' * (count - 1)}DATA_PATH must come first; --help says more")
+    target, rest = device_target("Ascend" if kind == "table" else "GPU", arguments[count:], env)
+    flags = train_flags(arguments[count - 1], rest, target)
     is_dry = env.get("DRY_RUN", "0") not in ("", "0")
     grace = number(env, "GRACE_SECONDS", 60)
-    table = read_rank_table(Path(table_file[0])) if table_file else None
+    path = Path(arguments[0]).resolve()
+    table = read_rank_table(path) if kind == "table" else None
     if table and target == "Ascend":
         servers = [server.server_id for server in table.server_list]
         processes = [process._replace(name=f"{server}, {process.name}") if len(servers) > 1 and is_dry else process
                      for server in (servers if is_dry else [this_server(servers, env)])
-                     for process in table_job(table, Path(table_file[0]).resolve(), server, flags, env)]
+                     for process in table_job(table, path, server, flags, env)]
     else:
         ranks = table.ranks if table else visible_cards(env)
-        processes = [msrun_job(ranks, ROOT / "train.py", flags, env)]
+        processes = [msrun_job(ranks, flags, env)]
         if not is_dry:
             link_logs(ranks)
     if is_dry:
@@ -376,10 +375,10 @@ def run(argv: Sequence[str], env: Mapping[str, str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in PLANS or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        return 0 if {"-h", "--help"} & set(argv) else 2
-    return run_command(partial(run, argv, os.environ), "launch.py")
+        return 0
+    return run_command(partial(run, *argv, env=os.environ), "launch.py")
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def test_a_signal_reaches_the_ranks_which_save(tmp_path, number):
         ranks = children(launcher.pid)
         launcher.send_signal(number)
         assert launcher.wait(20) == 128 + number
-        assert len(ranks) == 2 and not any(map(is_running, ranks))
+        assert len(ranks) >= 2 and not any(map(is_running, ranks))
     assert all(log.read_text().endswith("saved\n") for log in logs)
 
 

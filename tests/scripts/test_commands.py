@@ -31,8 +31,9 @@ def shown_commands(name: str) -> list[str]:
 
 
 COMMANDS = shown_commands("README.md")
-IN_SUITE = ("python train.py  --data_path=data --device_id=0", "python eval.py -c configs/vgg", "python export.py",
-            "--training_step_per_epoch=300")  # the beginning or a part of one of each project; those of msrun are slow
+# one of each project; the others with --slow
+IN_SUITE = re.compile(r"python train\.py  --data_path=data --device_id=0|python eval\.py -c|python export\.py|"
+                      r"python -u \./train\.py .*--epochs=1 |\(cd scripts && bash run_1p\.sh --datadir")
 
 
 def expected(command: str) -> str:
@@ -117,8 +118,7 @@ def in_small(command: str) -> str:
 
 
 @pytest.mark.parametrize("command", [
-    pytest.param(command, id=str(number), marks=() if command.startswith(IN_SUITE[:3]) or (
-        IN_SUITE[3] in command and "msrun" not in command) else pytest.mark.slow)
+    pytest.param(command, id=str(number), marks=() if IN_SUITE.match(command) else pytest.mark.slow)
     for number, command in enumerate(COMMANDS)])
 def test_a_command_of_an_older_project_runs(place, command):
     make_models(place, command)

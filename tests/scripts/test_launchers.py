@@ -230,8 +230,9 @@ def test_deaf_ranks_are_killed_after_their_time_or_a_second_signal(tmp_path):
         launcher.terminate()
         assert "rank 1 did not end within 0.5 s of SIGTERM" in launcher.communicate(timeout=20)[0]
     assert launcher.returncode == 143
-    with job(tmp_path, DEAF, grace_s=60) as launcher:
-        wait_for_ranks(tmp_path, 1)
+    (tmp_path / "second").mkdir()
+    with job(tmp_path / "second", DEAF, grace_s=60) as launcher:
+        wait_for_ranks(tmp_path / "second", 1)
         for _ in range(2):
             launcher.send_signal(signal.SIGINT)
             time.sleep(0.5)

@@ -81,8 +81,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; by default this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
-    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE",
-                        help="print such files as Markdown tables, and end")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
     if flags and options.table:
         parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
@@ -96,7 +95,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     """Measure everything that is asked for. The file grows with each task: a run that is stopped loses little."""
     if options.table:
-        print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
+        records = {path: read_record(path) for path in options.table}
+        print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
+                                               for path, record in records.items()), sep="\n")
         return
     guard_this_machine()  # early, so that the record contains its setting
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
                 results.append({"what": what, "case": case, "rows": measure(TASKS[what](task), options.blocks)})
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
             record = {**describe_run(flags, options), "results": results}
-            print(tables({Path(): {**record, "results": results[-1:]}}, is_markdown=False) + "\n", flush=True)
+            print(tables({**record, "results": results[-1:]}) + "\n", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -225,7 +226,6 @@ COLUMNS: dict[str, Callable[[Line], str]] = {  # a column without any value is l
 
 
 def source_text(record: Mapping[str, Any]) -> str:
-    """On what a record was measured."""
     machine, flags = record["machine"], " ".join(record["flags"])
     versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
     settings = [f"{name}={value}" for name, value in record["environment"].items()]
@@ -234,24 +234,22 @@ def source_text(record: Mapping[str, Any]) -> str:
                                    record["date"], blocks, f"flags `{flags}`" if flags else None]))
 
 
-def tables(records: Mapping[Path, Mapping[str, Any]], *, is_markdown: bool) -> str:
-    """A table for each thing that was measured, with the rows of all records, and where they come from."""
+def tables(*records: Mapping[str, Any]) -> str:
+    """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
     lines = [Line(record, result["what"], case_text(result["case"]), name, row, next(iter(result["rows"].values())))
-             for record in records.values() for result in record["results"] for name, row in result["rows"].items()]
-    differ = len({setting_text(record) for record in records.values()}) > 1
+             for record in records for result in record["results"] for name, row in result["rows"].items()]
+    differ = len({setting_text(record) for record in records}) > 1
     parts = []
     for what in dict.fromkeys(line.what for line in lines):
         columns = [[title, *(column(line) for line in lines if line.what == what)]
                    for title, column in COLUMNS.items() if title != "with" or differ]
         columns = [column for column in columns if any(column[1:])]
-        widths = [0 if is_markdown else max(map(len, column)) for column in columns]
+        widths = [max(3, *map(len, column)) for column in columns]
         rows = [list(row) for row in zip(*columns, strict=True)]
-        rows.insert(1, ["-" * max(3, width) for width in widths])
-        parts.append(f"**{TITLES[what]}**" if is_markdown else TITLES[what])
+        rows.insert(1, ["-" * width for width in widths])
+        parts.append(f"**{TITLES[what]}**")
         parts.append("\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
                                + " |" for row in rows))
-    if is_markdown:
-        parts.append("\n".join(f"* [{path}]({path}): {source_text(record)}" for path, record in records.items()))
     return "\n\n".join(parts)
 
 

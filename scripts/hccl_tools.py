@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_address
 from itertools import count
@@ -58,11 +58,6 @@ class RankTable(BaseModel):
         return f"{self.ranks} rank(s) on {len(self.server_list)} server(s)"
 
 
-def _repeated(values: Iterable[Hashable]) -> list[Hashable]:
-    seen = list(values)
-    return sorted({value for value in seen if seen.count(value) > 1}, key=str)
-
-
 def check_rank_table(table: object, path: Path) -> RankTable:
     """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
     try:
@@ -77,7 +72,7 @@ def check_rank_table(table: object, path: Path) -> RankTable:
                           ("rank_id", [device.rank_id for _, device in devices]),
                           ("device_id", [(server, device.device_id) for server, device in devices]),
                           ("device_ip", [device.device_ip for _, device in devices if device.device_ip])):
-        if repeated := _repeated(values):
+        if repeated := [value for value in values if values.count(value) > 1]:
             raise UserError(f"{path}: {field}: {repeated[0]} is used more than once")
     if found.server_count not in (None, len(servers)):
         raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")

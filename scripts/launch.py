@@ -123,7 +123,7 @@ class Job:
             # A session of its own: a Ctrl-C on the terminal reaches it through us, and once.
             child = subprocess.Popen(process.command, env=os.environ | process.env, stdin=subprocess.DEVNULL,
                                      stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                     preexec_fn=_end_with_launcher)
+                                     preexec_fn=partial(signal_when_parent_ends, signal.SIGKILL))
         self._children.append(child)
         if not self._by_msrun:
             self._ranks[child.pid] = process.name, process.log
@@ -163,7 +163,8 @@ class Job:
         asked = self._signal if self._signal == signal.SIGINT else signal.SIGTERM  # the ranks handle these two
         grace_s = self._grace_s if self._signal else min(self._grace_s, FAILURE_GRACE_S)
         if self._by_msrun:  # it would kill the others as soon as the first has saved and ended
-            _send(signal.SIGSTOP, self._children[0].pid)
+            with suppress(ProcessLookupError):
+                os.kill(self._children[0].pid, signal.SIGSTOP)
             self._find_ranks()
         for pid in filter(_is_running, self._ranks):
             _send(asked, pid)
@@ -171,6 +172,7 @@ class Job:
         while any(map(_is_running, self._ranks)) and time.monotonic() < deadline:
             self._show_new_output()
             time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # msrun's `tail` copies the last lines of rank 0
         self._show_new_output()
         for name, _ in [rank for pid, rank in self._ranks.items() if _is_running(pid)]:
             print(f"{name} did not end within {grace_s:g} s of {asked.name}; it is killed", file=sys.stderr)
@@ -219,11 +221,6 @@ def _is_running(pid: int) -> bool:
 
 def _shell_status(code: int) -> int:
     return code if code > 0 else 128 - code
-
-
-def _end_with_launcher() -> None:
-    """Runs in the child: if the launcher is killed, it can pass nothing on."""
-    signal_when_parent_ends(signal.SIGKILL)
 
 
 def _report(name: str, log: Path, status: int) -> None:

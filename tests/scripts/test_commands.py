@@ -117,13 +117,16 @@ def in_small(command: str) -> str:
     return f"{line}{closing}{arrow}{target}" + ("\nwait $!" if target.endswith("&") else "")
 
 
+def logs_in(folder: Path) -> set[Path]:
+    return {*folder.rglob("*.log"), *folder.rglob("train_parallel*/log")}
+
+
 @pytest.mark.parametrize("command", [
     pytest.param(command, id=str(number), marks=() if IN_SUITE.match(command) else pytest.mark.slow)
     for number, command in enumerate(COMMANDS)])
 def test_a_command_of_an_older_project_runs(place, command):
     make_models(place, command)
-    logs = lambda: {*place.rglob("*.log"), *place.rglob("train_parallel*/log")}  # noqa: E731
-    for path in logs():
+    for path in logs_in(place):
         path.unlink()
     process = subprocess.Popen(["bash", "-c", in_small(command)], cwd=place, text=True, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -132,5 +135,5 @@ def test_a_command_of_an_older_project_runs(place, command):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    out += "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs()) if path.exists())
+    out += "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs_in(place)) if path.exists())
     assert process.returncode == 0 and re.search(expected(command), out), f"{in_small(command)}\n{out[-3000:]}"

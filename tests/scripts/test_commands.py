@@ -135,5 +135,5 @@ def test_a_command_of_an_older_project_runs(place, command):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    out += "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs_in(place)) if path.exists())
+    out += "".join(path.read_text(errors="replace") for path in sorted(logs_in(place)) if path.exists())
     assert process.returncode == 0 and re.search(expected(command), out), f"{in_small(command)}\n{out[-3000:]}"

@@ -44,7 +44,7 @@ PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps
 
 
 def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
     return int(text)
 

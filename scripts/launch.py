@@ -235,7 +235,7 @@ def _report(name: str, log: Path, status: int) -> None:
 
 def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
     text = env.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
         raise UserError(f"{name}: must be a number from {least} to {most}, not {text!r}")
     return int(text)
 

@@ -1,44 +1,58 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measure speed, side by side: blocks of each contender alternate, so that noise hits all alike.
+"""Measure speed, side by side: blocks of each contender alternate, so that noise affects all alike.
 
-Takes every flag of train.py as well. Prints a table, and writes JSON where --json says.
+Takes every flag of train.py as well. Prints a table, and writes JSON if --json is given.
 """
 
 import argparse
+import datetime
 import gc
+import json
+import os
+import platform
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.device_adapter import guard_this_machine  # noqa: E402
-from model_utils.errors import run_command  # noqa: E402
-from model_utils.schema import Config  # noqa: E402
-from scripts.benchmarks import torch_pair  # noqa: E402
-from scripts.benchmarks.contenders import ALL, COMPARED, TASKS  # noqa: E402
+from model_utils.device_adapter import GUARD_VARIABLE, choose_target, guard_this_machine  # noqa: E402
+from model_utils.errors import UserError, run_command  # noqa: E402
+from model_utils.local_adapter import usable_cores  # noqa: E402
 from scripts.benchmarks.measure import Task, measure  # noqa: E402
-from scripts.benchmarks.record import check_can_write, describe_case, describe_run, read_record, write_record  # noqa: E402
-from scripts.benchmarks.report import case_text, diff, refresh, tables  # noqa: E402
+from scripts.benchmarks.tasks import COMPARED, TASKS, TorchProcess  # noqa: E402
+
+ALL = ("steps", "forward", "pipeline", "startup", "memory")  # of --what=all; the others take much time
+TITLES = {
+    "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
+    "pipeline": "Data pipeline", "startup": "Start-up", "memory": "Peak memory", "deploying": "Exported models",
+    # in records of earlier versions:
+    "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading", "matmul": "Matrix product",
+    "freezing": "Training a part of the network", "formats": "Data formats", "scaling": "Several ranks"}
+PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
+PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"}  # of a record
+
+
+# --- the command line
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
     return int(text)
 
 
 def task_names(text: str) -> list[str]:
-    """Names with commas between, `all` among them."""
     names = [name for item in text.split(",") for name in (ALL if item == "all" else [item])]
-    unknown = [name for name in names if name not in TASKS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; there are all, {', '.join(TASKS)}")
+    if unknown := [name for name in names if name not in TASKS]:
+        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
     return names
 
 
@@ -55,79 +69,188 @@ def cases(text: str) -> list[list[str]]:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The benchmark's own options, and what is left for train.py's; ends with status 2 where they are wrong."""
+    """The benchmark's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--what", type=task_names, metavar="NAME,...",
+    parser.add_argument("--what", type=task_names, default=["steps"], metavar="NAME,...",
                         help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
-    parser.add_argument("--scaling", action="store_true",
-                        help="1, 2, 4 and so on CPU ranks by msrun, up to one per core; as --what=scaling")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
                         help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=positive, default=20, help="steps per block")
-    parser.add_argument("--compare", choices=["torch"],
-                        help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
+    parser.add_argument("--compare", choices=["torch"], help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
-                        help="the Python interpreter that has torch; this one unless given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two such files, and end")
-    instead.add_argument("--table", nargs="+", type=Path, metavar="FILE",
-                         help="print such files as Markdown tables, and end")
-    instead.add_argument("--refresh", nargs="+", type=Path, metavar="PAGE",
-                         help="write such tables anew between the marks of these pages, such as README.md, and end; "
-                              "the marks name files relative to their page")
+                        help="the Python interpreter that has torch; by default this one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
-    if flags and (options.diff or options.table or options.refresh):
-        parser.error(f"{flags[0]}: has no meaning with --diff, --table and --refresh, which measure nothing")
+    if flags and options.table:
+        parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
     if options.torch_python and not options.compare:
         parser.error("--torch_python: has no meaning without --compare=torch")
-    options.what = (options.what or ([] if options.scaling else ["steps"])) + ["scaling"] * options.scaling
     if options.compare and not set(options.what) & set(COMPARED):
         parser.error(f"--compare: PyTorch is measured with --what={', '.join(COMPARED)} only")
     return options, flags
 
 
-def measure_task(what: str, config: Config, options: argparse.Namespace, *, flags: Sequence[str]) -> dict[str, Any]:
-    torch_python = (options.torch_python or sys.executable) if options.compare else None
-    with ExitStack() as stack:
-        contenders = TASKS[what](Task(config, tuple(flags), options.steps, stack, torch_python))
-        rows = measure(contenders, options.blocks)
-    del contenders
-    gc.collect()  # networks hold themselves; a large one must not stay beside the next
-    return {"what": what, "case": describe_case(config), "rows": rows}
-
-
 def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
-    if options.diff:
-        print(diff(*map(read_record, options.diff)))
-    elif options.table:
-        print(tables({path: read_record(path) for path in options.table}, is_markdown=True))
-    elif options.refresh:
-        refresh(options.refresh)
-    else:
-        measure_all(options, flags)
-
-
-def measure_all(options: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Measure everything that is asked for; the file grows with each task, so that an end in between loses little."""
-    guard_this_machine()  # at once, so that the record tells of it whatever is measured
+    """Measure everything that is asked for. The file grows with each task: a run that is stopped loses little."""
+    if options.table:
+        records = {path: read_record(path) for path in options.table}
+        print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
+                                               for path, record in records.items()), sep="\n")
+        return
+    guard_this_machine()  # early, so that the record contains its setting
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
-    if options.json:
-        check_can_write(options.json)  # for the same reason
+    for config in configs if options.compare else ():
+        if config.device_target not in ("auto", "CPU"):
+            raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
+        if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
+            raise UserError(f"--compare=torch: does not support --{key}; leave it out")
+    if options.json and (options.json.is_dir() or not os.access(options.json.parent, os.W_OK)):
+        raise UserError(f"--json: {options.json} cannot be written: it is a folder, or its folder is missing or "
+                        "read-only")
     results: list[dict[str, Any]] = []
-    for config, case in zip(configs, options.cases, strict=True):
-        if options.compare:
-            torch_pair.check_comparable(config)
+    for config, case_flags in zip(configs, options.cases, strict=True):
+        case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
+                "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
         for what in dict.fromkeys(options.what):
-            print(f"measuring {what}, {case_text(describe_case(config))} ...", file=sys.stderr, flush=True)
-            results.append(measure_task(what, config, options, flags=[*flags, *case]))
-            record = describe_run(flags, blocks=options.blocks, steps=options.steps)
-            record["versions"] |= torch_pair.VERSIONS
-            record["results"] = results
-            print(tables({Path(): {**record, "results": results[-1:]}}, is_markdown=False) + "\n", flush=True)
+            print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
+            torch_python = (options.torch_python or sys.executable) if options.compare else None
+            with ExitStack() as stack:
+                task = Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
+                results.append({"what": what, "case": case, "rows": measure(TASKS[what](task), options.blocks)})
+            gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
+            record = {**describe_run(flags, options), "results": results}
+            print(tables({**record, "results": results[-1:]}) + "\n", flush=True)
             if options.json:
-                write_record(options.json, record)
+                options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+# --- records
+
+
+def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """All of a record but its results: on what it ran, with which versions and flags."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    versions = {"python": platform.python_version(), "mindspore": version("mindspore"), "numpy": version("numpy")}
+    if TorchProcess.version:
+        versions["torch"] = TorchProcess.version
+    return {"date": datetime.date.today().isoformat(),
+            "machine": {"cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+                        "architecture": platform.machine(), "cores": usable_cores()},
+            "versions": versions,
+            "environment": {name: os.environ[name] for name in (GUARD_VARIABLE, "OMP_NUM_THREADS")
+                            if name in os.environ},
+            # of an absolute path the last name: where this machine keeps its files is nobody's business
+            "flags": [re.sub(r"(?:(?<=[=,])|^)[/~][^,]*", lambda path: Path(path[0]).name, flag) for flag in flags],
+            "blocks": options.blocks, "steps": options.steps}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not PARTS.issubset(record):
+        raise UserError(f"{path}: is not a file that benchmark.py --json has written")
+    return record
+
+
+# --- tables
+
+
+class Line(NamedTuple):
+    """A row of a result, with its record and case."""
+
+    record: Mapping[str, Any]
+    what: str
+    case: str
+    name: str
+    row: Mapping[str, Any]
+    first: Mapping[str, Any]  # the row that it is compared with
+
+
+def case_text(case: Mapping[str, Any]) -> str:
+    width = f" of width {case['width']:g}" if case["width"] != 1 else ""
+    device = f", {case['device']}" if case["device"] != "CPU" else ""
+    height, side = case["image_size"]
+    return f"{case['network']}{width}, {height}x{side}, batch {case['batch_size']}{device}"
+
+
+def number(value: float) -> str:
+    """With the three or four digits that a benchmark can tell."""
+    return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
+
+
+def figure(key: str, form: Callable[[float], str] = number) -> Callable[[Line], str]:
+    return lambda line: form(line.row[key]) if key in line.row else ""
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def of_first(line: Line) -> str:
+    """The images per second if both have them, else the figure itself, as a share of the first row's."""
+    key = "images_per_s" if "images_per_s" in line.row else "median"
+    if key not in line.first or (key == "median" and ("images_per_s" in line.first
+                                                      or line.row["unit"] != line.first["unit"])):
+        return ""
+    return percent(line.row[key] / line.first[key])
+
+
+def setting_text(record: Mapping[str, Any]) -> str:
+    settings = [f"{name}={value}" for name, value in record["environment"].items()]
+    return ", ".join([f"MindSpore {record['versions']['mindspore']}", *settings])
+
+
+COLUMNS: dict[str, Callable[[Line], str]] = {  # a column without any value is left out
+    "network": lambda line: line.case,
+    "with": lambda line: setting_text(line.record),
+    "measured": lambda line: line.name,
+    "median": lambda line: f"{number(line.row['median'])} {line.row['unit']}",
+    "smallest to largest": lambda line: f"{number(line.row['min'])} to {number(line.row['max'])}",
+    "n": lambda line: str(line.row["n"]),
+    "images/s": figure("images_per_s"),
+    "of the first": of_first,
+    "GFLOP": figure("gflop_per_step"),
+    "GFLOP/s": figure("gflop_per_s"),
+    "of the matrix rate": figure("share_of_matmul", percent),
+    "efficiency": figure("efficiency", percent),
+    "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms"),
+}
+
+
+def source_text(record: Mapping[str, Any]) -> str:
+    machine, flags = record["machine"], " ".join(record["flags"])
+    versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
+    settings = [f"{name}={value}" for name, value in record["environment"].items()]
+    blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
+    return "; ".join(filter(None, [f"{machine['cpu']}, {machine['cores']} cores", ", ".join(versions + settings),
+                                   record["date"], blocks, f"flags `{flags}`" if flags else None]))
+
+
+def tables(*records: Mapping[str, Any]) -> str:
+    """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
+    lines = [Line(record, result["what"], case_text(result["case"]), name, row, next(iter(result["rows"].values())))
+             for record in records for result in record["results"] for name, row in result["rows"].items()]
+    differ = len({setting_text(record) for record in records}) > 1
+    parts = []
+    for what in dict.fromkeys(line.what for line in lines):
+        columns = [[title, *(column(line) for line in lines if line.what == what)]
+                   for title, column in COLUMNS.items() if title != "with" or differ]
+        columns = [column for column in columns if any(column[1:])]
+        widths = [max(3, *map(len, column)) for column in columns]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        parts.append(f"**{TITLES[what]}**")
+        parts.append("\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                               + " |" for row in rows))
+    return "\n\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

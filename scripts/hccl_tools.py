@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write an HCCL rank table for Ascend servers, or check one that exists.
+"""Write an HCCL rank table (version 1.0) for Ascend servers, or check one that exists.
 
 One server with 8 devices:    python scripts/hccl_tools.py --server_ip 10.0.0.1 --device_num "[0,8)" \\
                                   --device_ips 192.1.27.6,192.2.27.6,...
@@ -15,24 +15,93 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
-from scripts.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
-from src.utils.files import write_atomically  # noqa: E402
-from src.utils.util import writing  # noqa: E402
+
+
+def _address(text: str) -> str:
+    return str(ip_address(text.strip())) if text else ""
+
+
+class Device(BaseModel):
+    """One device of a server, and the rank that runs on it."""
+
+    rank_id: NonNegativeInt
+    device_id: NonNegativeInt
+    device_ip: Annotated[str, AfterValidator(_address)] = ""
+
+
+class Server(BaseModel):
+    server_id: Annotated[str, Field(min_length=1)]  # its address
+    device: Annotated[list[Device], Field(min_length=1)]
+
+
+class RankTable(BaseModel):
+    """Which device of which server is which rank."""
+
+    status: Literal["completed"] = "completed"
+    server_count: NonNegativeInt | None = None
+    server_list: Annotated[list[Server], Field(min_length=1)]
+
+    @property
+    def ranks(self) -> int:
+        return sum(len(server.device) for server in self.server_list)
+
+    def __str__(self) -> str:
+        return f"{self.ranks} rank(s) on {len(self.server_list)} server(s)"
+
+
+def check_rank_table(table: object, path: Path) -> RankTable:
+    """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
+    try:
+        found = RankTable.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {str(first['input'])[:60]!r}") from None
+    servers = found.server_list
+    devices = [(server.server_id, device) for server in servers for device in server.device]
+    for field, values in (("server_id", [server.server_id for server in servers]),
+                          ("rank_id", [device.rank_id for _, device in devices]),
+                          ("device_id", [(server, device.device_id) for server, device in devices]),
+                          ("device_ip", [device.device_ip for _, device in devices if device.device_ip])):
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise UserError(f"{path}: {field}: {repeated[0]} is used more than once")
+    if found.server_count not in (None, len(servers)):
+        raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")
+    if missing := set(range(found.ranks)) - {device.rank_id for _, device in devices}:
+        raise UserError(f"{path}: rank_id: {min(missing)} is missing; {found.ranks} devices need the ranks 0 to "
+                        f"{found.ranks - 1}")
+    if len(servers) > 1 and not all(device.device_ip for _, device in devices):
+        raise UserError(f"{path}: device_ip: is missing; devices of different servers need an address each")
+    return found
+
+
+def read_rank_table(path: Path) -> RankTable:
+    """The table in a file. UserError names the field that is wrong."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
+    return check_rank_table(table, path)
 
 
 def device_range(text: str) -> list[int]:
     """'8' is devices 0 to 7; '[0,4)' is 0 to 3; '0,2,5' is just these."""
-    interval = re.fullmatch(r"\[(\d+),(\d+)\)", text.replace(" ", ""))
-    if interval:
+    if interval := re.fullmatch(r"\[([0-9]{1,4}),([0-9]{1,4})\)", text.replace(" ", "")):
         devices = list(range(int(interval[1]), int(interval[2])))
-    elif text.isdigit():
+    elif re.fullmatch(r"[0-9]{1,4}", text):
         devices = list(range(int(text)))
-    elif re.fullmatch(r"\d+(,\d+)+", text):
+    elif re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+", text):
         devices = [int(item) for item in text.split(",")]
     else:
         devices = []
@@ -41,43 +110,38 @@ def device_range(text: str) -> list[int]:
     return devices
 
 
-def _address(text: str, flag: str) -> str:
-    try:
-        return str(ip_address(text.strip()))
-    except ValueError:
-        raise UserError(f"{flag}: {text!r} is not an IP address") from None
-
-
-def _servers(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, str]]]]:
-    devices = device_range(options.device_num)
+def make_rank_table(options: argparse.Namespace) -> dict:
+    """The table of the servers and addresses that the flags name, ranks in that order."""
+    device_ids = device_range(options.device_num)
+    if not options.server_ip:
+        raise UserError("--server_ip: is not given (or --check FILE to check a table that exists)")
     if len(options.server_ip) != len(options.device_ips):
         raise UserError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} "
-                          "server(s), but needed once for each (`hccn_tool -i DEVICE -ip -g` shows an address)")
-    servers = []
-    for server, addresses in zip(options.server_ip, options.device_ips, strict=True):
-        ips = [_address(item, "--device_ips") for item in addresses.split(",")]
-        if len(ips) != len(devices):
-            raise UserError(f"--device_ips: {len(ips)} address(es) for {len(devices)} device(s) of server {server}")
-        servers.append((_address(server, "--server_ip"), list(zip(devices, ips, strict=True))))
-    return servers
-
-
-def _describe(devices: list[Device]) -> str:
-    return f"{len(devices)} rank(s) on {len({device.server_id for device in devices})} server(s)"
+                        "server(s), but needed once for each (`hccn_tool -i DEVICE -ip -g` shows an address)")
+    ranks, servers = count(), []
+    for server, text in zip(options.server_ip, options.device_ips, strict=True):
+        addresses = text.split(",")
+        if len(addresses) != len(device_ids):
+            raise UserError(f"--device_ips: {len(addresses)} address(es) for {len(device_ids)} device(s) of server "
+                            f"{server}")
+        devices = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
+                   for device_id, address in zip(device_ids, addresses, strict=True)]
+        servers.append({"server_id": server, "device": devices, "host_nic_ip": "reserve"})
+    return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.check:
-        print(f"{options.check}: is in order: {_describe(read_rank_table(options.check))}")
+        print(f"{options.check}: is correct: {read_rank_table(options.check)}")
         return
-    if not options.server_ip:
-        raise UserError("--server_ip: is not given (or --check FILE to look at a table that exists)")
-    table = make_rank_table(_servers(options))
+    table = make_rank_table(options)
     path = options.output or Path(f"hccl_{sum(len(server['device']) for server in table['server_list'])}p.json")
-    devices = check_rank_table(table, path)
-    with writing(path):
-        write_atomically(path, json.dumps(table, indent=4) + "\n")
-    print(f"{path}: {_describe(devices)}")
+    checked = check_rank_table(table, path)
+    try:
+        path.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror}") from None
+    print(f"{path}: {checked}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,64 +1,243 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Start train.py on several devices and see it through.
+"""Start train.py on several devices of this host, and wait for it.
 
 usage: bash run_distribute_train.sh RANK_TABLE_FILE DATA_PATH [cifar10|imagenet2012] [any train.py flag ...]
        bash run_distribute_train_gpu.sh DATA_PATH [cifar10|imagenet2012] [any train.py flag ...]
 
-The first starts a rank on each Ascend device that the rank table names for this server, the second a rank on each
-GPU, by mpirun where there is one. Rank i writes train_parallel<i>/log in the current folder (under mpirun all write
-train_parallel/log), and the console shows rank 0. When a rank fails, the others are ended, the end of its log is
-shown, and its status is the launcher's. SIGTERM, SIGINT and SIGHUP are passed on to the ranks; a second one kills them.
+The first starts a rank on each Ascend device that the rank table names for this server. The second starts a rank on
+each GPU by msrun. Rank i writes train_parallel<i>/log in the current folder, and the console shows rank 0. When a rank
+fails, the others are ended, the end of its log is shown, and its status is the launcher's. SIGTERM, SIGINT and SIGHUP
+are passed on to the ranks, which save and end; a second signal kills them.
 
 Environment:
   DEVICE_TARGET      CPU rehearses the job on CPU ranks of this host (the flag --device_target=CPU does as well)
-  DEVICE_NUM         ranks of run_distribute_train_gpu.sh; all visible cards unless given
-  SERVER_ID          which server of the table this host is; found by its addresses unless given
-  BIND_CORES         0 leaves the ranks where the system puts them; else each gets its share of the cores by taskset
-  MASTER_PORT        port at which the ranks meet, without rank table and mpirun; a free one unless given
-  PYTHON             the Python to use; else that of the active or the project's own environment, else python3
-  DRY_RUN            1 prints command and environment of every rank, for all servers, and starts nothing
+  DEVICE_NUM         ranks of run_distribute_train_gpu.sh; by default all visible cards
+  SERVER_ID          which server of the table this host is; by default found by its addresses
+  BIND_CORES         0 does not bind ranks to cores; by default each gets its share of them
+  MASTER_PORT        port at which the ranks of msrun meet; by default a free one
+  PYTHON             the Python to use; by default that of the active or the project's own environment, else python3
+  DRY_RUN            1 prints every command with its environment, for all servers, and starts nothing
 
 Time-outs, in seconds:
   JOIN_SECONDS       how long the ranks wait for each other at the start (600)
   GRACE_SECONDS      how long ranks get to save and end after a signal; then they are killed (60)
                      after a rank has failed the others, which wait for it, get no more than 5 seconds
-  HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own, 1836 unless given
+  HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own default is 1836
 """
 
 import argparse
 import os
+import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import core_shares  # noqa: E402
-from scripts.job import Job, Process  # noqa: E402
-from scripts.rank_table import Device, read_rank_table  # noqa: E402
+from model_utils.local_adapter import core_shares, signal_when_parent_ends  # noqa: E402
+from scripts.hccl_tools import Device, RankTable, read_rank_table  # noqa: E402
 
-SAYS_DATASET = {"--dataset", "--config", "--config-path", "-c"}  # with dashes for underscores
-DEFAULT_SECONDS = {"JOIN_SECONDS": 600, "GRACE_SECONDS": 60}
-
-
-def seconds(env: Mapping[str, str], name: str) -> str:
-    text = env.get(name) or str(DEFAULT_SECONDS[name])
-    if not text.isdecimal():
-        raise UserError(f"{name}: must be a number of seconds, not {text!r}")
-    return text
+MSRUN_LOGS = Path("train_parallel")  # what msrun itself writes; train_parallel<i>/log is a link into this folder
+POLL_SECONDS = 0.1
+FAILURE_GRACE_S = 5  # a rank that waits for a dead one hardly ends by itself
+LAST_LINES = 20
+FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
+RANK_FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # written by msrun
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def is_rehearsal(env: Mapping[str, str]) -> bool:
-    return env.get("DRY_RUN", "0") not in ("", "0")
+# --- running processes
+
+
+class Process(NamedTuple):
+    """One process to start: what it adds to the environment, and where its output goes."""
+
+    name: str
+    command: list[str]
+    env: dict[str, str]
+    log: Path
+    starts: int = 0  # how many ranks msrun starts; 0 for a rank
+
+    def __str__(self) -> str:
+        settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
+        return " ".join([f"{self.name}:", *settings, shlex.join(self.command), f"> {shlex.quote(str(self.log))} 2>&1"])
+
+
+class Job:
+    """Runs one process per rank, or msrun, which starts the ranks. The first rank that fails ends the others.
+
+    A signal is passed on to the ranks, and they get `grace_s` seconds to save and to end. None outlives the job.
+    """
+
+    def __init__(self, processes: Sequence[Process], *, grace_s: float) -> None:
+        self._processes, self._grace_s = processes, grace_s
+        self._shown, self._position = processes[0].log, 0  # rank 0 of this host
+        self._children: list[subprocess.Popen] = []
+        self._ranks: dict[int, tuple[str, Path]] = {}  # process id -> name and log
+        self._signal: signal.Signals | None = None
+        self._is_ending = False
+
+    def run(self) -> int:
+        """0 if every rank ended well; else the status of the first that failed, or 128 + the signal passed on."""
+        previous = {number: signal.signal(number, self._on_signal) for number in PASSED_ON  # ignored ones stay so
+                    if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN}
+        try:
+            for process in self._processes:
+                self._start(process)
+            failed = self._wait()
+            self._end()
+        finally:
+            self._kill()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self._signal is not None:
+            return 128 + self._signal
+        if failed is None:
+            return 0
+        _report(*failed)
+        return failed[2]
+
+    @property
+    def _by_msrun(self) -> bool:
+        return self._processes[0].starts > 0
+
+    def _start(self, process: Process) -> None:
+        process.log.parent.mkdir(parents=True, exist_ok=True)
+        with process.log.open("wb") as log:
+            # A session of its own: a Ctrl-C on the terminal reaches it through us, and once.
+            child = subprocess.Popen(process.command, env=os.environ | process.env, stdin=subprocess.DEVNULL,
+                                     stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                                     preexec_fn=partial(signal_when_parent_ends, signal.SIGKILL))
+        self._children.append(child)
+        if not self._by_msrun:
+            self._ranks[child.pid] = process.name, process.log
+
+    def _find_ranks(self) -> None:
+        """Those that msrun has started: unlike its other children each has a session of its own."""
+        with suppress(psutil.Error, ProcessLookupError):
+            for child in psutil.Process(self._children[0].pid).children() if self._by_msrun else ():
+                number = child.environ().get("MS_NODE_ID")
+                if number and os.getpgid(child.pid) == child.pid:
+                    self._ranks[child.pid] = f"rank {number}", rank_log(int(number))
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if self._is_ending:  # asked twice: now
+            self._kill()
+        self._signal = self._signal or signal.Signals(number)
+
+    def _wait(self) -> tuple[str, Path, int] | None:
+        """Until all have ended, a signal has come, or one has failed: its name, log and status."""
+        while self._signal is None:
+            if len(self._ranks) < self._processes[0].starts:
+                self._find_ranks()
+            codes = [child.poll() for child in self._children]
+            for pid, code in RANK_FAILED.findall(self._show_new_output()):
+                return *self._ranks.get(int(pid), ("a rank", self._shown)), _shell_status(int(code))
+            for process, code in zip(self._processes, codes, strict=True):
+                if code:
+                    return process.name, process.log, _shell_status(code)
+            if None not in codes:
+                return None
+            time.sleep(POLL_SECONDS)
+        return None
+
+    def _end(self) -> None:
+        """Ask the ranks that still run to end, with the signal that came to us if one did, and give them time."""
+        self._is_ending = True
+        asked = self._signal if self._signal == signal.SIGINT else signal.SIGTERM  # the ranks handle these two
+        grace_s = self._grace_s if self._signal else min(self._grace_s, FAILURE_GRACE_S)
+        if self._by_msrun:  # it would kill the others as soon as the first has saved and ended
+            with suppress(ProcessLookupError):
+                os.kill(self._children[0].pid, signal.SIGSTOP)
+            self._find_ranks()
+        for pid in filter(_is_running, self._ranks):
+            _send(asked, pid)
+        deadline = time.monotonic() + grace_s
+        while any(map(_is_running, self._ranks)) and time.monotonic() < deadline:
+            self._show_new_output()
+            time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # msrun's `tail` copies the last lines of rank 0
+        self._show_new_output()
+        for name, _ in [rank for pid, rank in self._ranks.items() if _is_running(pid)]:
+            print(f"{name} did not end within {grace_s:g} s of {asked.name}; it is killed", file=sys.stderr)
+
+    def _kill(self) -> None:
+        for child in self._children:
+            if child.returncode is None or self._by_msrun:  # also the scheduler and `tail` of an msrun that has ended
+                _send(signal.SIGKILL, child.pid)
+        for pid in filter(_is_running, self._ranks):
+            _send(signal.SIGKILL, pid)
+        for child in self._children:
+            child.wait()
+
+    def _show_new_output(self) -> str:
+        """Copy the new whole lines of the shown log to the console, without the framework's; returns all of them."""
+        with self._shown.open("rb") as file:
+            file.seek(self._position)
+            text = file.read()
+        whole = text[:text.rfind(b"\n") + 1]
+        self._position += len(whole)
+        lines = whole.decode("utf-8", "replace").splitlines(keepends=True)
+        try:
+            sys.stdout.write("".join(_without_framework(lines)))
+            sys.stdout.flush()
+        except OSError:  # nobody reads it, as with `| head` or a closed terminal: the ranks go on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "".join(lines)
+
+
+def _without_framework(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if not line.startswith(FRAMEWORK_LINES)]
+
+
+def _send(number: int, pid: int) -> None:
+    """To a process and what it has started in its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _shell_status(code: int) -> int:
+    return code if code > 0 else 128 - code
+
+
+def _report(name: str, log: Path, status: int) -> None:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    print(f"\n{name} failed with status {status}; the end of {log}:", file=sys.stderr)
+    for line in (_without_framework(lines) or lines)[-LAST_LINES:]:
+        print(f"  {line}", file=sys.stderr)
+
+
+# --- which processes
+
+
+def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
+    text = env.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise UserError(f"{name}: must be a number from {least} to {most}, not {text!r}")
+    return int(text)
 
 
 def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -72,33 +251,16 @@ def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tup
     raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
 
 
-def implied_dataset(folder: Path) -> list[str]:
-    from src.data.base import SPLIT_FOLDERS  # loads NumPy and OpenCV, which a launcher needs for nothing else
-
-    is_half = folder.name in SPLIT_FOLDERS["train"] and any(item.is_dir() for item in folder.glob("*"))
-    return ["--dataset=imagenet2012"] if is_half else []
-
-
-def train_command(data_path: str, rest: Sequence[str], target: str) -> list[str]:
-    """The command of every rank; a bare word after the data path is the data set, and so is a folder of class folders
-    that is called as the training half of ImageNet."""
+def train_flags(data_path: str, rest: Sequence[str], target: str) -> list[str]:
+    """The flags of every rank. A bare word after the data path is the data set; a folder of class folders that is
+    named as the training half of ImageNet needs none."""
     flags = [f"--dataset={rest[0]}", *rest[1:]] if rest and not rest[0].startswith("-") else list(rest)
     names = {flag.partition("=")[0].replace("_", "-") if flag.startswith("--") else flag[:2] for flag in flags}
-    if not SAYS_DATASET & names:
-        flags = [*implied_dataset(Path(data_path)), *flags]
-    return [sys.executable, "-u", str(ROOT / "train.py"), f"--data_dir={data_path}", "--is_distributed=1",
-            f"--device_target={target}", *flags]
-
-
-def bind(command: list[str], cores: Sequence[int]) -> list[str]:
-    return ["taskset", "-c", ",".join(map(str, cores)), *command] if cores else command
-
-
-def shares(ranks: int, env: Mapping[str, str]) -> list[list[int]]:
-    """The cores of each rank; empty where they are not bound."""
-    if env.get("BIND_CORES", "1") == "0" or shutil.which("taskset") is None:
-        return [[] for _ in range(ranks)]
-    return core_shares(sorted(os.sched_getaffinity(0)), ranks)
+    folder = Path(data_path)
+    if folder.name in ("train", "ilsvrc") and any(item.is_dir() for item in folder.glob("*")) \
+            and not names & {"--dataset", "--config", "--config-path", "-c"}:
+        flags = ["--dataset=imagenet2012", *flags]
+    return [f"--data_dir={data_path}", "--is_distributed=1", f"--device_target={target}", *flags]
 
 
 def free_port() -> int:
@@ -107,65 +269,60 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def port(env: Mapping[str, str]) -> str:
-    text = env.get("MASTER_PORT") or str(free_port())
-    if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise UserError(f"MASTER_PORT: must be a port from 1 to 65535, not {text!r}")
-    return text
+def rank_log(rank: int) -> Path:
+    return Path(f"train_parallel{rank}/log")
 
 
-def cluster_job(command: list[str], ranks: int, env: Mapping[str, str]) -> list[Process]:
-    """A scheduler and `ranks` workers on this host, as msrun starts them, but so that signals reach the ranks."""
-    common = {"MS_WORKER_NUM": str(ranks), "RANK_SIZE": str(ranks), "MS_TOPO_TIMEOUT": seconds(env, "JOIN_SECONDS"),
-              "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port(env)}
-    scheduler = Process("scheduler", command, {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"},
-                        Path("train_parallel0/scheduler.log"), is_helper=True)
-    workers = [Process(f"rank {rank}", bind(command, cores),
-                       {**common, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank),
-                        "DEVICE_ID": str(rank)}, Path(f"train_parallel{rank}/log"))
-               for rank, cores in enumerate(shares(ranks, env))]
-    return [scheduler, *workers]
+def msrun_job(ranks: int, flags: Sequence[str], env: Mapping[str, str]) -> Process:
+    """msrun with so many ranks on this host. It starts the `python` that it finds first on the PATH."""
+    folder = Path(sys.executable).parent
+    binds = env.get("BIND_CORES", "1") != "0"
+    command = [str(folder / "msrun") if (folder / "msrun").is_file() else "msrun", f"--worker_num={ranks}",
+               f"--local_worker_num={ranks}", "--join=True", f"--bind_core={binds}",
+               f"--cluster_time_out={number(env, 'JOIN_SECONDS', 600)}",
+               f"--master_port={number(env, 'MASTER_PORT', free_port(), least=1, most=2**16 - 1)}",
+               f"--log_dir={MSRUN_LOGS}", "--tail_worker_log=0",
+               "python" if (folder / "python").is_file() else "python3", "-u", str(ROOT / "train.py"), *flags]
+    return Process("msrun", command, {}, MSRUN_LOGS / "msrun.log", starts=ranks)
 
 
-def table_job(command: list[str], table: Path, devices: list[Device], ranks: int,
-              env: Mapping[str, str]) -> list[Process]:
+def link_logs(ranks: int) -> None:
+    """train_parallel<i>/log, where users look for it, for the logs that msrun writes."""
+    for rank in range(ranks):
+        log = rank_log(rank)
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        log.symlink_to(Path("..") / MSRUN_LOGS / f"worker_{rank}.log")
+
+
+def table_job(table: RankTable, path: Path, server: str, flags: Sequence[str], env: Mapping[str, str]) -> list[Process]:
     """One process per device of one server; the table tells the devices of each other."""
-    join = str(max(120, int(seconds(env, "JOIN_SECONDS"))))  # HCCL takes no less
-    return [Process(f"rank {device.rank_id}", bind(command, cores),
-                    {"RANK_TABLE_FILE": str(table), "RANK_ID": str(device.rank_id), "RANK_SIZE": str(ranks),
-                     "LOCAL_RANK_SIZE": str(len(devices)), "DEVICE_ID": str(device.device_id),
-                     "HCCL_CONNECT_TIMEOUT": join}, Path(f"train_parallel{device.rank_id}/log"))
-            for device, cores in zip(devices, shares(len(devices), env), strict=True)]
+    devices = sorted(next(item.device for item in table.server_list if item.server_id == server),
+                     key=lambda device: device.rank_id)
+    shares: list[list[int]] = [[] for _ in devices]
+    if env.get("BIND_CORES", "1") != "0" and shutil.which("taskset"):
+        shares = core_shares(sorted(os.sched_getaffinity(0)), len(devices))
+    join = max(120, number(env, "JOIN_SECONDS", 600))  # HCCL takes no less
+
+    def process(device: Device, cores: Sequence[int]) -> Process:
+        bound = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+        return Process(f"rank {device.rank_id}", [*bound, sys.executable, "-u", str(ROOT / "train.py"), *flags],
+                       {"RANK_TABLE_FILE": str(path), "RANK_ID": str(device.rank_id), "RANK_SIZE": str(table.ranks),
+                        "LOCAL_RANK_SIZE": str(len(devices)), "DEVICE_ID": str(device.device_id),
+                        "HCCL_CONNECT_TIMEOUT": str(join)}, rank_log(device.rank_id))
+
+    return [process(device, cores) for device, cores in zip(devices, shares, strict=True)]
 
 
-def _own_addresses() -> set[str]:
-    names = {socket.gethostname(), "localhost"}
-    found = {info[4][0] for name in names for info in _resolve(name)}
-    if shutil.which("hostname"):
-        found |= set(subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split())
-    return found
-
-
-def _resolve(name: str) -> list:
-    try:
-        return socket.getaddrinfo(name, None)
-    except OSError:
-        return []
-
-
-def by_server(devices: list[Device]) -> dict[str, list[Device]]:
-    servers: dict[str, list[Device]] = {}
-    for device in devices:
-        servers.setdefault(device.server_id, []).append(device)
-    return servers
-
-
-def this_server(servers: Mapping[str, list[Device]], env: Mapping[str, str]) -> str:
-    """The only server, SERVER_ID's, or the one with an address of this host."""
+def this_server(servers: Sequence[str], env: Mapping[str, str]) -> str:
+    """SERVER_ID's, the only server, or the one with an address of this host."""
     if env.get("SERVER_ID"):
         own = [env["SERVER_ID"]]
+    elif len(servers) == 1:
+        own = servers
     else:
-        own = list(servers) if len(servers) == 1 else [server for server in servers if server in _own_addresses()]
+        addresses = {address.address for found in psutil.net_if_addrs().values() for address in found}
+        own = [server for server in servers if server in addresses | {socket.gethostname()}]
     if len(own) != 1 or own[0] not in servers:
         raise UserError(f"this host is none of the table's servers ({', '.join(servers)}); SERVER_ID=... says which")
     return own[0]
@@ -174,9 +331,7 @@ def this_server(servers: Mapping[str, list[Device]], env: Mapping[str, str]) -> 
 def visible_cards(env: Mapping[str, str]) -> int:
     """DEVICE_NUM, or the GPUs that this process may use."""
     if env.get("DEVICE_NUM"):
-        if not env["DEVICE_NUM"].isdigit() or int(env["DEVICE_NUM"]) < 1:
-            raise UserError(f"DEVICE_NUM: must be a number of ranks, not {env['DEVICE_NUM']!r}")
-        return int(env["DEVICE_NUM"])
+        return number(env, "DEVICE_NUM", 1, least=1, most=4096)
     chosen = env.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         cards = len(glob("/dev/nvidia[0-9]*"))
@@ -187,58 +342,40 @@ def visible_cards(env: Mapping[str, str]) -> int:
     return cards
 
 
-def plan_table(arguments: Sequence[str], env: Mapping[str, str]) -> list[Process]:
-    table = Path(arguments[0]).resolve()
-    devices = read_rank_table(table)
-    target, flags = device_target("Ascend", arguments[2:], env)
-    command = train_command(arguments[1], flags, target)
-    if target == "CPU":
-        return cluster_job(command, len(devices), env)
-    servers = by_server(devices)
-    if not is_rehearsal(env):
-        return table_job(command, table, servers[this_server(servers, env)], len(devices), env)
-    return [process._replace(name=f"{server}, {process.name}") if len(servers) > 1 else process
-            for server, own in servers.items() for process in table_job(command, table, own, len(devices), env)]
-
-
-def plan_cards(arguments: Sequence[str], env: Mapping[str, str]) -> list[Process]:
-    target, flags = device_target("GPU", arguments[1:], env)
-    ranks = visible_cards(env)
-    command = train_command(arguments[0], flags, target)
-    if target == "CPU" or shutil.which("mpirun") is None:
-        return cluster_job(command, ranks, env)
-    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    # Open MPI would bind two ranks to a core each, and their data workers with them.
-    mpirun = ["mpirun", *as_root, "-n", str(ranks), "--bind-to", "none", "--output-filename", "train_parallel",
-              "--merge-stderr-to-stdout"]
-    grace = seconds(env, "GRACE_SECONDS")  # Open MPI 4 and 5 kill after a second unless told
-    waits = {f"{project}_MCA_odls_base_sigkill_timeout": grace for project in ("OMPI", "PRTE")}
-    return [Process("mpirun", [*mpirun, *command], waits, Path("train_parallel/log"))]
-
-
-PLANS = {"table": (plan_table, "RANK_TABLE_FILE DATA_PATH"), "cards": (plan_cards, "DATA_PATH")}
-
-
-def run(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    plan, needed = PLANS[argv[0]]
-    given = argv[1:1 + len(needed.split())]
-    if len(given) < len(needed.split()) or any(argument.startswith("-") for argument in given):
-        raise UserError(f"{needed} must come first; --help says more")
-    processes = plan(argv[1:], env)
-    grace = float(seconds(env, "GRACE_SECONDS"))
-    if is_rehearsal(env):
+def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
+    """`kind` is table or cards: whether a rank table comes before the data path."""
+    count = 2 if kind == "table" else 1
+    if len(arguments) < count or any(item.startswith("-") for item in arguments[:count]):
+        raise UserError(f"{'RANK_TABLE_FILE ' * (count - 1)}DATA_PATH must come first; --help says more")
+    target, rest = device_target("Ascend" if kind == "table" else "GPU", arguments[count:], env)
+    flags = train_flags(arguments[count - 1], rest, target)
+    is_dry = env.get("DRY_RUN", "0") not in ("", "0")
+    grace = number(env, "GRACE_SECONDS", 60)
+    path = Path(arguments[0]).resolve()
+    table = read_rank_table(path) if kind == "table" else None
+    if table and target == "Ascend":
+        servers = [server.server_id for server in table.server_list]
+        processes = [process._replace(name=f"{server}, {process.name}") if len(servers) > 1 and is_dry else process
+                     for server in (servers if is_dry else [this_server(servers, env)])
+                     for process in table_job(table, path, server, flags, env)]
+    else:
+        ranks = table.ranks if table else visible_cards(env)
+        processes = [msrun_job(ranks, flags, env)]
+        if not is_dry:
+            link_logs(ranks)
+    if is_dry:
         print("\n".join(map(str, processes)))
         return 0
-    shown = "rank 0" if any(process.name == "rank 0" for process in processes) else processes[0].name
-    return Job(processes, grace_s=grace, show=shown).run()
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for msrun's `python`
+    return Job(processes, grace_s=grace).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in PLANS or {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        return 0 if {"-h", "--help"} & set(argv) else 2
-    return run_command(partial(run, argv, os.environ), "launch.py")
+        return 0
+    return run_command(partial(run, *argv, env=os.environ), "launch.py")
 
 
 if __name__ == "__main__":

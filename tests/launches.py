@@ -79,9 +79,12 @@ def is_running(pid: int | str) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The running children of a process."""
+    """The running children of a process, and theirs."""
     states = {int(path.name): _state_and_parent(path.name) for path in Path("/proc").glob("[0-9]*")}
-    return [child for child, (state, parent) in states.items() if parent == pid and state != "Z"]
+    found = [pid]
+    for ancestor in found:
+        found += [child for child, (state, parent) in states.items() if parent == ancestor and state != "Z"]
+    return found[1:]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:

@@ -1,54 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark compares, how it is timed, and the row of figures that comes out."""
+"""How contenders are timed, and what a network has to compute: the rows of figures that a benchmark gives."""
 
-import os
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from math import prod
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from model_utils.schema import Config
 
-SHOWN_AS = {"s": ("ms", 1000.0), "s, start-up": ("s", 1.0), "MiB": ("MiB", 1.0)}  # kind of value -> unit, factor
-
-PAUSE_S = 0.1  # the threads of a library wait busily for a while after its work: that must not cost the next contender
-
-# A process that measures next to us must not inherit what is set in here for MindSpore's sake, such as the cap on
-# oneDNN: taken when this is imported, before any device is set up.
-USERS_ENVIRONMENT = dict(os.environ)
+UNITS = {"s": ("ms", 1000.0), "s, start-up": ("s", 1.0), "MiB": ("MiB", 1.0)}  # kind of value -> unit, factor
+PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
+MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
+TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
 
 
 class Task(NamedTuple):
-    """What to measure: one network, size and batch."""
+    """What to measure: one network, image size and batch."""
 
     config: Config
     flags: tuple[str, ...]  # those of train.py that `config` was read from, for processes of their own
     steps: int  # per block
-    stack: ExitStack  # holds what is closed or deleted when the task is done
+    stack: ExitStack  # closes what the task has opened
     torch_python: str | None = None  # the interpreter of PyTorch's contenders; None: without them
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the things that are compared: `run` runs a block and answers the value of one step of it."""
+    """One of the things that are compared: `run` runs a block and returns the value of one step of it."""
 
     run: Callable[[], float]
     kind: str = "s"
-    images: float | None = None  # per step, where a step handles images
-    gflop: float | None = None  # per step, where they are counted
+    images: float | None = None  # per step
+    gflop: float | None = None  # per step
     is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
-    cores: int | None = None  # that it may use, where throughput per core is asked for
-    cpu_seconds: Sequence[float] = ()  # processor time of each block, filled by `run`
-    warms_up: bool = True  # False where each block is a fresh process that warms up by itself
+    cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
+    warms_up: bool = True  # False if each block is a fresh process that warms up by itself
 
 
 Contenders = dict[str, Contender]
-Row = dict[str, Any]
 
 
 def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
@@ -58,19 +53,8 @@ def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def make_folder(task: Task) -> Path:
-    """An empty folder for as long as the task is measured."""
-    folder = Path(tempfile.mkdtemp(prefix="benchmark_"))
-    task.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "it said nothing")
-
-
-def alternate(contenders: Contenders, blocks: int) -> dict[str, list[float]]:
-    """One value per block and contender, in turn; the first block of each warms up and is dropped."""
+def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
+    """A row of figures for each contender. Their blocks alternate; the first block of each warms up and is dropped."""
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(blocks + 1):
         for name, contender in contenders.items():
@@ -79,47 +63,94 @@ def alternate(contenders: Contenders, blocks: int) -> dict[str, list[float]]:
                 values[name].append(contender.run())
             elif contender.warms_up:
                 contender.run()
-    return values
-
-
-def measure(contenders: Contenders, blocks: int) -> dict[str, Row]:
-    """A row of figures for each contender, in their order."""
-    values = alternate(contenders, blocks)
-    rows = {name: row(contender, values[name]) for name, contender in contenders.items()}
-    _add_share_of_matmul(rows, contenders)
-    _add_efficiency(rows, contenders)
-    return {name: {key: _rounded(value) for key, value in figures.items()} for name, figures in rows.items()}
-
-
-def row(contender: Contender, values: Sequence[float]) -> Row:
-    unit, factor = SHOWN_AS[contender.kind]
-    middle = statistics.median(values)
-    figures = {"unit": unit, "median": factor * middle, "min": factor * min(values), "max": factor * max(values),
-               "n": len(values)}
-    if contender.images:
-        figures["images_per_s"] = contender.images / middle
-    if contender.gflop:
-        figures |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
-    if contender.cpu_seconds:
-        figures["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
-    return figures
-
-
-def _add_share_of_matmul(rows: Mapping[str, Row], contenders: Contenders) -> None:
-    """How close each comes to the faster one of the matrix products that ran between its blocks."""
-    rates = [rows[name]["gflop_per_s"] for name, contender in contenders.items() if contender.is_matmul]
+    rows = {name: _row(contender, values[name]) for name, contender in contenders.items()}
+    matrix_rates = [rows[name]["gflop_per_s"] for name, contender in contenders.items() if contender.is_matmul]
     for name, contender in contenders.items():
-        if rates and contender.gflop and not contender.is_matmul:
-            rows[name]["share_of_matmul"] = rows[name]["gflop_per_s"] / max(rates)
+        if matrix_rates and contender.gflop and not contender.is_matmul:
+            rows[name]["share_of_matmul"] = rows[name]["gflop_per_s"] / max(matrix_rates)
+    return {name: {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+            for name, row in rows.items()}
 
 
-def _add_efficiency(rows: Mapping[str, Row], contenders: Contenders) -> None:
-    """Images per second and core, as a share of the first contender's."""
-    per_core = {name: rows[name]["images_per_s"] / contender.cores for name, contender in contenders.items()
-                if contender.cores}
-    for name, value in per_core.items():
-        rows[name]["efficiency"] = value / next(iter(per_core.values()))
+def _row(contender: Contender, values: Sequence[float]) -> dict[str, Any]:
+    unit, factor = UNITS[contender.kind]
+    middle = statistics.median(values)
+    row = {"unit": unit, "median": factor * middle, "min": factor * min(values), "max": factor * max(values),
+           "n": len(values)}
+    if contender.images:
+        row["images_per_s"] = contender.images / middle
+    if contender.gflop:
+        row |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
+    if contender.cpu_seconds:
+        row["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
+    return row
 
 
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+class Layer(NamedTuple):
+    """A layer and its place in the network."""
+
+    kind: str
+    cell: Any
+    shape: tuple[int, ...]  # of its input, images first
+    out: int  # channels or units of its output
+
+    @property
+    def name(self) -> str:
+        """The same for equal layers."""
+        units = f"{self.shape[1]} to {self.out}" if self.kind in TAPS else f"{self.shape[1]}"
+        return f"{self.kind} {units}" + (f", {self.shape[2]}x{self.shape[3]}" if len(self.shape) == 4 else "")
+
+    @property
+    def flop(self) -> int:
+        """Of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0."""
+        return 2 * TAPS.get(self.kind, 0) * prod(self.shape) * self.out
+
+
+def layers_of(network: Any, shape: tuple[int, ...]) -> list[Layer]:
+    """The layers in their order, for images of this shape."""
+    from mindspore import nn
+
+    kinds = ((nn.Conv2d, "convolution"), (nn.BatchNorm2d, "batch normalisation"), (nn.ReLU, "ReLU"),
+             (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
+    classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
+    found = []
+    for cell in [*network.layers, *classifier]:
+        kind = next(name for cell_type, name in kinds if isinstance(cell, cell_type))
+        if kind == "dense":
+            shape = (shape[0], cell.in_channels)
+        found.append(Layer(kind, cell, shape, cell.out_channels if kind in TAPS else shape[1]))
+        side = 2 if kind == "pooling" else 1
+        shape = (shape[0], found[-1].out, *(pixels // side for pixels in shape[2:]))
+    return found
+
+
+def forward_gflop(network: Any, config: Config) -> float:
+    return sum(layer.flop for layer in layers_of(network, (config.batch_size, 3, *config.image_size))) / 1e9
+
+
+def step_gflop(network: Any, config: Config) -> float:
+    """Forward and backward: the gradients of weight and input take as much as the forward pass each.
+
+    The first layer that trains needs no input gradient, and a layer below it no gradient at all.
+    """
+    flop, trains_below = 0, False
+    for layer in layers_of(network, (config.batch_size, 3, *config.image_size)):
+        if layer.flop:
+            trains = bool(layer.cell.weight.requires_grad)
+            flop += layer.flop * (1 + trains + trains_below)
+            trains_below = trains_below or trains
+    return flop / 1e9
+
+
+def matmul(device_target: str) -> Contenders:
+    """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
+    from mindspore import Tensor, ops
+
+    left, right = np.random.RandomState(0).standard_normal((2, MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
+    tensors, product = (Tensor(left), Tensor(right)), ops.MatMul()
+    calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(*tensors).asnumpy()}
+    if device_target == "CPU":
+        calls["NumPy"] = lambda: np.matmul(left, right)
+    return {f"float32 product of {MATRIX_SIDE}x{MATRIX_SIDE} matrices, {name}": Contender(
+        partial(seconds_per_call, call, MATRIX_CALLS), gflop=2 * MATRIX_SIDE**3 / 1e9, is_matmul=True)
+        for name, call in calls.items()}

@@ -104,7 +104,7 @@ def test_a_checkpoint_brings_its_own_normalisation(tmp_path):
     done = run_main("export", f"--ckpt_file={path}", f"--file_name={tmp_path / 'own'}", "--device_target=CPU",
                     "--parity_check=False")
     assert done.status == 0, done.err
-    assert find_card(tmp_path / "own.mindir").preset[1:3] == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert find_card(tmp_path / "own.mindir").info.preset[1:3] == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_folders_that_a_pattern_names_are_searched(tmp_path):

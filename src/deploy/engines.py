@@ -84,8 +84,9 @@ class LiteEngine:
         return self._model.predict(inputs)[0].get_data_to_numpy()
 
 
-def choose_engine(asked: str, path: Path) -> str:
-    """The engine for this file. UserError if the one asked for cannot run it, or none is installed."""
+def choose_engine(asked: str, path: Path) -> tuple[str, list[str]]:
+    """The engine for this file, and a line for the log if `auto` did not take its first choice. UserError if the
+    engine that was asked for cannot run the file, or none is installed."""
     able = ENGINES_OF.get(path.suffix.lower(), ())
     candidates = [name for name in able if asked in ("auto", name)]
     if not candidates:
@@ -94,7 +95,9 @@ def choose_engine(asked: str, path: Path) -> str:
     if found is None:
         raise UserError(f"engine: a {path.suffix} file needs {' or '.join(PACKAGES[name] for name in candidates)}, and "
                         f"none is installed; {HOW_TO_GET[candidates[-1]]}")
-    return found
+    if found == candidates[0]:
+        return found, []
+    return found, [f"engine=auto: {PACKAGES[candidates[0]]} is not installed, so {PACKAGES[found]} runs {path.name}"]
 
 
 def open_engine(engine: str, path: Path, *, batch_size: int | None, target: str = "cpu", device_id: int = 0) -> Engine:

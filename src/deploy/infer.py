@@ -24,17 +24,7 @@ from model_utils.device_adapter import DEVICE_FILES, set_up_device
 from model_utils.errors import UserError
 from model_utils.local_adapter import data_workers, local_device_id, usable_cores
 from model_utils.schema import DATASETS, Config
-from src.deploy.engines import (
-    ENGINES_OF,
-    FREE_BATCH,
-    PACKAGES,
-    CellEngine,
-    Engine,
-    choose_engine,
-    open_engine,
-    predict,
-    run_batch,
-)
+from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
 from src.deploy.images import ImageError, Item, annotate, dataset_items, find_images, image_items, prepare, read_list
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
@@ -216,13 +206,10 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
 
 
 def open_exported(config: Config, path: Path) -> tuple[KnownModel, Engine]:
-    model, notes = identify_model(config, path), []
+    model = identify_model(config, path)
     if config.engine == "onnxruntime" and path.suffix.lower() == SUFFIXES["MINDIR"]:
         path = onnx_of_same_export(path)
-    name = choose_engine(config.engine, path)
-    preferred = ENGINES_OF[path.suffix.lower()][0]
-    if config.engine == "auto" and name != preferred:
-        notes.append(f"engine=auto: {PACKAGES[preferred]} is not installed, so {PACKAGES[name]} runs {path.name}")
+    name, notes = choose_engine(config.engine, path)
     if name == "mindspore":
         notes += set_up_device(config).notes
     target = config.device_target.lower()

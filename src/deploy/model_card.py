@@ -27,6 +27,17 @@ STEPS = {True: "decode to R,G,B; short side to {short} pixels ({how}); cut {size
                 "(pixel / 255 - mean) / std; transpose to C,H,W"}
 
 
+class ExportedInfo(ModelInfo):
+    """The ModelInfo in a card, which does not say how the network is built."""
+
+    batch_norm: bool | None = None
+    has_bias: bool | None = None
+    pad_mode: str | None = None
+    padding: int | None = None
+    width: float | None = None
+    average_pool: bool | None = None
+
+
 class ExportedFile(BaseModel):
     """One format of a model."""
 
@@ -73,19 +84,16 @@ class ModelCard(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """The inverse; ValueError, KeyError or TypeError for anything else.
-
-        A card does not say how the network is built, so these fields of its ModelInfo are None.
-        """
+        """The inverse; ValueError, KeyError or TypeError for anything else."""
         data = json.loads(text)
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']}")
         steps, names = data["preprocessing"], data["class_names"]
-        info = ModelInfo(network=data["network"], num_classes=len(names), class_names=names,
-                         image_size=steps["image_size"], image_mean=steps["mean"], image_std=steps["std"],
-                         crop_pct=steps["crop_pct"], interpolation=steps["interpolation"], average_pool=None,
-                         include_top=data["output"]["include_top"],
-                         dataset="imagenet2012" if steps["photos"] else "cifar10")
+        info = ExportedInfo(network=data["network"], num_classes=len(names), class_names=names,
+                            image_size=steps["image_size"], image_mean=steps["mean"], image_std=steps["std"],
+                            crop_pct=steps["crop_pct"], interpolation=steps["interpolation"],
+                            include_top=data["output"]["include_top"],
+                            dataset="imagenet2012" if steps["photos"] else "cifar10")
         files = {name: ExportedFile(**entry) for name, entry in data["files"].items()}
         return cls(info, data["checkpoint"]["file"], data["checkpoint"]["sha256"], files)
 

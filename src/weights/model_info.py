@@ -19,15 +19,14 @@ class ModelInfo(BaseModel):
     image_size: tuple[int, int]
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    batch_norm: bool
+    has_bias: bool
+    pad_mode: str
+    padding: int
     include_top: bool
+    width: float
     dataset: str
-    # How the network is built. None in the description of an exported model, which is never built again.
-    batch_norm: bool | None = None
-    has_bias: bool | None = None
-    pad_mode: str | None = None
-    padding: int | None = None
-    width: float | None = None
-    average_pool: bool | None = False
+    average_pool: bool = False
     crop_pct: float | None = None  # None in files written before this field existed
     interpolation: str | None = None
 

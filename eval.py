@@ -17,8 +17,8 @@ def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "eval.py")
     with on_platform(config) as config, StopSignals("eval.py"):
         guard_this_machine()
-        from src.evaluation.run import run_eval
-        run_eval(config)
+        from src.evaluation.evaluate import evaluate_checkpoints
+        evaluate_checkpoints(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

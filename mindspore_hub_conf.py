@@ -3,8 +3,7 @@
 
 from typing import Any
 
-from src.utils.util import unknown_name
-from src.vgg import CONFIGURATIONS, VGG
+from src.vgg import VGG
 
 
 def create_network(name: str, num_classes: int = 1000, **overrides: Any) -> VGG:
@@ -12,6 +11,4 @@ def create_network(name: str, num_classes: int = 1000, **overrides: Any) -> VGG:
 
     ValueError for an unknown name.
     """
-    if str(name).lower() not in CONFIGURATIONS:
-        raise ValueError(unknown_name("network", name, CONFIGURATIONS))
     return VGG(name.lower(), num_classes, **overrides)

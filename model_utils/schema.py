@@ -23,7 +23,8 @@ from model_utils.values import (
     choices,
 )
 
-NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19")
+NETWORKS = {  # -> convolutions in each of the five stages
+    "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
 class DataSet(NamedTuple):

@@ -43,7 +43,8 @@ from src.data.folder import FolderReader, is_image  # noqa: E402
 from src.data.inspection import Fact, inspect, sizes  # noqa: E402
 from src.data.list_file import LIST_FILES  # noqa: E402
 from src.data.parallel import open_source  # noqa: E402
-from src.utils.util import free_name, listed, write_atomically, writing  # noqa: E402
+from src.utils.files import free_name, write_atomically  # noqa: E402
+from src.utils.util import listed, writing  # noqa: E402
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20

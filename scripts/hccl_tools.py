@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
 from scripts.rank_table import Device, check_rank_table, make_rank_table, read_rank_table  # noqa: E402
-from src.utils.util import write_atomically, writing  # noqa: E402
+from src.utils.files import write_atomically  # noqa: E402
+from src.utils.util import writing  # noqa: E402
 
 
 def device_range(text: str) -> list[int]:

@@ -112,7 +112,7 @@ def steps_per_epoch(reader: Reader, *, batch_size: int, world_size: int, limit: 
     return steps if limit < 0 else min(limit, steps)
 
 
-def create_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int, seed: int, epoch: int = 0,
+def _create_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int, seed: int, epoch: int = 0,
                    augmentation: Augmentation | None = None, on_bad_image: str = "error",
                    steps: int | None = None) -> Any:
     """The training pipeline from `epoch` (0 is the first) on, shuffled, the last partial batch dropped.
@@ -132,7 +132,7 @@ def create_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: i
     return dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=shard.workers)
 
 
-def create_eval_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int,
+def _create_eval_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_size: int,
                         on_bad_image: str = "error") -> Any:
     """The evaluation pipeline of one rank: over all ranks every image stands there exactly once.
 
@@ -146,3 +146,14 @@ def create_eval_dataset(reader: Reader, preset: Preset, shard: Rank, *, batch_si
     dataset = _open(reader, ds.SubsetSampler(indices.tolist()), operations, workers=shard.workers,
                     on_bad_image="error" if on_bad_image == "error" else "skip")
     return dataset.batch(batch_size, drop_remainder=False, num_parallel_workers=shard.workers)
+
+
+def create_dataset(config, reader, rank, *, epoch=0, steps=None):
+    augmentation = Augmentation(config.scale, config.ratio, config.hflip, config.cutout) if config.augment else None
+    return _create_dataset(reader, config.preset, rank, batch_size=config.batch_size, seed=config.seed, epoch=epoch,
+                           augmentation=augmentation, on_bad_image=config.on_bad_image, steps=steps)
+
+
+def create_eval_dataset(config, reader, rank):
+    return _create_eval_dataset(reader, config.preset, rank, batch_size=config.eval_batch_size,
+                                on_bad_image=config.on_bad_image)

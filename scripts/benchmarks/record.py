@@ -15,7 +15,8 @@ from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.errors import UserError
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
-from src.utils.util import write_atomically, writing
+from src.utils.files import write_atomically
+from src.utils.util import writing
 
 Record = dict[str, Any]
 

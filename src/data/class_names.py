@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.utils.util import write_atomically
+from src.utils.files import write_atomically
 
 FILE = "labels.txt"  # as slim writes it: lines `number:name`, numbers as they stand in the records
 LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")

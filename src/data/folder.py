@@ -9,7 +9,7 @@ import numpy as np
 from src.data.base import SPLIT_FOLDERS, own_split, split_folders, wrong_layout
 from src.data.encoded import EncodedReader, read_file
 from model_utils.errors import UserError
-from src.utils.util import printable
+from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
 EXPECTED = """    data_dir/

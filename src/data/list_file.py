@@ -12,7 +12,7 @@ from src.data.base import SPLIT_FOLDERS, own_split, wrong_layout
 from src.data.class_names import complete_names, read_class_names
 from src.data.encoded import EncodedReader, raise_problems, read_file
 from model_utils.errors import UserError
-from src.utils.util import printable
+from src.utils.files import printable
 
 LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/

@@ -16,7 +16,8 @@ from src.data.list_file import LIST_FILES
 from src.data.shards import shard_name
 from src.data.tf_example import encode_example, frame
 from model_utils.errors import UserError
-from src.utils.util import printable, replaced_when_whole, under_its_name
+from src.utils.files import printable, replaced_when_whole
+from src.utils.util import under_its_name
 
 SPLIT_STEMS = {"tfrecord": {"train": "train", "test": "validation"},  # as slim calls them
                "mindrecord": {"train": "train", "test": "val"},

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.utils.util import make_folder, write_atomically
+from src.utils.files import make_folder, write_atomically
 
 Array = np.ndarray
 CHUNK = 256  # images drawn at a time; part of the data set's definition, since random draws go by chunk

@@ -15,13 +15,13 @@ from mindspore import Tensor, nn
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config, Preset
-from src.build import ModelLoader
+from src.build import ModelLoader, describe_model
 from src.data.shapes import draw_shapes
 from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
 from src.deploy.model_card import SUFFIXES, ExportedFile, ModelCard, find_card, sha256
+from src.utils.files import check_free_space, make_folder
 from src.utils.logging import set_up_logging
-from src.utils.util import check_free_space, make_folder
 from src.weights.model_info import ModelInfo
 
 TOLERANCE = 1e-3  # of the largest logit, or of 1 if that is smaller
@@ -42,7 +42,7 @@ def export(config: Config) -> ModelCard:
     log = set_up_logging()
     model = ModelLoader(config, rank, for_export=True).load(source)
     config, network = model.config, model.network.set_train(False)
-    for line in (*config.notes, *rank.notes, *model.report):
+    for line in (*config.notes, *rank.notes, describe_model(config, network), *model.report):
         log.info(line)
     weight_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
     for name in formats:

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, SMALL, Preset
 from src.data.base import Reader
-from src.utils.util import printable
+from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
 MAX_ASPECT = 100  # long side over short side; a longer image would become huge when it is resized

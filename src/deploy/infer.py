@@ -29,8 +29,8 @@ from src.deploy.images import ImageError, Item, annotate, dataset_items, find_im
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
 from src.evaluation.plots import contact_sheet
+from src.utils.files import make_folder, write_atomically
 from src.utils.logging import set_up_logging
-from src.utils.util import make_folder, under_its_name, write_atomically
 
 TIMES_FILE = "test_perform_static.txt"
 SHEET, SHEET_IMAGES = "contact_sheet.png", 60
@@ -99,9 +99,7 @@ def infer(config: Config) -> list[Prediction]:
             with tqdm.external_write_mode():
                 print(*found, sep="\n", flush=True)
         elif isinstance(answer, np.ndarray):
-            path = Path(config.result_dir, f"{item.name}{RESULT_ENDING}")
-            with under_its_name(path):
-                path.write_bytes(answer.tobytes())
+            Path(config.result_dir, f"{item.name}{RESULT_ENDING}").write_bytes(answer.tobytes())
         if config.annotate and found[0].guesses:
             image = Image.fromarray(item.load())
             annotate(image, list(map(str, found[0].guesses))).save(Path(config.annotate, f"{item.name}.jpg"))
@@ -126,7 +124,7 @@ def infer(config: Config) -> list[Prediction]:
         write_atomically(Path(config.save), as_text(predictions, config.save))
         log.info("predictions in %s", config.save)
     if captions:
-        contact_sheet(thumbnails, captions, Path(config.annotate, SHEET))
+        contact_sheet(Path(config.annotate, SHEET), thumbnails, captions)
         log.info("images with their predictions in %s, %d of them in %s", config.annotate, len(captions), SHEET)
     if broken:
         raise UserError(f"{len(broken)} of {len(predictions)} inputs have no answer:\n" + "\n".join(broken), 1)

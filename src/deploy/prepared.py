@@ -15,8 +15,9 @@ from src.data.build_data import build_reader, check_kind, check_numbering
 from src.deploy.images import ImageError, Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
+from src.utils.files import make_folder, printable, write_atomically
 from src.utils.logging import set_up_logging
-from src.utils.util import listed, make_folder, printable, under_its_name, write_atomically
+from src.utils.util import listed
 
 INPUTS = "00_data"  # folder of the prepared images
 PRESET_FILE = "inputs.json"  # beside it: how they were prepared
@@ -50,18 +51,16 @@ def preprocess(config: Config) -> Path:
         empty_folder(folder / INPUTS, "*.bin")
         labels_file.unlink(missing_ok=True)  # those of other inputs
         for number, start in enumerate(range(0, len(items), batch_size)):
-            path = folder / INPUTS / f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
             images = []
             for item in items[start:start + batch_size]:
                 try:
                     images.append(prepare(item.load(), config.preset, photos=reader.photos))
                 except ImageError as error:
                     raise UserError(f"{item.source}: {error}") from None
-            with under_its_name(path):
-                path.write_bytes(np.stack(images).tobytes())
+            name = f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
+            (folder / INPUTS / name).write_bytes(np.stack(images).tobytes())
         write_atomically(folder / PRESET_FILE, json.dumps(config.preset._asdict()) + "\n")
-        with under_its_name(labels_file):
-            np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
+        np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
     log.info("%s: %d images, labels in %s", reader.source, len(reader), labels_file)
     return labels_file
 

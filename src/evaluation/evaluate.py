@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation loop: every image once, whatever the batch size and the number of ranks; and its report."""
+"""Evaluation: every image once, for any batch size and number of ranks; of one network, or of several checkpoints."""
 
 import csv
 import io
 import json
+import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from mindspore import Tensor, nn
+from tqdm import tqdm
 
-from model_utils.device_adapter import Rank
+from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import Preset
-from src.data.base import Reader
+from model_utils.schema import DATASETS, Config
+from src.build import LoadedModel, ModelLoader, describe_model
+from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
+from src.data.build_data import build_reader, check_kind, check_numbering, data_folder
+from src.data.class_names import are_names
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
 from src.evaluation.plots import plot_confusion
-from src.utils.ranks import sum_integers
-from src.utils.util import write_atomically
+from src.utils.files import free_name, write_atomically
+from src.utils.logging import get_logger
+from src.utils.ranks import check_agreed, sum_integers
+from src.utils.run_folder import new_run_folder, open_run_folder
+from src.weights.checkpoint import find_checkpoints, fingerprint
 
 
 class Evaluation(NamedTuple):
@@ -31,51 +41,43 @@ class Evaluation(NamedTuple):
     images_per_s: float
 
 
-class Pace:
-    """Images per second of one rank, from the end of its first batch on; 0 if there was no other."""
-
-    def __init__(self) -> None:
-        self._start: float | None = None
-        self._images, self.images_per_s = 0, 0.0
-
-    def count(self, images: int) -> None:
-        now = time.perf_counter()
-        if self._start is None:
-            self._start = now
-        else:
-            self._images += images
-            self.images_per_s = self._images / (now - self._start)
+# --- one network
 
 
-def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Rank, *, batch_size: int, num_classes: int,
-             max_batches: int = -1, on_bad_image: str = "error",
-             on_batch: Callable[[int], Any] = lambda images: None) -> Evaluation:
+def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Evaluation:
     """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
 
-    Each rank ends after `max_batches` where that is not -1. UserError on every rank for a image that cannot be read;
-    those that `on_bad_image` leaves out are not counted, and at least one must be left.
+    Each rank ends after `eval_step_per_epoch` batches if that is not -1. UserError on every rank for an image that
+    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left.
     """
-    dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size, on_bad_image=on_bad_image)
-    if dataset and max_batches > 0:
-        dataset = dataset.take(max_batches)
-    counts, pace, problem = Counts.empty(num_classes), Pace(), None
+    dataset = create_eval_dataset(config, reader, rank)  # None for a rank without images
+    if dataset and config.eval_step_per_epoch > 0:
+        dataset = dataset.take(config.eval_step_per_epoch)
+    counts, problem = Counts.empty(config.num_classes), None
+    first_end_s, timed_images, images_per_s = None, 0, 0.0
     was_training = network.training
     network.set_train(False)
     try:
-        with naming_bad_images(reader):
+        with naming_bad_images(reader), tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout,
+                                             leave=False, disable=rank.rank != 0 or not sys.stdout.isatty()) as bar:
             for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
-                logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
+                logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
                 counts.update(logits[:len(labels)].astype(np.float32), labels)
-                pace.count(len(labels))
-                on_batch(len(labels))
+                now = time.perf_counter()
+                if first_end_s is None:
+                    first_end_s = now
+                else:
+                    timed_images += len(labels)
+                    images_per_s = timed_images / (now - first_end_s)
+                bar.update(len(labels) * rank.world_size)
     except UserError as error:
-        problem = error  # once the other ranks know, who would wait for this one
+        problem = error  # raised once the other ranks know, which would wait for this one
     network.set_train(was_training)
-    mine = np.append(counts.to_array(), [round(1000 * pace.images_per_s), problem is not None])
-    summed = sum_integers(mine, shard.world_size)
+    mine = np.append(counts.to_array(), [round(1000 * images_per_s), problem is not None])
+    summed = sum_integers(mine, rank.world_size)
     if summed[-1]:
-        raise problem or UserError(f"{reader.source}: another rank found a image that cannot be read; its log says "
-                                    "which")
+        raise problem or UserError(f"{reader.source}: another rank found an image that cannot be read; "
+                                   "its log names it")
     of_all_ranks = Counts.from_array(summed[:-2])
     if not of_all_ranks.seen:
         raise UserError(f"{reader.source}: no image can be read")
@@ -88,8 +90,29 @@ def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:
     return np.concatenate([images, np.repeat(images[:1], missing, axis=0)]) if missing else images
 
 
+def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Evaluation:
+    """Evaluate, and log the lines that scripts grep for."""
+    evaluation = evaluate(config, rank, network, reader)
+    if config.on_bad_image != "error":
+        report_lost(reader, "in the evaluation", "not counted", rank)
+    if rank.rank == 0:
+        for line in result_lines(evaluation.counts, short_form=not config.photos):
+            get_logger().info(line)
+    return evaluation
+
+
+def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> None:
+    """Log how many images of all ranks could not be read, and this rank's by name. A meeting point of all ranks."""
+    lost = reader.traffic.take_lost() if reader.traffic else []
+    total = int(sum_integers([len(lost)], rank.world_size)[0])
+    if total:
+        names = f":\n{reader.traffic.describe(lost)}" if lost else ""
+        get_logger().warning("warning: %d image%s could not be read %s and %s %s%s", total, "s" if total > 1 else "",
+                             when, "were" if total > 1 else "was", fate, names)
+
+
 def result_lines(counts: Counts, *, short_form: bool) -> list[str]:
-    """The lines that scripts grep for; `short_form` adds the one that CIFAR-10 users know."""
+    """The result in words; `short_form` adds the line that CIFAR-10 users know."""
     correct = {1: counts.top1_correct, top_k(counts.num_classes): counts.topk_correct}
     lines = [f"after allreduce eval: top{k}_correct={hits}, tot={counts.seen}, acc={100 * hits / counts.seen:.2f}%"
              for k, hits in correct.items()]
@@ -110,4 +133,111 @@ def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, .
     for index, (name, images, correct) in enumerate(totals):
         rows.writerow([index, name, images, correct, f"{correct / images:.4f}" if images else ""])
     write_atomically(folder / "per_class.csv", table.getvalue())
-    plot_confusion(counts.confusion, class_names, folder / "confusion_matrix.png")
+    plot_confusion(folder / "confusion_matrix.png", counts.confusion, class_names)
+
+
+# --- checkpoints: eval.py
+
+
+class Candidate(NamedTuple):
+    """A checkpoint, ready to be evaluated."""
+
+    path: Path
+    model: LoadedModel
+    reader: Reader
+
+
+def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
+    """Evaluate every checkpoint that `pre_trained` names: a file, a folder or a pattern.
+
+    Writes a folder `<ckpt_path>/<date_time>_eval/`. UserError, at the end, names the checkpoints that were skipped.
+    """
+    if not config.pre_trained:
+        raise UserError("pre_trained: is not given; name the checkpoint with --pre_trained=FILE")
+    rank = set_up_device(config)
+    paths, skipped = find_checkpoints(config.pre_trained), []
+    candidates = load_each(config, rank, paths, skipped)
+    first = next(candidates)
+    folder = new_run_folder(Path(config.ckpt_path), rank, "_eval")
+    lines = [describe_model(first.model.config, first.model.network),
+             f"{first.reader.source}: {len(first.reader)} images"]
+    results = {}
+    with open_run_folder(folder, first.model.config, rank, lines, log_name="eval.log"):
+        for path, model, reader in chain([first], candidates):
+            for line in [f"checkpoint: {path}", *model.report, *_notes_on_names(model.class_names, reader)]:
+                get_logger().info(line)
+            results[path] = evaluate_and_log(model.config, rank, model.network, reader)
+            if rank.rank == 0:
+                about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
+                target = free_name(folder / path.stem, "_")  # two runs may have a checkpoint of the same name
+                write_report(target, results[path], reader.class_names, about)
+        if rank.rank == 0:
+            log_table(results)
+        if skipped:
+            raise UserError("skipped:\n  " + "\n  ".join(skipped), 1)
+    return results
+
+
+def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: list[str]) -> Iterator[Candidate]:
+    """Every checkpoint that is whole and fits the images; what is wrong with the others is added to `skipped`.
+
+    UserError if no checkpoint is left, or if the ranks read different files.
+    """
+    if DATASETS[config.dataset].formats:
+        data_folder(config)  # a wrong one is found before much is loaded
+    loader = ModelLoader(config, rank)
+    _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
+    readers, first_error = {}, None  # by the number of classes: not every data set knows its own
+    for path in paths:
+        candidate, no_data = None, None
+        try:
+            model = loader.load(path)
+            if not model.config.include_top:
+                raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
+            if model.trained_on is not None:
+                check_kind(model.config, photos=DATASETS[model.trained_on].photos)
+            classes = model.config.num_classes
+            if classes not in readers:
+                readers[classes] = build_reader(model.config, "test")
+            check_numbering(readers[classes], model.class_names, "the checkpoint")
+            candidate = Candidate(path, model, readers[classes])
+        except NoDataError as error:
+            no_data = error  # the other checkpoints have none either
+        except UserError as error:
+            first_error = first_error or error
+            skipped.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
+        if rank.world_size > 1:
+            _check_same([1 + fingerprint(candidate.model.network) if candidate else 0], rank)
+        if no_data:
+            raise no_data
+        if candidate:
+            yield candidate
+    if len(paths) == 1 and skipped:
+        raise first_error
+    if len(skipped) == len(paths):
+        raise UserError("none of these can be evaluated:\n  " + "\n  ".join(skipped))
+
+
+def _check_same(values: Sequence[int], rank: Rank) -> None:
+    check_agreed(values, rank,
+                 "pre_trained: the ranks do not read the same checkpoints; is a run still writing there?")
+
+
+def _notes_on_names(class_names: Sequence[str], reader: Reader) -> list[str]:
+    other = [name for name in class_names if name not in reader.class_names]
+    if not other or not (are_names(class_names) and are_names(reader.class_names)):
+        return []
+    new = [name for name in reader.class_names if name not in class_names]
+    return [f"warning: {len(other)} of the checkpoint's classes ({other[0]}, ...) have other names than those of the "
+            f"images ({new[0]}, ...): is this the right data?"]
+
+
+def log_table(results: dict[Path, Evaluation]) -> None:
+    """A table of several checkpoints, the best one marked."""
+    if len(results) < 2:
+        return
+    counts = {path: evaluation.counts for path, evaluation in results.items()}
+    best = max(counts, key=lambda path: counts[path].top1())
+    get_logger().info("%-8s  %-8s  checkpoint", "top-1", f"top-{top_k(counts[best].num_classes)}")
+    for path, count in counts.items():
+        get_logger().info("%.4f    %.4f    %s%s", count.top1(), count.topk(), path, "  <- best" if path == best else "")

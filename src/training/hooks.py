@@ -1,77 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens between steps: progress, metrics log, evaluation while training, divergence guard."""
+"""What happens between steps: progress, warnings, evaluation, metrics.csv, checkpoints."""
 
 import math
+import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mindspore
 import numpy as np
 from mindspore import nn
+from tqdm import tqdm
 
+from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
-from src.evaluation.evaluate import Evaluation
+from model_utils.schema import Config
+from src.data.base import Reader
+from src.evaluation.evaluate import evaluate_and_log, report_lost
+from src.evaluation.metrics import top_k
 from src.evaluation.plots import plot_curves
 from src.training.optimizer import moving_statistics
-from src.training.saving import Saver
-from src.training.state import Handler, TrainState
+from src.training.state import Hook, TrainState
+from src.utils.files import check_free_space, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import average_parameters
-from src.utils.util import write_atomically
+from src.weights.checkpoint import save_checkpoint
+from src.weights.model_info import ModelInfo
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
+REPLACED = {"skip": "skipped", "replace": "replaced by others"}
 
 
-class DivergenceError(RuntimeError):
-    """The loss is no number any more: going on would only cost time."""
+class Saver:
+    """Writes files of the run. A full or read-only disk is reported, and ends the run only with on_save_error=stop."""
 
-    exit_status = 1
+    def __init__(self, config: Config, folder: Path, parameters: Sequence[mindspore.Parameter]) -> None:
+        self._folder, self._stops = folder, config.on_save_error == "stop"
+        # a resume state, and a checkpoint without the moments
+        self._needed_bytes = sum(parameter.nbytes * (1 if parameter.name.startswith("moments.") else 2)
+                                 for parameter in parameters)
+        check_free_space(folder, self._needed_bytes, "ckpt_path", "one save of this run")
+
+    def __call__(self, path: Path, write: Callable[..., None], *args: object) -> bool:
+        """Call `write(path, *args)` and return whether the file was written."""
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write(path, *args)
+            return True
+        except OSError as error:
+            try:
+                free = f"{shutil.disk_usage(self._folder).free / 2**20:.0f} MiB are free"
+            except OSError:
+                free = "the folder has gone"
+            message = (f"{path.relative_to(self._folder)} could not be written to {self._folder}: "
+                       f"{error.strerror or error}; a save needs {self._needed_bytes / 2**20:.0f} MiB, {free}")
+        if self._stops:
+            raise UserError(message, 1)
+        get_logger().error("error: %s. Older files are intact.", message)
+        return False
 
 
-def check_loss(loss: float, first_step: int, last_step: int, learning_rate: float) -> None:
-    """Raise DivergenceError for a loss that is NaN or infinite."""
-    if math.isfinite(loss):
-        return
-    steps = f"step {last_step}" if first_step == last_step else f"steps {first_step} to {last_step}"
-    raise DivergenceError(
-        f"the loss became {loss} in {steps} of the run, at learning rate {learning_rate:.6g}. Likely causes:\n"
-        "  the learning rate is too high (--lr; without batch normalisation 0.01 is a usual peak);\n"
-        "  the warm-up is too short (--warmup_epochs), or half precision overflows (--loss_scale, --amp_level=O0);\n"
-        "  the input is wrong: image_mean and image_std, or damaged images.")
-
-
-class Progress(Handler):
+class Progress(Hook):
     """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
 
-    def __init__(self, log_interval: int, *, show_bar: bool, first_step: int = 0) -> None:
-        self._log_interval, self._show_bar, self._bar = log_interval, show_bar, None
-        self._logged_step = first_step
+    def __init__(self, config: Config, rank: Rank, state: TrainState) -> None:
+        self._log_interval, self._logged_step = config.log_interval, state.step
+        self._show_bar = rank.rank == 0 and sys.stdout.isatty()
+        self._bar: tqdm | None = None
 
-    def on_step(self, state: TrainState) -> None:
+    def after_step(self, state: TrainState) -> None:
         if self._show_bar:
             self._advance_bar(state)
-        advanced = state.step - self._logged_step  # more than 1 where steps are sunk
+        advanced = state.step - self._logged_step  # more than 1 if steps are sunk
         is_due = state.step_in_epoch % self._log_interval < advanced
         if state.losses and (is_due or state.epoch_ends):
-            get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
+            self._log_loss(state, state.step_in_epoch)
         self._logged_step = state.step
 
-    def on_epoch(self, state: TrainState) -> None:
+    def after_epoch(self, state: TrainState) -> None:
         last = (self._logged_step - 1) % state.steps_per_epoch + 1
         if self._logged_step < state.step and last % self._log_interval:  # an epoch that ended before its last step
-            get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, last, state.losses[-1])
+            self._log_loss(state, last)
         self._logged_step = state.step
         get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g",
                           state.row["seconds"], state.row["ms_per_step"], state.row["images_per_s"], state.row["lr"])
 
-    def on_end(self, state: TrainState) -> None:
-        if self._bar is not None and state.is_over:
+    def _log_loss(self, state: TrainState, step: int) -> None:
+        get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, step, state.losses[-1])
+
+    def close(self, state: TrainState) -> None:
+        if self._bar is not None and (state.is_over or state.stop_signal):
             self._bar.close()
             self._bar = None
 
     def _advance_bar(self, state: TrainState) -> None:
-        from tqdm import tqdm
-
         if self._bar is None:
             self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit="step", file=sys.stdout,
                              dynamic_ncols=True, leave=False)
@@ -82,20 +105,20 @@ class Progress(Handler):
                                   f"{rate * state.images_per_step:.0f} images/s", refresh=False)
 
 
-class PlateauWarning(Handler):
-    """Says once when an epoch ends with the loss of guessing, or one far above it."""
+class PlateauWarning(Hook):
+    """Says once that an epoch ended with the loss of guessing, or far above it."""
 
     TOLERANCE = 0.005  # a VGG that learns, however slowly, is further away than this after an epoch
     FAR = 2.0  # times the loss of guessing; a small set may well begin above that
     FEWEST_STEPS = 10  # fewer say nothing of a network
 
-    def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
-        self._guessing = math.log(num_classes)
+    def __init__(self, config: Config) -> None:
+        self._guessing = math.log(config.num_classes)
         self._advice = "a lower rate (--lr), a longer warm-up (--warmup_epochs)" + (
-            "" if batch_norm else ", batch normalisation (--batch_norm=True)")
+            "" if config.batch_norm else ", batch normalisation (--batch_norm=True)")
         self._warned = False
 
-    def on_epoch(self, state: TrainState) -> None:
+    def after_epoch(self, state: TrainState) -> None:
         loss = float(np.mean(state.losses[-max(self.FEWEST_STEPS, len(state.losses) // 10):]))
         is_cut_short = state.step % state.steps_per_epoch or state.step < self.FEWEST_STEPS
         is_plateau = abs(loss / self._guessing - 1) <= self.TOLERANCE
@@ -106,84 +129,104 @@ class PlateauWarning(Handler):
                              "learn. What helps most often: %s.", state.epoch, loss, self._guessing, self._advice)
 
 
-class InputBoundHint(Handler):
-    """Says at the end of an epoch when training waited for its images, and what to change."""
+class AverageStatistics(Hook):
+    """Gives every rank the mean of all ranks' moving statistics: each rank has seen other images."""
 
-    WORTH_SAYING = 0.2  # of a step
+    def __init__(self, network: nn.Cell, rank: Rank) -> None:
+        self._statistics, self._world_size = moving_statistics(network), rank.world_size
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-
-    def on_epoch(self, state: TrainState) -> None:
-        share = state.row["waiting_share"]
-        if share >= self.WORTH_SAYING:
-            get_logger().info("input-bound: %.0f %% of the step is waiting for data. What helps: more data workers "
-                              "(--num_parallel_workers, now %d, up to one per core), smaller images on the disk",
-                              100 * share, self._workers)
-
-
-class AverageStatistics(Handler):
-    """Gives every rank the mean of all ranks' moving statistics: each has seen other images."""
-
-    def __init__(self, network: nn.Cell, world_size: int) -> None:
-        self._statistics = moving_statistics(network)
-        self._world_size = world_size
-
-    def on_epoch(self, state: TrainState) -> None:
+    def after_epoch(self, state: TrainState) -> None:
         average_parameters(self._statistics, self._world_size)
 
 
-class EvaluateWhileTraining(Handler):
-    """Evaluates every so many epochs and after the last one, and keeps the best."""
+class LostImages(Hook):
+    """Says at the end of each epoch which images could not be read."""
 
-    def __init__(self, evaluate: Callable[[], Evaluation], *, every: int, save_best: Callable[[], bool]) -> None:
-        self._evaluate, self._every, self._save_best = evaluate, every, save_best
+    def __init__(self, config: Config, rank: Rank, reader: Reader) -> None:
+        self._reader, self._fate, self._rank = reader, REPLACED[config.on_bad_image], rank
 
-    def on_epoch(self, state: TrainState) -> None:
-        if state.epoch % self._every and not state.is_over:
+    def after_epoch(self, state: TrainState) -> None:
+        report_lost(self._reader, f"in epoch {state.epoch}", self._fate, self._rank)
+
+
+class Evaluate(Hook):
+    """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
+
+    def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, folder: Path, info: ModelInfo,
+                 saver: Saver) -> None:
+        self._config, self._rank, self._network, self._reader = config, rank, network, reader
+        self._best, self._info, self._saver = folder / "best.ckpt", info, saver
+
+    def after_epoch(self, state: TrainState) -> None:
+        if state.epoch % self._config.epochs_between_evals and not state.is_over:
             return
         try:
-            counts = self._evaluate().counts
-        except UserError as error:  # nothing of the run so far is to be lost by it
+            counts = evaluate_and_log(self._config, self._rank, self._network, self._reader).counts
+        except UserError as error:  # nothing of the run so far must be lost by a broken test image
             state.problem = error
             return
-        top1 = counts.top1()
-        state.row |= {"val_top1": top1, "val_top5": counts.topk()}
-        is_best = state.best_top1 is None or top1 > state.best_top1
-        if is_best and self._save_best():  # one that could not be saved must not stand in the way of the next
-            state.best_top1 = top1
+        state.row |= {"val_top1": counts.top1(), "val_top5": counts.topk()}
+        if state.best_top1 is not None and counts.top1() <= state.best_top1:
+            return
+        # a best one that could not be saved must not keep the next one from being saved
+        if self._rank.rank or self._saver(self._best, save_checkpoint, self._network, self._info):
+            state.best_top1 = counts.top1()
 
 
-class MetricsLog(Handler):
-    """One row of metrics.csv per epoch, and the curves drawn anew."""
+class MetricsLog(Hook):
+    """One row of metrics.csv per epoch, and the curves drawn again."""
 
-    def __init__(self, folder: Path, saver: Saver, *, k: int = 5, first_step: int = 0, done_epochs: int = 0) -> None:
-        self._k = k  # of the column that is called val_top5
+    def __init__(self, config: Config, folder: Path, saver: Saver, state: TrainState) -> None:
+        self._k = top_k(config.num_classes)  # of the column val_top5
         self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
         self._rows: dict[int, str] = {}
         if self._csv.exists():
-            self._read_until(first_step, done_epochs)
-            self._saver(self._csv.name, self._write)
+            self._read_until(state.step, state.step // state.steps_per_epoch)
+            self._saver(self._csv, self._write)
 
     def _read_until(self, step: int, epochs: int) -> None:
-        """Take over the rows of a resumed run, but for epochs that it will end again and what is no row. A run may
-        have been over in the middle of an epoch, and with another batch the steps of its rows are no longer ours."""
+        """Keep the rows of a resumed run up to these epochs. The row of an epoch that was cut by the end of the run is
+        kept if the run is resumed from just there."""
         for row in self._csv.read_text(encoding="utf-8", errors="replace").splitlines():
             cells = row.split(",")
             if len(cells) == len(METRICS) and cells[0].isdecimal() and cells[1].isdecimal() and (
                     int(cells[0]) <= epochs or int(cells[1]) == step):
                 self._rows[int(cells[0])] = row
 
-    def on_epoch(self, state: TrainState) -> None:
-        self._rows[state.epoch] = ",".join(_cell(state.row.get(name)) for name in METRICS)
-        if self._saver(self._csv.name, self._write):
-            self._saver(self._curves.name, lambda: plot_curves(self._csv, self._curves, k=self._k))
+    def after_epoch(self, state: TrainState) -> None:
+        cells = [state.row.get(name, "") for name in METRICS]
+        self._rows[state.epoch] = ",".join(f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        if self._saver(self._csv, self._write):
+            self._saver(self._curves, plot_curves, self._csv, self._k)
 
-    def _write(self) -> None:
-        write_atomically(self._csv, "\n".join([",".join(METRICS), *self._rows.values()]) + "\n")
+    def _write(self, path: Path) -> None:
+        write_atomically(path, "\n".join([",".join(METRICS), *self._rows.values()]) + "\n")
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+class SaveCheckpoints(Hook):
+    """A checkpoint every `ckpt_interval` epochs and after the last one; then the oldest are removed, so that
+    `keep_checkpoint_max` are left."""
+
+    def __init__(self, config: Config, rank: Rank, folder: Path, network: nn.Cell, info: ModelInfo,
+                 saver: Saver) -> None:
+        self._folder, self._rank = folder / f"ckpt_{rank.rank}", rank.rank
+        self._interval, self._keep = config.ckpt_interval, config.keep_checkpoint_max
+        self._network, self._info, self._saver = network, info, saver
+
+    def after_epoch(self, state: TrainState) -> None:
+        if state.epoch % self._interval and not state.is_over:
+            return
+        path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
+        if self._saver(path, save_checkpoint, self._network, self._info):
+            files = self._written()
+            # newer ones are left from a continuation that was abandoned
+            for old in files[:files.index(path) + 1][:-self._keep]:
+                old.unlink(missing_ok=True)
+        elif state.is_over:
+            state.unsaved.append(f"the checkpoint {path.name}")
+
+    def _written(self) -> list[Path]:
+        """The checkpoints of this rank, the oldest first; files of other names are the user's own."""
+        found = {path: re.fullmatch(rf"{self._rank}-(\d+)_(\d+)", path.stem) for path in self._folder.glob("*.ckpt")}
+        steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
+        return sorted(steps, key=steps.get)

@@ -1,29 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resume states: all that a run needs to go on as if it had never stopped, and how the newest good one is found.
 
-A state of step 12 is `resume/step-00000012.state`, written by rank 0: weights, moments, counters, and the record of the
-run so far. What differs between ranks, the moving statistics, lies beside it in `step-00000012.rank1.state` and so on.
+The state of step 12 is `resume/step-00000012.state`, written by rank 0: weights, moments, counters, and the record of
+the run so far. What differs between ranks, the moving statistics, is in `step-00000012.rank1.state` and so on.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
 
+from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
-from src.training.state import TrainState
-from src.utils.util import newest_first
+from model_utils.local_adapter import usable_cores
+from model_utils.schema import Config
+from src.build import TrainData, amp_level, build_learning_rates
+from src.training.hooks import Saver
+from src.training.optimizer import set_step, state_parameters
+from src.training.state import Hook, TrainState
+from src.utils.files import newest_first
+from src.utils.ranks import check_agreed, sum_integers
+from src.utils.run_folder import log_file
+from src.utils.signals import StopSignals
 from src.weights.checkpoint import STATE_KEY, as_arrays, is_counter
 from src.weights.checkpoint_file import Contents, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
-RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, where the head has a rate of its own
-MOMENTUM = "momentum"
 LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d+)\.state")
@@ -39,61 +47,116 @@ FORCEABLE_KEYS = ("dataset", "seed", "augment", "has_dropout", "dropout_rate", "
                   "on_bad_image")
 
 
-class Identity(NamedTuple):
-    """What must agree between a state and the run that goes on from it, and what had better."""
-
-    settings: dict[str, Any]  # the resolved Config as JSON values
-    global_batch: int
-    steps_per_epoch: int
-    images: int
-    class_names: list[str]
-    environment: dict[str, Any]  # versions, cores, workers, ranks: what exactness rests on
-
-
 class ResumePoint(NamedTuple):
     """A verified state to go on from."""
 
     folder: Path  # the run folder
     record: dict[str, Any]
     contents: Contents
-    notes: tuple[str, ...]
-    states: list[str]  # the files that were there
+    notes: list[str]
+    states: list[str]  # the state files that were there
 
     @property
     def step(self) -> int:
         return self.record["step"]
+
+    def log_bytes(self, rank: Rank, log_name: str) -> int | None:
+        """The length of this rank's log when the state was written; None if that is not known of a log of this name."""
+        if self.record["settings"].get("log_name") != log_name or rank.rank >= self.record["environment"]["ranks"]:
+            return None
+        own = self.contents if rank.rank == 0 else _read(state_file(self.folder, self.step, rank.rank))
+        return json.loads(own.texts[STATE_KEY])["log_bytes"] or None  # 0 if the log had been moved away
+
+    def check_untouched(self) -> None:
+        """UserError if states were written since the point was found, as by a run that was just ending."""
+        if _states(self.folder) != self.states:
+            raise UserError(f"resume: {self.folder} was just written to by another run; start again")
+
+
+# --- writing
 
 
 def state_file(folder: Path, step: int, rank: int = 0) -> Path:
     return folder / FOLDER / (f"step-{step:08d}.state" if rank == 0 else f"step-{step:08d}.rank{rank}.state")
 
 
+def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
+    """What should agree between a state and the run that goes on from it."""
+    return {"settings": config.model_dump(mode="json") | {"amp_level": amp_level(config, rank)},
+            "global_batch": config.batch_size * rank.world_size, "steps_per_epoch": data.steps_per_epoch,
+            "images": len(data.reader), "class_names": list(data.reader.class_names),
+            "environment": {"mindspore": mindspore.__version__, "device_target": rank.device_target,
+                            "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
+
+
 def is_moving_statistic(name: str) -> bool:
     return name.endswith((".moving_mean", ".moving_variance"))
 
 
-def state_parameters(train_network: mindspore.nn.Cell) -> list[mindspore.Parameter]:
-    """Everything that a step changes. Tables of learning rates and the momentum are those of the run that goes on: a
-    longer one has longer tables."""
-    return [parameter for name, parameter in train_network.parameters_and_names()
-            if not parameter.name.startswith(RATE_TABLE) and parameter.name != MOMENTUM]
-
-
-def save_state(folder: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, *, rank: int,
-               log_bytes: int, identity: Identity) -> None:
+def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, log: Path,
+               run: dict[str, Any], rank: int) -> None:
     """Write this rank's part of the state of the step just finished. OSError if it cannot be written."""
-    (folder / FOLDER).mkdir(exist_ok=True)
     record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
-              "seconds_of_epoch": state.clock.seconds if state.losses else 0.0, "log_bytes": log_bytes,
-              **identity._asdict()}
+              "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
+              "log_bytes": log.stat().st_size if log.exists() else 0, **run}
     own = parameters if rank == 0 else [item for item in parameters if is_moving_statistic(item.name)]
-    arrays = [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))]
-    write_file(state_file(folder, state.step, rank), {STATE_KEY: json.dumps(record)}, arrays)
+    write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))])
+
+
+class SaveStates(Hook):
+    """Writes a state when it is due, on all ranks at the same step, and ends the run after a signal."""
+
+    def __init__(self, config: Config, rank: Rank, data: TrainData, model: mindspore.Model, folder: Path, saver: Saver,
+                 signals: StopSignals, state: TrainState) -> None:
+        self._config, self._rank, self._folder, self._saver, self._signals = config, rank, folder, saver, signals
+        self._parameters, self._run = state_parameters(model), describe_run(config, rank, data)
+        self._log = log_file(folder, config.log_name, rank.rank)
+        self._agree_every = 1 if rank.world_size == 1 else state.read_every  # one rank has nobody to wait for
+        self._last_step, self._last_save_s = state.step, time.monotonic()
+
+    def after_all(self, state: TrainState) -> None:
+        first, self._last_step = self._last_step + 1, state.step
+        is_due = state.epoch_ends and (state.epoch % self._config.ckpt_interval == 0 or state.is_over)
+        is_due |= _crosses(self._config.ckpt_interval_steps, first, state.step)
+        if state.epoch_ends or _crosses(self._agree_every, first, state.step):
+            state.stop_signal, time_is_up = self._agree()
+            is_due |= time_is_up or state.stop_signal > 0 or state.problem is not None
+        if is_due:
+            state.read_losses()  # a state with weights that are no numbers must not replace the last good ones
+            self._save(state)
+
+    def _agree(self) -> tuple[int, bool]:
+        """The signal and the time-based save that any rank has, so that all ranks act at the same step."""
+        minutes = self._config.ckpt_interval_minutes
+        time_is_up = minutes is not None and time.monotonic() - self._last_save_s >= 60 * minutes
+        mine = [*(self._signals.received == number for number in self._signals.NUMBERS), time_is_up]
+        *signals, times = sum_integers(mine, self._rank.world_size).tolist()
+        number = next((int(number) for number, count in zip(self._signals.NUMBERS, signals, strict=True) if count), 0)
+        return number, bool(times)
+
+    def _save(self, state: TrainState) -> None:
+        # A finished run whose last checkpoint is missing must be resumed from the state before.
+        written = not state.unsaved and self._saver(
+            state_file(self._folder, state.step, self._rank.rank), save_state, self._parameters, state, self._log,
+            self._run, self._rank.rank)
+        everywhere = sum_integers([int(written)], self._rank.world_size)[0] == self._rank.world_size
+        if everywhere:
+            state.saved_step = state.step
+        elif state.is_over:
+            state.unsaved.append("the resume state")
+        if everywhere and self._rank.rank == 0:
+            remove_old_states(self._folder, state.step)
+        self._last_save_s = time.monotonic()
+
+
+def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
+    """Whether a multiple of `interval` is among these steps."""
+    return interval is not None and last_step // interval > (first_step - 1) // interval
 
 
 def remove_old_states(folder: Path, newest_step: int) -> None:
-    """Keep the last states of all ranks; call when the newest is safe on every rank. Later steps are of a way that the
-    run has left, when it was taken back to an earlier one."""
+    """Keep the last states of all ranks. States newer than `newest_step` belong to a continuation that was abandoned,
+    and go too. Call it when the newest is safe on every rank."""
     main_files = _main_files(folder.glob(f"{FOLDER}/*"))
     kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
     for main_file in set(main_files) - set(kept):
@@ -101,24 +164,45 @@ def remove_old_states(folder: Path, newest_step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _states(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"{FOLDER}/*.state"))
+# --- finding
 
 
-def _step_of(main_file: Path) -> int:
-    return int(MAIN_FILE.fullmatch(main_file.name)[1])
+def find_point(config: Config, rank: Rank) -> ResumePoint | None:
+    """The state that `config.resume` names, if any. UserError on every rank if one finds nothing or another state."""
+    if config.resume is None:
+        return None
+    point, problem = None, None
+    try:
+        point = _find(config.resume, Path(config.ckpt_path))
+    except UserError as error:
+        problem = error  # raised once the others know
+    check_agreed([point.step + 1 if point else 0], rank,
+                 "resume: not every rank finds the same state; all hosts must see the folder of the run")
+    if problem:
+        raise problem
+    return point
 
 
-def _main_files(paths: Iterable[Path]) -> list[Path]:
-    """The main files among them: the run folder that was written to last in front, in each the last step. The times of
-    a folder's files do not tell these apart: copying can change them."""
-    by_time = newest_first(sorted((path for path in paths if MAIN_FILE.fullmatch(path.name)), reverse=True))
-    folders = list(dict.fromkeys(path.parent for path in by_time))
-    return sorted(by_time, key=lambda path: (folders.index(path.parent), -_step_of(path)))
+def _find(named: str, root: Path) -> ResumePoint | None:
+    """The newest good state of 'newest', a run folder or a state file. Damaged ones are skipped, and noted.
+
+    None if 'newest' finds no state at all; UserError if there are only damaged ones.
+    """
+    notes: list[str] = []
+    for path in _candidates(named, root):
+        try:
+            point = _verified(path)
+        except UserError as error:
+            notes.append(f"{error}; going back to the state before")
+            continue
+        return point._replace(notes=[*notes, f"resuming {point.folder} after step {point.step}"])
+    if named == "newest" and not notes:
+        return None
+    raise UserError("\n".join([*notes, f"resume: there is no good state in {root if named == 'newest' else named}"]))
 
 
 def _candidates(named: str, root: Path) -> list[Path]:
-    """Main state files, the one to try first in front."""
+    """Main state files, in the order in which to try them."""
     path = Path(named)
     if named == "newest":
         return _main_files(root.glob(f"*/{FOLDER}/*"))
@@ -130,109 +214,112 @@ def _candidates(named: str, root: Path) -> list[Path]:
     raise UserError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")
 
 
-def log_bytes(point: ResumePoint, rank: int, log_name: str) -> int | None:
-    """How long this rank's log was when the state was written; None where that is not known of a log of this name."""
-    if point.record["settings"].get("log_name") != log_name or rank >= point.record["environment"]["ranks"]:
-        return None
-    own = point.contents if rank == 0 else read_file(state_file(point.folder, point.step, rank), must_be_verified=True)
-    return json.loads(own.texts[STATE_KEY])["log_bytes"] or None  # 0 where the log had been moved away
+def _main_files(paths: Iterable[Path]) -> list[Path]:
+    """The main files among them: the run folder written last comes first, and in each the last step. Within a folder
+    the modification times say nothing: copying can change them."""
+    by_time = newest_first(sorted((path for path in paths if MAIN_FILE.fullmatch(path.name)), reverse=True))
+    folders = list(dict.fromkeys(path.parent for path in by_time))
+    return sorted(by_time, key=lambda path: (folders.index(path.parent), -_step_of(path)))
+
+
+def _step_of(main_file: Path) -> int:
+    return int(MAIN_FILE.fullmatch(main_file.name)[1])
+
+
+def _states(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"{FOLDER}/*.state"))
+
+
+def _read(path: Path) -> Contents:
+    return read_file(path, must_be_verified=True)
 
 
 def _verified(path: Path) -> ResumePoint:
     """The state of a main file, after every rank's part of it was found whole."""
-    contents = read_file(path, must_be_verified=True)
+    contents = _read(path)
     if STATE_KEY not in contents.texts:
         raise UserError(f"{path}: is not a state to resume from")
     record = json.loads(contents.texts[STATE_KEY])
+    record.setdefault("images", record.get("pictures"))  # its name in states of the first version
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
-        read_file(state_file(folder, record["step"], rank), must_be_verified=True)
-    return ResumePoint(folder, record, contents, (), _states(folder))
+        _read(state_file(folder, record["step"], rank))
+    return ResumePoint(folder, record, contents, [], _states(folder))
 
 
-def find_resume_point(named: str, root: Path) -> ResumePoint | None:
-    """The newest good state that `named` stands for: 'newest', a run folder or a state file.
-
-    Damaged ones are passed over, and said. None if 'newest' finds no state at all; UserError if none is good.
-    """
-    notes: list[str] = []
-    for path in _candidates(named, root):
-        try:
-            point = _verified(path)
-        except UserError as error:
-            notes.append(f"{error}; going back to the state before")
-            continue
-        return point._replace(notes=(*notes, f"resuming {point.folder} after step {point.step}"))
-    if named == "newest" and not notes:
-        return None
-    raise UserError("\n".join([*notes, f"resume: there is no good state in {root if named == 'newest' else named}"]))
+# --- going on
 
 
-def check_differences(point: ResumePoint, now: Identity, *, force: bool) -> list[str]:
+def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
+           state: TrainState) -> list[str]:
+    """Put model and state back to the point, and return what to log about it. UserError for another run."""
+    now = describe_run(config, rank, data)
+    lines = check_differences(point, now, force=config.resume_force)
+    restore(point, state_parameters(model), state, rank=rank.rank)
+    if (point.record["steps_per_epoch"], point.record["global_batch"]) != (now["steps_per_epoch"], now["global_batch"]):
+        set_step(model, state.step)
+        lines.append(f"an epoch had {point.record['steps_per_epoch']} steps of {point.record['global_batch']} images "
+                     f"and has {data.steps_per_epoch} of {state.images_per_step}: the run goes on from the end of "
+                     f"epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
+    before = point.record["settings"]["max_epoch"]
+    if before != config.max_epoch and not state.is_over:
+        old = build_learning_rates(config.model_copy(update={"max_epoch": before}), data.steps_per_epoch,
+                                   rank.world_size)
+        old_rate = f"{old[state.step]:.6g}" if state.step < len(old) else "none, it was over"
+        lines.append(f"max_epoch was {before} and is {config.max_epoch}: the learning rate of the next step was "
+                     f"{old_rate} and is {state.learning_rates[state.step]:.6g}")
+    return [*point.notes, *lines]
+
+
+def check_differences(point: ResumePoint, now: dict[str, Any], *, force: bool) -> list[str]:
     """Lines about what is different and harmless; UserError lists what is not."""
-    then = now._replace(**{name: point.record[name] for name in Identity._fields if name in point.record})
-    fixed = _changed(FIXED_KEYS, then.settings, now.settings)
-    forceable = _changed(FORCEABLE_KEYS, then.settings, now.settings)
-    if then.global_batch != now.global_batch:
-        forceable.append(f"global batch (batch_size x ranks): {then.global_batch}, now {now.global_batch}")
-    elif then.steps_per_epoch != now.steps_per_epoch:
-        forceable.append(f"steps per epoch (size of the data): {then.steps_per_epoch}, now {now.steps_per_epoch}")
-    elif then.images != now.images:
-        forceable.append(f"training images: {then.images}, now {now.images}")
-    forceable += _changed_classes(then.class_names, now.class_names)
-    if now.settings["max_epoch"] < then.settings["max_epoch"]:
-        forceable.append(f"max_epoch: {then.settings['max_epoch']}, now {now.settings['max_epoch']}, which is less")
+    then = point.record
+    fixed = _changed(FIXED_KEYS, then["settings"], now["settings"])
+    forceable = _changed(FORCEABLE_KEYS, then["settings"], now["settings"])
+    for name, label in (("global_batch", "global batch (batch_size x ranks)"),
+                        ("steps_per_epoch", "steps per epoch (size of the data)"), ("images", "training images")):
+        if then[name] != now[name]:  # each follows from those before
+            forceable.append(f"{label}: {then[name]}, now {now[name]}")
+            break
+    for label, (old, new) in enumerate(zip(then["class_names"], now["class_names"], strict=False)):
+        if old != new:
+            forceable.append(f"names of classes: {label} was {old}, now {new}")
+            break
+    if now["settings"]["max_epoch"] < then["settings"]["max_epoch"]:
+        forceable.append(f"max_epoch: {then['settings']['max_epoch']}, now {now['settings']['max_epoch']}, which is "
+                         "less")
     if fixed or forceable and not force:
         hint = "" if fixed else "\n--resume_force=True goes on all the same"
         raise UserError(f"resume: the state of step {point.step}, in {point.folder}, is of a different run:\n  "
-                         + "\n  ".join(fixed + forceable)
-                         + f"\n--resume=FOLDER goes on with the run of another folder{hint}")
-    environment = _changed(now.environment, then.environment, now.environment)
+                        + "\n  ".join(fixed + forceable)
+                        + f"\n--resume=FOLDER goes on with the run of another folder{hint}")
+    environment = _changed(now["environment"], then["environment"], now["environment"])
     exactness = ["the run goes on, but not bit for bit as it would have"] if environment or forceable else []
     return [f"different since the state was written: {line}" for line in forceable + environment] + exactness
 
 
-def _changed_classes(then: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The first class that has another name, where as many are named: their number is compared elsewhere."""
-    renamed = [label for label, names in enumerate(zip(then, now, strict=False)) if len(set(names)) > 1]
-    return [f"names of classes: {renamed[0]} was {then[renamed[0]]}, now {now[renamed[0]]}"] if renamed else []
-
-
-def _changed(keys: Iterable[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed(keys: Iterable[str], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key}: {then[key]}, now {now[key]}" for key in keys if key in then and then[key] != now[key]]
 
 
-def keeps_position(point: ResumePoint, state: TrainState) -> bool:
-    """Whether a step of the run is made of the same images as before."""
-    now = state.steps_per_epoch, state.images_per_step
-    return (point.record["steps_per_epoch"], point.record["global_batch"]) == now
-
-
-def check_untouched(point: ResumePoint) -> None:
-    """UserError if states were written since the point was found, as by a run that was just ending."""
-    if _states(point.folder) != point.states:
-        raise UserError(f"resume: {point.folder} was written to by another run just now; start again")
-
-
 def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state: TrainState, *, rank: int) -> None:
-    """Put the run back to where the state was written, or to the beginning of that epoch where its steps are others
-    now. UserError if the state lacks a parameter."""
-    arrays = dict(point.contents.arrays)
-    own = state_file(point.folder, point.step, rank)
-    if 0 < rank < point.record["environment"]["ranks"]:
-        arrays |= read_file(own, must_be_verified=True).arrays
+    """Put the run back to where the state was written, or to the beginning of that epoch if its steps are now made of
+    other images. UserError if the state lacks a parameter."""
+    arrays, record = dict(point.contents.arrays), point.record
+    if 0 < rank < record["environment"]["ranks"]:
+        arrays |= _read(state_file(point.folder, point.step, rank)).arrays
     for parameter in parameters:
         if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
             continue  # dropout or a dynamic loss scale that begins now
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise UserError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
-    state.epoch_losses = point.record["epoch_losses"][:point.step // point.record["steps_per_epoch"]]
-    state.best_top1 = point.record["best_top1"]
+    done_epochs = point.step // record["steps_per_epoch"]
+    state.epoch_losses, state.best_top1 = record["epoch_losses"][:done_epochs], record["best_top1"]
     state.saved_step = point.step
-    if keeps_position(point, state):
+    if (record["steps_per_epoch"], record["global_batch"]) == (state.steps_per_epoch, state.images_per_step):
         state.step = point.step
         state.losses = arrays[LOSSES].tolist()
-        state.seconds_before = float(point.record["seconds_of_epoch"])
+        state.epoch_seconds = float(record["seconds_of_epoch"])
     else:
-        state.step = point.step // point.record["steps_per_epoch"] * state.steps_per_epoch
+        state.step = done_epochs * state.steps_per_epoch

@@ -11,7 +11,7 @@ NAME = "vgg"
 
 
 class Console(logging.StreamHandler):
-    """Standard output; when nobody reads it any more (`| head`), the run goes on and its log file has the rest."""
+    """Standard output. When nobody reads it any more (`| head`), the run goes on and its log file has the rest."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -21,7 +21,7 @@ class Console(logging.StreamHandler):
 
 
 class LogFile(logging.FileHandler):
-    """The log of a run; where it cannot be written (a full disk) that is said once, and the run goes on."""
+    """The log of a run. If it cannot be written (a full disk), that is said once, and the run goes on."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, encoding="utf-8", errors="backslashreplace")
@@ -37,20 +37,12 @@ class LogFile(logging.FileHandler):
                   file=sys.stderr)
 
 
-def _is_own_file(stream) -> bool:
-    """True where a launcher gave this process a log file of its own as standard output."""
-    try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 def get_logger() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
 def log_to_files(message: str) -> None:
-    """Write to the run's log alone: the console hears of it in another way."""
+    """Write to the run's log alone: the console gets the message in another way."""
     record = get_logger().makeRecord(NAME, logging.ERROR, "", 0, message, (), None)
     for handler in get_logger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -58,7 +50,7 @@ def log_to_files(message: str) -> None:
 
 
 def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
-    """The console shows rank 0, every rank writes its own file. Calling again replaces what was set up before."""
+    """The console shows rank 0, every rank writes its own file. Calling it again replaces the earlier handlers."""
     logger = get_logger()
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -74,3 +66,11 @@ def set_up_logging(rank: int = 0, file: Path | None = None) -> logging.Logger:
         log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(log)
     return logger
+
+
+def _is_own_file(stream) -> bool:
+    """Whether a launcher gave this process a log file of its own as standard output."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ranks of a job tell each other. Every function is a plain value on one rank."""
+"""What the ranks of a job tell each other. With one rank every function is a plain value."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -8,6 +8,7 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 
 DIGIT = 4096  # float32 is what every backend can reduce, and exact up to 2**24: 4,096 ranks of such digits
@@ -39,22 +40,22 @@ def sum_integers(values: Sequence[int] | np.ndarray, world_size: int) -> np.ndar
     return sum(sums[power] * DIGIT**power for power in range(DIGITS))
 
 
-def from_rank_0(values: Iterable[int], *, rank: int, world_size: int) -> list[int]:
-    """Rank 0's non-negative integers, on every rank; a meeting point of all ranks as well."""
+def from_rank_0(values: Iterable[int], rank: Rank) -> list[int]:
+    """Rank 0's non-negative integers, on every rank; also a meeting point of all ranks."""
     mine = np.asarray(list(values), np.int64)
-    return sum_integers(mine if rank == 0 else np.zeros_like(mine), world_size).tolist()
+    return sum_integers(mine if rank.rank == 0 else np.zeros_like(mine), rank.world_size).tolist()
 
 
-def check_agreed(values: Iterable[int], *, rank: int, world_size: int, disagreement: str) -> None:
+def check_agreed(values: Iterable[int], rank: Rank, disagreement: str) -> None:
     """UserError on every rank unless all have the same non-negative integers."""
     mine = list(values)
-    differs = from_rank_0(mine, rank=rank, world_size=world_size) != mine
-    if sum_integers([int(differs)], world_size)[0]:
+    differs = from_rank_0(mine, rank) != mine
+    if sum_integers([int(differs)], rank.world_size)[0]:
         raise UserError(disagreement)
 
 
 def average_parameters(parameters: Iterable[mindspore.Parameter], world_size: int) -> None:
-    """Give every rank the mean of these float parameters, bit for bit the same one."""
+    """Give every rank the mean of these float parameters, the same one bit for bit."""
     if world_size == 1:
         return
     reduce = _all_reduce()

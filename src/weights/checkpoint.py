@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from model_utils.errors import UserError
-from src.utils.util import newest_first
+from src.utils.files import newest_first
 from src.weights.checkpoint_file import write_file
 from src.weights.formats import SUFFIXES
 from src.weights.model_info import ModelInfo

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from model_utils.errors import UserError
-from src.utils.util import replaced_when_whole
+from src.utils.files import replaced_when_whole
 from src.utils.wire import LENGTH, VARINT, WireError, message, varint, varint_at
 
 TRAILER = b"crc_num"

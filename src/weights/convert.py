@@ -9,7 +9,8 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS
-from src.utils.util import listed, replaced_when_whole
+from src.utils.files import replaced_when_whole
+from src.utils.util import listed
 from src.vgg import POOLED_SIDE
 from src.weights.checkpoint import INFO_KEY
 from src.weights.formats import CKPT, SAFETENSORS, SUFFIXES, as_float32, read_weight_file, write_weight_file

@@ -7,7 +7,8 @@ from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from model_utils.errors import UserError
-from src.vgg import CONFIGURATIONS, HIDDEN_UNITS, POOL, SIDE_MULTIPLE, scaled, scaled_channels
+from model_utils.schema import NETWORKS
+from src.vgg import HIDDEN_UNITS, SIDE_MULTIPLE, STAGE_CHANNELS, scaled, stages
 
 HEAD = "classifier.6"
 HIDDEN = ("classifier.0", "classifier.3")
@@ -129,10 +130,11 @@ class Layout(NamedTuple):
 def positions(network: str, batch_norm: bool) -> tuple[set[int], set[int]]:
     """The indices of the convolutions and of the normalisations in `layers`."""
     convolutions, index = set(), 0
-    for item in CONFIGURATIONS[network]:
-        if item != POOL:
+    for count in NETWORKS[network]:
+        for _ in range(count):
             convolutions.add(index)
-        index += 1 if item == POOL else 3 if batch_norm else 2
+            index += 3 if batch_norm else 2
+        index += 1
     return convolutions, {index + 1 for index in convolutions} if batch_norm else set()
 
 
@@ -160,7 +162,7 @@ def recognise_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
         expected, expected_norms = positions(*candidate)
         return len(convolutions ^ expected) + len(norms ^ expected_norms)
 
-    network, batch_norm = best = min(((name, norm) for name in CONFIGURATIONS for norm in (False, True)), key=distance)
+    network, batch_norm = best = min(((name, norm) for name in NETWORKS for norm in (False, True)), key=distance)
     kernels = {shapes[f"layers.{index}.weight"][2:] for index in convolutions}
     if kernels != {(3, 3)} or distance(best) > len(positions(*best)[0]) // 2:
         raise UserError(f"it holds no VGG11, 13, 16 or 19: its convolutions are layers "
@@ -180,7 +182,7 @@ def _width(network: str, batch_norm: bool, shapes: Mapping[str, tuple[int, ...]]
     """The width that gives these channel and unit counts; UserError if none does."""
     hidden = shapes.get(f"{HIDDEN[0]}.weight", (None,))[0]
     candidates = [1.0] + ([hidden / HIDDEN_UNITS] if hidden else [])
-    candidates += [shape[0] / max(CONFIGURATIONS[network]) for shape in shapes.values() if len(shape) == 4]
+    candidates += [shape[0] / max(STAGE_CHANNELS) for shape in shapes.values() if len(shape) == 4]
     width = next((value for value in candidates if fits_width(network, batch_norm, value, shapes)), None)
     if width is None and any(fits_width(network, batch_norm, value, {name: shape for name, shape in shapes.items()
                                                                      if len(shape) == 4}) for value in candidates):
@@ -194,7 +196,7 @@ def _width(network: str, batch_norm: bool, shapes: Mapping[str, tuple[int, ...]]
 
 def fits_width(network: str, batch_norm: bool, width: float, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether this width gives the channel and unit counts of these shapes, as far as they are there."""
-    channels = [item for item in scaled_channels(network, width) if item != POOL]
+    channels = [count for stage in stages(network, width) for count in stage]
     expected = {f"layers.{index}.weight": count
                 for index, count in zip(sorted(positions(network, batch_norm)[0]), channels, strict=True)}
     expected |= {f"{layer}.weight": scaled(HIDDEN_UNITS, width) for layer in HIDDEN}

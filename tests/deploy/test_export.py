@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,6 @@ from src.build import build_network
 from src.deploy import export as exporting
 from src.deploy.export import TOLERANCE, compare
 from src.deploy.model_card import ModelCard, find_card, sha256
-from src.utils import util
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint(cifar_model: Deployed, tmp_path):
 
 def test_a_full_disk_and_too_many_weights_are_found_in_advance(cifar_model: Deployed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(util, "free_bytes", lambda folder: 2**20)
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
         assert re.search(r"file_name: .* 1 MiB free", refused(cifar_model.checkpoint, tmp_path))
     monkeypatch.setitem(exporting.MAX_BYTES, "ONNX", 2**20)
     assert "less than 1 MiB" in refused(cifar_model.checkpoint, tmp_path, "--file_format=MINDIR,ONNX")

@@ -9,7 +9,8 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from model_utils.errors import UserError, explain
-from src.utils.util import get_param_groups, nearest, replaced_when_whole, unknown_name, write_atomically
+from src.utils.files import replaced_when_whole, write_atomically
+from src.utils.util import get_param_groups, nearest, unknown_name
 from src.vgg import vgg11
 
 

@@ -17,8 +17,8 @@ def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "export.py")
     with on_platform(config) as config, StopSignals("export.py"):
         guard_this_machine()
-        from src.deploy.run_export import run_export
-        run_export(config)
+        from src.deploy.export import export
+        export(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from src.utils.signals import StopSignals
 def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "infer.py")
     with on_platform(config) as config, StopSignals("infer.py"):
-        from src.deploy.run_infer import run_infer
-        run_infer(config)
+        from src.deploy.infer import infer
+        infer(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

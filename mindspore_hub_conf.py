@@ -3,15 +3,12 @@
 
 from typing import Any
 
+from src.vgg import VGG
 
-def create_network(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
-    """The network of this name: "vgg11", "vgg13", "vgg16" or "vgg19".
 
-    `overrides` are the arguments of `VGG`. ValueError for a name that no network has.
+def create_network(name: str, num_classes: int = 1000, **overrides: Any) -> VGG:
+    """The network of this name: "vgg11", "vgg13", "vgg16" or "vgg19". `overrides` are the arguments of `VGG`.
+
+    ValueError for an unknown name.
     """
-    from src.utils.util import unknown_name
-    from src.vgg import CONFIGURATIONS, VGG
-
-    if str(name).lower() not in CONFIGURATIONS:
-        raise ValueError(unknown_name("network", name, CONFIGURATIONS))
     return VGG(name.lower(), num_classes, **overrides)

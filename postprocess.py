@@ -14,8 +14,8 @@ from model_utils.moxing_adapter import on_platform
 def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "postprocess.py")
     with on_platform(config) as config:
-        from src.deploy.run_postprocess import run_postprocess
-        run_postprocess(config)
+        from src.deploy.prepared import postprocess
+        postprocess(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

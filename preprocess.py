@@ -14,8 +14,8 @@ from model_utils.moxing_adapter import on_platform
 def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "preprocess.py")
     with on_platform(config) as config:
-        from src.deploy.run_preprocess import run_preprocess
-        run_preprocess(config)
+        from src.deploy.prepared import preprocess
+        preprocess(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,18 +70,27 @@ def no_curves(device) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cifar_model(tmp_path_factory):
-    """A trained network for small images, exported as MINDIR and ONNX, with its data."""
-    from deployed import make_cifar_model
+    """A network for small images, exported as MINDIR and ONNX, with its data."""
+    from helpers import make_deployed, write_cifar10
 
-    return make_cifar_model(tmp_path_factory.mktemp("cifar_model"))
+    folder = tmp_path_factory.mktemp("cifar_model")
+    return make_deployed(write_cifar10(folder / "data").folder, folder / "small")
 
 
 @pytest.fixture(scope="session")
 def photo_model(tmp_path_factory):
     """The same for photos in class folders; its MINDIR takes four at a time, its ONNX any number."""
-    from deployed import make_photo_model
+    import cv2
+    import numpy as np
+    from helpers import make_deployed, write_class_folders, write_image
 
-    return make_photo_model(tmp_path_factory.mktemp("photo_model"))
+    folder = tmp_path_factory.mktemp("photo_model")
+    data = write_class_folders(folder / "data", each=7)  # names repeat from class to class
+    grey = np.random.RandomState(5).randint(0, 256, (70, 50)).astype(np.uint8)
+    (data / "val" / "ant" / "n01_00000001.JPEG").write_bytes(cv2.imencode(".jpg", grey)[1].tobytes())
+    write_image(data / "val" / "readme.png", np.zeros((9, 9, 3), np.uint8))  # of no class: never counted
+    return make_deployed(data, folder / "photos", "--dataset=imagenet2012", "--num_classes=3", "--image_size=64",
+                         export_flags=("--export_batch_size=4", "--dynamic_batch"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -140,3 +141,47 @@ def only_folder(root: Path) -> Path:
     folders = list(root.iterdir())
     assert len(folders) == 1, folders
     return folders[0]
+
+
+class Deployed(NamedTuple):
+    """An exported model, what it was made from, and what eval.py counts on its test set."""
+
+    data: Path
+    checkpoint: Path
+    mindir: Path
+    onnx: Path
+    counts: tuple[int, int, int]  # top-1 right, top-k right, all
+
+
+def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[str] = ()) -> Deployed:
+    """Export a network with random weights and a head that tells the test images apart: with one answer for all of
+    them, results that belong to other images would count as right."""
+    from mindspore import Tensor
+
+    from model_utils.device_adapter import set_up_device
+    from src.build import build_network
+    from src.deploy.images import dataset_items, prepare
+    from src.deploy.model_card import identify_model
+    from src.deploy.prepared import open_test_set
+    from src.weights.checkpoint import save_checkpoint
+    from src.weights.model_info import ModelInfo
+
+    config = get_config([f"--data_dir={data}", "--graph_mode=False", *TINY, *flags])  # op by op: nothing to compile
+    network, reader = build_network(config, set_up_device(config)), open_test_set(identify_model(config, None))
+    images = Tensor(np.stack([prepare(item.load(), config.preset, photos=reader.photos)
+                              for item in dataset_items(reader)]))
+    network.set_train()(images)  # BatchNorm gets statistics
+    network.set_train(False)
+    head = network.classifier[6]
+    head.weight.set_data(Tensor(np.random.RandomState(3).randn(*head.weight.shape).astype(np.float32)))
+    head.bias.set_data(head.bias - network(images).mean(axis=0))
+    assert len(set(network(images).asnumpy().argmax(axis=1))) > 1 + config.num_classes // 4
+    checkpoint = name.with_suffix(".ckpt")
+    save_checkpoint(checkpoint, network, ModelInfo.of(config, reader.class_names))
+    done = run_main("export", f"--ckpt_file={checkpoint}", f"--file_name={name}", "--file_format=MINDIR,ONNX",
+                    "--device_target=CPU", *export_flags)
+    assert done.status == 0, done.err
+    done = run_main("eval", f"--data_dir={data}", f"--dataset={config.dataset}", f"--pre_trained={checkpoint}",
+                    "--device_target=CPU", f"--ckpt_path={name.parent / 'evaluations'}", "--per_batch_size=16")
+    (top1, total), (topk, _) = re.findall(r"top\d_correct=(\d+), tot=(\d+)", done.out)
+    return Deployed(data, checkpoint, Path(f"{name}.mindir"), Path(f"{name}.onnx"), (int(top1), int(topk), int(total)))

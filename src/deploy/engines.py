@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs an exported model: MindSpore Lite, MindSpore or onnxruntime, behind one interface, imported when used."""
+"""MindSpore Lite, MindSpore and onnxruntime behind one interface. Each library is imported when it is used."""
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from model_utils.errors import UserError
 
+if TYPE_CHECKING:
+    from mindspore import nn
+
 PACKAGES = {"lite": "mindspore_lite", "mindspore": "mindspore", "onnxruntime": "onnxruntime"}
-ENGINES_OF = {".mindir": ("lite", "mindspore"), ".onnx": ("onnxruntime",)}  # the first that is installed is taken
+ENGINES_OF = {".mindir": ("lite", "mindspore"), ".onnx": ("onnxruntime",)}  # auto takes the first that is installed
 HOW_TO_GET = {"lite": "MindSpore Lite comes from its vendor: https://www.mindspore.cn/lite",
               "mindspore": "pip install -r requirements.txt", "onnxruntime": "pip install -r requirements-infer.txt"}
+FREE_BATCH = 16  # images at a time if a model takes any number
 
 
 class Engine(Protocol):
@@ -26,19 +31,12 @@ class Engine(Protocol):
 
 
 class CellEngine:
-    """A MindSpore network, or a graph that was loaded from a file. The device must have been set."""
+    """A MindSpore network. The device must have been set."""
 
     name = "mindspore"
 
-    def __init__(self, cell: Any, batch_size: int | None) -> None:
-        self._cell, self.batch_size = cell, batch_size
-        cell.set_train(False)
-
-    @classmethod
-    def open(cls, path: Path, batch_size: int | None) -> "CellEngine":
-        import mindspore
-
-        return cls(mindspore.nn.GraphCell(mindspore.load(str(path))), batch_size)
+    def __init__(self, cell: "nn.Cell", batch_size: int | None) -> None:
+        self._cell, self.batch_size = cell.set_train(False), batch_size
 
     def run(self, images: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
@@ -65,7 +63,7 @@ class OnnxEngine:
 
 
 class LiteEngine:
-    """A MindIR file in MindSpore Lite, on an Ascend device or, with the same calls, on the CPU."""
+    """A MindIR file in MindSpore Lite, on an Ascend device or the CPU."""
 
     name = "lite"
 
@@ -86,41 +84,26 @@ class LiteEngine:
         return self._model.predict(inputs)[0].get_data_to_numpy()
 
 
-class Choice(NamedTuple):
-    """The engine that will run a file, and the line that says why where there was a choice."""
-
-    engine: str
-    note: str | None = None
-
-
-def is_installed(engine: str) -> bool:
-    return find_spec(PACKAGES[engine]) is not None
-
-
-def choose_engine(asked: str, path: Path) -> Choice:
-    """The engine for this file; UserError where it cannot run it or is not installed."""
-    able = ENGINES_OF.get(path.suffix.lower())
-    if able is None:
-        raise UserError(f"model_path: {path} is none of {', '.join(ENGINES_OF)}")
-    if asked != "auto":
-        if asked not in able:
-            raise UserError(f"engine: {asked} does not run {path.suffix} files; {' and '.join(able)} can")
-        if not is_installed(asked):
-            raise UserError(f"engine: {PACKAGES[asked]} is not installed; {HOW_TO_GET[asked]}")
-        return Choice(asked)
-    found = next((engine for engine in able if is_installed(engine)), None)
+def choose_engine(asked: str, path: Path) -> tuple[str, list[str]]:
+    """The engine for this file, and a line for the log if `auto` did not take its first choice. UserError if the
+    engine that was asked for cannot run the file, or none is installed."""
+    able = ENGINES_OF.get(path.suffix.lower(), ())
+    candidates = [name for name in able if asked in ("auto", name)]
+    if not candidates:
+        raise UserError(f"engine: {asked} does not run {path}; {' and '.join(able) or 'no engine here'} can")
+    found = next((name for name in candidates if find_spec(PACKAGES[name])), None)
     if found is None:
-        raise UserError(f"engine: a {path.suffix} file needs {' or '.join(PACKAGES[engine] for engine in able)}, and "
-                         f"none is installed; {HOW_TO_GET[able[-1]]}")
-    missing = able[:able.index(found)]
-    return Choice(found, f"engine=auto: {PACKAGES[missing[0]]} is not installed, so {PACKAGES[found]} runs "
-                         f"{path.name}" if missing else None)
+        raise UserError(f"engine: a {path.suffix} file needs {' or '.join(PACKAGES[name] for name in candidates)}, and "
+                        f"none is installed; {HOW_TO_GET[candidates[-1]]}")
+    if found == candidates[0]:
+        return found, []
+    return found, [f"engine=auto: {PACKAGES[candidates[0]]} is not installed, so {PACKAGES[found]} runs {path.name}"]
 
 
 def open_engine(engine: str, path: Path, *, batch_size: int | None, target: str = "cpu", device_id: int = 0) -> Engine:
-    """The model, loaded. `batch_size` is what its description says, for files that do not say it themselves.
+    """The model, loaded. `batch_size` is used for MindSpore only: the other engines read it from the file.
 
-    UserError, naming the file, for one that the engine cannot load.
+    UserError, naming the file, if the engine cannot load it.
     """
     if not path.is_file():
         raise UserError(f"model_path: there is no file {path}")
@@ -129,7 +112,9 @@ def open_engine(engine: str, path: Path, *, batch_size: int | None, target: str 
             return OnnxEngine(path)
         if engine == "lite":
             return LiteEngine(path, target, device_id)
-        return CellEngine.open(path, batch_size)
+        import mindspore
+
+        return CellEngine(mindspore.nn.GraphCell(mindspore.load(str(path))), batch_size)
     except Exception as error:  # each engine has its own kinds
         raise UserError(f"{path}: {PACKAGES[engine]} cannot load it: {_first_line(error)}") from error
 
@@ -138,20 +123,23 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def predict(engine: Engine, images: np.ndarray) -> np.ndarray:
-    """The answers to any number of images, float32, one row each: a last partial batch is filled up, and the rows
-    for the filling are left out. UserError if the engine does not take images of this size."""
-    size = engine.batch_size or len(images)
-    parts = []
+def predict(engine: Engine, images: np.ndarray, times_ms: list[float] | None = None) -> np.ndarray:
+    """The answers to any number of images, float32 [images, numbers]. An incomplete last batch is filled up, and the
+    answers to what fills it are dropped. `times_ms` gets the time of each call."""
+    size, answers = engine.batch_size or FREE_BATCH, []
     for start in range(0, len(images), size):
-        part = images[start:start + size]
-        filling = np.repeat(part[:1], size - len(part), axis=0)
-        parts.append(run_batch(engine, np.concatenate([part, filling]))[:len(part)])
-    return np.concatenate(parts)
+        batch = part = images[start:start + size]
+        if engine.batch_size:
+            batch = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+        begin = time.perf_counter()
+        answers.append(run_batch(engine, batch)[:len(part)])
+        if times_ms is not None:
+            times_ms.append(1000 * (time.perf_counter() - begin))
+    return np.concatenate(answers)
 
 
 def run_batch(engine: Engine, images: np.ndarray) -> np.ndarray:
-    """One call of the engine, its own errors turned into an UserError."""
+    """One call of the engine. UserError if it does not take images of this size."""
     try:
         answers = np.asarray(engine.run(np.ascontiguousarray(images, np.float32)), np.float32)
     except Exception as error:  # each engine has its own kinds

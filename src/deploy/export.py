@@ -1,105 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network -> one file per format, each loaded again and compared with the network before it gets its name."""
+"""Checkpoint -> MINDIR, AIR or ONNX. Each file is loaded again and compared with the network before it appears."""
 
 import inspect
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import mindspore
 import numpy as np
+import onnx
 from mindspore import Tensor, nn
 
+from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import Preset
+from model_utils.schema import Config, Preset
+from src.build import ModelLoader, describe_model
 from src.data.shapes import draw_shapes
 from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
-from src.deploy.model_card import SUFFIXES, ExportedFile, sha256
-from src.utils.files import check_free_space
+from src.deploy.model_card import SUFFIXES, ExportedFile, ModelCard, find_card, sha256
+from src.utils.files import check_free_space, make_folder
+from src.utils.logging import set_up_logging
+from src.weights.model_info import ModelInfo
 
-TOLERANCE = 1e-3  # of the largest logit, and of 1 where that is smaller
+TOLERANCE = 1e-3  # of the largest logit, or of 1 if that is smaller
 IMAGES = 8  # of each kind
 SEED = 1
-FILE_MODE = 0o640
-MOST_BYTES = {"MINDIR": 2**30, "ONNX": 2**31}  # of weights in one file
-INPUT_NAME, OUTPUT_NAME = "input", "logits"
+MAX_BYTES = {"MINDIR": 2**30, "ONNX": 2**31}  # of weights in one file
 
 
-class ParityError(RuntimeError):
-    """The exported file does not compute what the network computes."""
+def export(config: Config) -> ModelCard:
+    """Write `file_name` in each `file_format`, compare the files with the network, and describe them in NAME.json.
 
-    exit_status = 1
+    All files appear together, after the last one has passed. A failure leaves what was there before.
+    """
+    if not config.ckpt_file:
+        raise UserError("ckpt_file: is not given; name the checkpoint with --ckpt_file=FILE")
+    rank = set_up_device(config)
+    formats, source, target = config.file_format, Path(config.ckpt_file), check_request(config, rank)
+    log = set_up_logging()
+    model = ModelLoader(config, rank, for_export=True).load(source)
+    config, network = model.config, model.network.set_train(False)
+    for line in (*config.notes, *rank.notes, describe_model(config, network), *model.report):
+        log.info(line)
+    weight_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
+    for name in formats:
+        if weight_bytes >= MAX_BYTES.get(name, np.inf):
+            raise UserError(f"file_format: {name} files hold less than {MAX_BYTES[name] / 2**20:.0f} MiB of weights, "
+                            f"and this network has {weight_bytes / 2**20:.0f} MiB; a smaller image_size or "
+                            "average_pool=True, in training, makes its first dense layer smaller")
+    info = ModelInfo.of(config, model.class_names).model_copy(update={"dataset": model.trained_on or config.dataset})
+    card = ModelCard(info, source.name, sha256(source), {})
+    make_folder(target.parent)
+    # Files move from the hidden folder into the one around it with a rename.
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as scratch:
+        check_free_space(target.parent, len(formats) * weight_bytes, "file_name", "this export")
+        for name in formats:
+            path = Path(scratch, f"{target.name}{SUFFIXES[name]}")
+            batch_size = None if name == "ONNX" and config.dynamic_batch else config.export_batch_size
+            input_name = write_format(network, name, path, image_size=config.image_size, batch_size=batch_size)
+            is_compared = config.parity_check and name != "AIR"  # AIR files cannot be loaded again
+            parity = check_parity(network, path, info.preset, batch_size) if is_compared else None
+            card.files[name] = ExportedFile(file=path.name, sha256=sha256(path), size_bytes=path.stat().st_size,
+                                            batch_size=batch_size, input_name=input_name,
+                                            parity=parity._asdict() if parity else None)
+            log.info("%s: %.1f MB, %s", target.parent / path.name, path.stat().st_size / 1e6,
+                     f"compared with the network: {parity}" if parity else "not compared with the network")
+        Path(scratch, f"{target.name}.json").write_text(card.to_json(), encoding="utf-8")
+        for name in (*(entry.file for entry in card.files.values()), f"{target.name}.json"):
+            os.replace(Path(scratch, name), target.parent / name)
+    log.info("described in %s.json", target)
+    return card
 
 
-# --- writing
-
-
-def _write_with(file_format: str) -> Callable[[nn.Cell, Tensor, Path], None]:
-    def write(network: nn.Cell, example: Tensor, path: Path) -> None:
-        mindspore.export(network, example, file_name=str(path), file_format=file_format)
-
-    return write
-
-
-def _write_onnx(network: nn.Cell, example: Tensor, path: Path) -> None:
+def check_request(config: Config, rank: Rank) -> Path:
+    """The path of the files without their ending. UserError for formats that cannot be written, here or there."""
+    target = Path(config.file_name)
+    if config.file_name.endswith("/") or target.name in ("", ".."):
+        raise UserError(f"file_name: {config.file_name} is a folder; name the files in it, such as {target / 'vgg16'}")
+    if target.suffix.lower() in SUFFIXES.values():
+        target = target.with_suffix("")
+    if config.dynamic_batch and "ONNX" not in config.file_format:
+        raise UserError("dynamic_batch: is for ONNX files, and file_format has none")
+    if "AIR" in config.file_format and rank.device_target != "Ascend":
+        raise UserError(f"file_format: AIR is written on Ascend devices only, and this is {rank.device_target}; "
+                        "MINDIR works everywhere, and Ascend 310 runs it: --file_format=MINDIR")
+    for ending in (".json", *(SUFFIXES[name] for name in config.file_format)):
+        if (path := target.with_name(target.name + ending)).is_dir():
+            raise UserError(f"file_name: {path} is a folder")
     try:
-        from mindspore import onnx  # from MindSpore 2.8 on; its older way warns there
-    except ImportError:
-        return _write_with("ONNX")(network, example, path)
-    return onnx.export(network, example, file_name=str(path), input_names=[INPUT_NAME], output_names=[OUTPUT_NAME])
-
-
-WRITERS = {"MINDIR": _write_with("MINDIR"), "AIR": _write_with("AIR"), "ONNX": _write_onnx}
-
-
-def free_batch(path: Path) -> None:
-    """Let an ONNX file take any number of images: no operation of VGG depends on how many there are."""
-    import onnx
-
-    model = onnx.load(str(path))
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
-    onnx.checker.check_model(model)
-    path.chmod(FILE_MODE)
-    onnx.save(model, str(path))
+        find_card(target.with_name(f"{target.name}.mindir"))
+    except UserError:  # it may belong to something else
+        raise UserError(f"file_name: {target}.json exists, and does not describe an exported model; remove it, or "
+                        "choose another name") from None
+    return target
 
 
 def write_format(network: nn.Cell, file_format: str, path: Path, *, image_size: tuple[int, int],
-                 batch_size: int | None) -> None:
-    """Write the file; a `batch_size` of None (ONNX only) takes any number. AIR needs an Ascend device."""
+                 batch_size: int | None) -> str:
+    """Write the file and return the name of its input. A `batch_size` of None (ONNX only) takes any number of images.
+    AIR needs an Ascend device."""
     example = Tensor(np.zeros((batch_size or 1, 3, *image_size), np.float32))
-    WRITERS[file_format](network, example, path)
-    path.chmod(FILE_MODE)  # MindSpore leaves it readable by its owner alone
-    if batch_size is None:
-        free_batch(path)
-
-
-def input_name(network: nn.Cell, path: Path) -> str:
-    """What the file calls its input: ONNX files say so, in the others it is the argument of `construct`."""
-    if path.suffix != SUFFIXES["ONNX"]:
+    if file_format == "ONNX" and hasattr(mindspore, "onnx"):  # from MindSpore 2.8 on, where the older way warns
+        mindspore.onnx.export(network, example, file_name=str(path), input_names=["input"], output_names=["logits"])
+    else:
+        mindspore.export(network, example, file_name=str(path), file_format=file_format)
+    path.chmod(0o640)  # MindSpore makes it readable by its owner only
+    if file_format != "ONNX":
         return next(iter(inspect.signature(network.construct).parameters))
-    import onnx
-
-    return onnx.load(str(path)).graph.input[0].name
-
-
-# --- comparing
+    model = onnx.load(str(path))
+    if batch_size is None:  # no operation of VGG depends on the number of images
+        del model.graph.value_info[:]
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "N"
+        onnx.checker.check_model(model)
+        onnx.save(model, str(path))
+    return model.graph.input[0].name
 
 
 class Parity(NamedTuple):
-    """Two sets of answers to the same images, compared."""
+    """The comparison of two sets of answers to the same images."""
 
     images: int
     max_abs_difference: float
     tolerance: float
     same_top1: int
-    worst_margin: float  # of the images with another top-1, by how much the first one led; 0 if there are none
+    worst_margin: float  # of the images with another top-1: by how much the expected one led; 0 if there are none
 
     @property
     def passed(self) -> bool:
@@ -116,90 +143,23 @@ def compare(expected: np.ndarray, actual: np.ndarray) -> Parity:
     rows = np.arange(len(expected))
     with np.errstate(invalid="ignore"):
         difference = np.abs(expected.astype(np.float64) - actual)
-        margins = np.nan_to_num(expected[rows, before] - expected[rows, after])  # 0 where the top-1 is the same
+        margins = np.nan_to_num(expected[rows, before] - expected[rows, after])  # 0 if the top-1 is the same
     largest = float(np.where(np.isnan(difference), np.inf, difference).max())
     tolerance = TOLERANCE * max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
     return Parity(len(expected), largest, tolerance, int((before == after).sum()), float(margins.max()))
 
 
-def parity_images(preset: Preset) -> np.ndarray:
-    """Input for the comparison: random numbers, and drawn images as a real one would come in."""
+def check_parity(network: nn.Cell, path: Path, preset: Preset, batch_size: int | None) -> Parity:
+    """Load the file and compare it with the network on random numbers and on drawn images. UserError if they differ."""
     noise = np.random.RandomState(SEED).randn(IMAGES, 3, *preset.image_size).astype(np.float32)
     drawn, _ = draw_shapes(IMAGES, seed=SEED)
-    return np.concatenate([noise, np.stack([prepare(image, preset, photos=False) for image in drawn])])
-
-
-def check_parity(network: nn.Cell, path: Path, preset: Preset, batch_size: int | None) -> Parity:
-    """Load the file again and compare; ParityError if it does not compute what the network does."""
-    images = parity_images(preset)
+    images = np.concatenate([noise, np.stack([prepare(image, preset, photos=False) for image in drawn])])
     engine = "onnxruntime" if path.suffix == SUFFIXES["ONNX"] else "mindspore"
     try:
         actual = predict(open_engine(engine, path, batch_size=batch_size), images)
     except UserError as error:
-        raise ParityError(f"the exported file cannot be run: {error}") from error
+        raise UserError(f"the exported file cannot be run: {error}", 1) from error
     parity = compare(predict(CellEngine(network, batch_size or IMAGES), images), actual)
     if not parity.passed:
-        raise ParityError(f"{path.name} does not compute what the network computes: {parity}; nothing was written")
+        raise UserError(f"{path.name} does not compute what the network computes: {parity}; nothing was written", 1)
     return parity
-
-
-# --- together
-
-
-@contextmanager
-def _scratch_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside the destination: files move from it with a rename. It never outlives the block."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".export.", dir=folder))
-    except OSError as error:
-        raise UserError(f"file_name: {folder} cannot be written: {error.strerror}") from None
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def weight_bytes(network: nn.Cell) -> int:
-    return sum(parameter.nbytes for parameter in network.get_parameters())
-
-
-def check_size(network: nn.Cell, formats: Sequence[str]) -> None:
-    """UserError where the weights are too much for one file of a format: MindSpore would write several, or fail."""
-    size_bytes = weight_bytes(network)
-    for name in formats:
-        if name in MOST_BYTES and size_bytes >= MOST_BYTES[name]:
-            raise UserError(f"file_format: {name} files hold less than {MOST_BYTES[name] / 2**20:.0f} MiB of weights, "
-                             f"and this network has {size_bytes / 2**20:.0f} MiB; a smaller image_size or "
-                             "average_pool=True, in training, makes its first dense layer smaller")
-
-
-def export_files(network: nn.Cell, target: Path, formats: Sequence[str], preset: Preset, *,
-                 batch_sizes: Mapping[str, int | None], parity_check: bool,
-                 describe: Callable[[dict[str, ExportedFile]], str]) -> dict[str, ExportedFile]:
-    """Write `target` with the ending of each format, and `describe` of them all as `target`.json.
-
-    All files appear together, after the last one has passed its check; whatever fails leaves nothing behind.
-    """
-    check_size(network, formats)
-    for name in formats:
-        if (path := target.with_name(target.name + SUFFIXES[name])).is_dir():
-            raise UserError(f"file_name: {path} is a folder")
-    network.set_train(False)
-    entries = {}
-    with _scratch_folder(target.parent) as scratch:
-        check_free_space(scratch.parent, len(formats) * weight_bytes(network), "file_name", "this export")
-        for name in formats:
-            path = scratch / f"{target.name}{SUFFIXES[name]}"
-            write_format(network, name, path, image_size=preset.image_size, batch_size=batch_sizes[name])
-            parity = None
-            if parity_check and name != "AIR":
-                parity = check_parity(network, path, preset, batch_sizes[name])
-            entries[name] = ExportedFile(path.name, sha256(path), path.stat().st_size, batch_sizes[name],
-                                         input_name(network, path), parity._asdict() if parity else None)
-        card = scratch / f"{target.name}.json"
-        card.write_text(describe(entries), encoding="utf-8")
-        for path in sorted(scratch.iterdir(), key=lambda item: item == card):  # the description comes last
-            os.replace(path, target.parent / path.name)
-    return entries
-

@@ -1,178 +1,277 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of every kind through an engine: read ahead, in batches, timed, one answer for each of them."""
+"""Images in, answers out: an exported model or a checkpoint, on the user's own images or on a test set.
 
-import time
-from collections import deque
+Needs MindSpore only if MindSpore runs the model; requirements-infer.txt has all that the other engines need.
+"""
+
+import csv
+import io
+import json
+import math
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
+from model_utils.device_adapter import DEVICE_FILES, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import Preset
-from src.deploy.engines import Engine, predict, run_batch
-from src.deploy.images import ImageError, prepare, read_image, unique_names
-from src.deploy.prepared import RESULT_ENDING, check_prepared
-from src.utils.files import printable
-from src.utils.util import under_its_name
+from model_utils.local_adapter import data_workers, local_device_id, usable_cores
+from model_utils.schema import DATASETS, Config
+from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
+from src.deploy.images import ImageError, Item, annotate, dataset_items, find_images, image_items, prepare, read_list
+from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
+from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
+from src.evaluation.plots import contact_sheet
+from src.utils.files import make_folder, write_atomically
+from src.utils.logging import set_up_logging
 
-FREE_BATCH = 16  # images at a time where the model takes any number
 TIMES_FILE = "test_perform_static.txt"
-NO_NUMBER = "the model's answer is no number: it overflows, or its weights are damaged"
+SHEET, SHEET_IMAGES = "contact_sheet.png", 60
+NO_NUMBER = "the model's answer is not a number: it overflows, or its weights are damaged"
 
 
-class Item(NamedTuple):
-    """One input: a image, or a file that holds several prepared ones."""
+class Guess(NamedTuple):
+    """One class and its probability."""
 
-    name: str  # of its result file, without the ending
-    source: str  # for people
-    read: Callable[[], np.ndarray]  # -> float32 [images, 3, H, W]; ImageError if that fails
-    pixels: Callable[[], np.ndarray] | None = None  # -> R,G,B bytes [H, W, 3] of a image
-    file: Path | None = None  # where it lies, if it is a file of its own
+    index: int
+    name: str
+    probability: float
 
-
-class Answer(NamedTuple):
-    """What became of an input: logits [images, classes], or what is wrong with it."""
-
-    item: Item
-    logits: np.ndarray | None
-    error: str | None
-
-    @property
-    def problem(self) -> str | None:
-        """Why there is no answer, or none to rely on."""
-        if self.logits is None or np.isfinite(self.logits).all():
-            return self.error
-        return NO_NUMBER
-
-    def without_logits(self) -> "Answer":
-        """What remains to be told of it once they are written down: those of a whole data set can fill the memory."""
-        return self if self.logits is None else self._replace(logits=np.empty(0, np.float32), error=self.problem)
+    def __str__(self) -> str:
+        return f"{self.name} {100 * self.probability:.1f} %"
 
 
-def image_items(paths: Sequence[Path], preset: Preset, *, photos: bool) -> list[Item]:
-    """Somebody's own images, turned upright as their EXIF says."""
-    names = unique_names(paths)
-    return [image_item(name, printable(path), partial(read_image, path), preset, photos=photos, file=path)
-            for path, name in zip(paths, names, strict=True)]
+class Prediction(NamedTuple):
+    """The most probable classes of one image, best first; or why there are none."""
+
+    source: str
+    guesses: tuple[Guess, ...]
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.error or ', '.join(map(str, self.guesses))}"
 
 
-def image_item(name: str, source: str, pixels: Callable[[], np.ndarray], preset: Preset, *, photos: bool,
-                 file: Path | None) -> Item:
-    return Item(name, source, lambda: prepare(pixels(), preset, photos=photos)[None], pixels, file)
+def infer(config: Config) -> list[Prediction]:
+    """Answer every input: print predictions, or write result files if `result_dir` is given.
 
+    A broken input does not stop the others; a UserError at the end names all of them.
+    """
+    check_request(config)
+    log = set_up_logging()
+    model, engine = open_model(config)
+    for line in model.notes:
+        log.info(line)
+    items, photos = find_items(model)
+    check_outputs(config, items)
+    if isinstance(engine, CellEngine):  # compiled for each batch size, so there is only one
+        engine.batch_size = engine.batch_size or min(FREE_BATCH, len(items))
+    size, classes = model.config.image_size, model.config.num_classes
+    # The first call compiles, so it is not one of those that are timed.
+    numbers = run_batch(engine, np.zeros((engine.batch_size or 1, 3, *size), np.float32)).shape[1]
+    if model.config.include_top and numbers != classes:
+        raise UserError(f"num_classes: is {classes} (from {model.config.origin('num_classes')}), but the model answers "
+                        f"with {numbers} numbers")
+    if config.result_dir:
+        empty_folder(Path(config.result_dir), f"*{RESULT_ENDING}")
 
-def prepared_items(folder: Path, preset: Preset) -> list[Item]:
-    """The .bin files that preprocess.py wrote. UserError for one that does not hold whole images of this size, or
-    is known to have been prepared otherwise."""
-    check_prepared(folder, preset)
-    paths, image_size = sorted(folder.glob("*.bin")), preset.image_size
-    image_bytes = 3 * image_size[0] * image_size[1] * 4
-    for path in paths:
-        if path.stat().st_size % image_bytes or not path.stat().st_size:
-            raise UserError(f"{path}: has {path.stat().st_size} bytes, which are no whole images of "
-                             f"{image_size[0]}x{image_size[1]} as the model takes them ({image_bytes} bytes each)")
-
-    def read(path: Path) -> np.ndarray:
+    def read(item: Item) -> np.ndarray | str:
         try:
-            return np.fromfile(path, np.float32).reshape(-1, 3, *image_size)
-        except (OSError, ValueError) as error:
-            raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-    return [Item(path.stem, printable(path), partial(read, path), file=path) for path in paths]
-
-
-class TimedEngine:
-    """An engine whose calls are timed. `at_once` is the batch of one that takes any number of images."""
-
-    def __init__(self, engine: Engine, *, at_once: int | None = None) -> None:
-        self._engine, self.name, self.batch_size = engine, engine.name, engine.batch_size or at_once
-        self.milliseconds: list[float] = []
-        self.images = 0
-        self.most_at_once = 0
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        start = time.perf_counter()
-        answers = self._engine.run(images)
-        self.milliseconds.append(1000 * (time.perf_counter() - start))
-        return answers
-
-    def answer(self, images: np.ndarray) -> np.ndarray:
-        """The logits of any number of images, in batches that the engine takes; they count."""
-        answers = predict(self, images)
-        self.images += len(answers)
-        self.most_at_once = max(self.most_at_once, min(len(answers), self.batch_size or len(answers)))
-        return answers
-
-    def warm_up(self, image_size: tuple[int, int]) -> int:
-        """One call that does not count: the first one compiles. Returns how many numbers answer a image.
-
-        UserError if images of this size do not fit.
-        """
-        return run_batch(self._engine, np.zeros((self.batch_size or 1, 3, *image_size), np.float32)).shape[1]
-
-
-def time_lines(engine: TimedEngine) -> list[str]:
-    """What test_perform_static.txt says."""
-    calls = np.array(engine.milliseconds)
-    p50, p90, p99 = np.percentile(calls, (50, 90, 99))
-    return [f"NN inference cost average time: {calls.mean():.3f} ms of infer_count {len(calls)}",
-            f"p50: {p50:.3f} ms, p90: {p90:.3f} ms, p99: {p99:.3f} ms",
-            f"throughput: {1000 * engine.images / calls.sum():.1f} images/s over {engine.images} images, up to "
-            f"{engine.most_at_once} at a time; engine {engine.name}; one call before these is left out"]
-
-
-def answer_all(engine: TimedEngine, items: Sequence[Item], *, workers: int) -> Iterator[Answer]:
-    """An answer to each item, in their order. A broken one does not stop the others."""
-    waiting: list[tuple[Item, np.ndarray]] = []
-    rows = 0
-    for item, content in read_ahead(items, workers):
-        if isinstance(content, ImageError):
-            yield from _answer(engine, waiting)
-            yield Answer(item, None, str(content))
-            waiting, rows = [], 0
-            continue
-        waiting.append((item, content))
-        rows += len(content)
-        if rows >= (engine.batch_size or FREE_BATCH):
-            yield from _answer(engine, waiting)
-            waiting, rows = [], 0
-    yield from _answer(engine, waiting)
-
-
-def read_ahead(items: Sequence[Item], workers: int) -> Iterator[tuple[Item, np.ndarray | ImageError]]:
-    """Items with their contents, read by several threads while the engine works."""
-    def read(item: Item) -> np.ndarray | ImageError:
-        try:
-            return item.read()
+            content = item.load()
+            return prepare(content, model.config.preset, photos=photos)[None] if content.dtype == np.uint8 else content
         except ImageError as error:
-            return error
+            return str(error)
 
+    predictions, thumbnails, captions, times_ms = [], [], [], []
+    workers = data_workers(config.num_parallel_workers, cores=usable_cores(), ranks=1)
+    for item, answer in tqdm(answer_all(engine, items, read, workers, times_ms), total=len(items), unit="input",
+                             file=sys.stderr, leave=False, disable=not sys.stderr.isatty()):
+        found = to_predictions(item.source, answer, model, config.top)
+        predictions += found
+        if not config.result_dir:
+            with tqdm.external_write_mode():
+                print(*found, sep="\n", flush=True)
+        elif isinstance(answer, np.ndarray):
+            Path(config.result_dir, f"{item.name}{RESULT_ENDING}").write_bytes(answer.tobytes())
+        if config.annotate and found[0].guesses:
+            image = Image.fromarray(item.load())
+            annotate(image, list(map(str, found[0].guesses))).save(Path(config.annotate, f"{item.name}.jpg"))
+            if len(captions) < SHEET_IMAGES:
+                image.thumbnail((160, 160))
+                thumbnails.append(np.asarray(image))
+                captions.append(f"{found[0].guesses[0].name}\n{found[0].guesses[0].probability:.1%}")
+    broken = [f"  {item.source}: {item.error}" for item in predictions if item.error]
+    if times_ms:
+        answered = len(predictions) - len(broken)
+        p50, p90, p99 = np.percentile(times_ms, (50, 90, 99))
+        lines = [f"NN inference cost average time: {np.mean(times_ms):.3f} ms of infer_count {len(times_ms)}",
+                 f"p50: {p50:.3f} ms, p90: {p90:.3f} ms, p99: {p99:.3f} ms",
+                 f"throughput: {1000 * answered / sum(times_ms):.1f} images/s over {answered} images, engine "
+                 f"{engine.name}; one call before these is left out"]
+        log.info(lines[0])
+        if config.time_dir:
+            write_atomically(Path(config.time_dir, TIMES_FILE), "\n".join(lines) + "\n")
+    if config.result_dir:
+        log.info("%d result files in %s", len(list(Path(config.result_dir).iterdir())), config.result_dir)
+    if config.save:
+        write_atomically(Path(config.save), as_text(predictions, config.save))
+        log.info("predictions in %s", config.save)
+    if captions:
+        contact_sheet(Path(config.annotate, SHEET), thumbnails, captions)
+        log.info("images with their predictions in %s, %d of them in %s", config.annotate, len(captions), SHEET)
+    if broken:
+        raise UserError(f"{len(broken)} of {len(predictions)} inputs have no answer:\n" + "\n".join(broken), 1)
+    return predictions
+
+
+def check_request(config: Config) -> None:
+    """UserError for mistakes that would show only after a long run."""
+    if not config.model_path:
+        raise UserError("model_path: is not given; name an exported model or a checkpoint with --model_path=FILE")
+    if not config.input and not config.data_dir:
+        raise UserError("input: is not given; name images with --input=FILE_OR_FOLDER, or a data set with "
+                        "--data_dir=FOLDER")
+    if config.save and (Path(config.save).suffix.lower() not in (".csv", ".json") or Path(config.save).is_dir()):
+        raise UserError(f"save: {config.save} must be a file that ends in .csv or .json")
+    save_folder = Path(config.save).absolute().parent if config.save else None
+    for key, folder in (("annotate", config.annotate), ("time_dir", config.time_dir),
+                        ("result_dir", config.result_dir), ("save", save_folder)):
+        try:
+            if folder:
+                tempfile.TemporaryFile(dir=make_folder(Path(folder))).close()
+        except OSError as error:
+            raise UserError(f"{key}: nothing can be written in {folder}: {error.strerror}") from None
+
+
+def check_outputs(config: Config, items: Sequence[Item]) -> None:
+    """UserError if the output would overwrite what is read, or cannot be made from these inputs."""
+    read = {item.file.resolve() for item in items if item.file}
+    folders, model = {file.parent for file in read}, Path(config.model_path).resolve()
+    if config.annotate and any(file.suffix == ".bin" for file in read):
+        raise UserError("annotate: needs images, and these are prepared inputs")
+    for key, path, is_read in (("annotate", config.annotate, folders), ("result_dir", config.result_dir, folders),
+                               ("save", config.save, {*read, model, card_path(model)})):
+        if path and Path(path).resolve() in is_read:
+            raise UserError(f"{key}: {path} is read in this run and would be overwritten; choose another place")
+
+
+def find_items(model: KnownModel) -> tuple[list[Item], bool]:
+    """The inputs that `input` names or, without it, the test set in `data_dir`; and whether they are photos."""
+    if model.config.input is None:
+        reader = open_test_set(model)
+        return dataset_items(reader), reader.photos
+    path = Path(model.config.input)
+    if path.is_dir():
+        items = image_items(find_images(path)) or prepared_items(path, model.config.preset)
+    elif path.is_file():
+        items = image_items(read_list(path) if path.suffix.lower() == ".txt" else [path])
+    else:
+        raise UserError(f"input: there is no {path}")
+    if not items:
+        raise UserError(f"input: {path} contains neither images nor .bin files")
+    return items, model.photos
+
+
+def open_model(config: Config) -> tuple[KnownModel, Engine]:
+    """What `model_path` names, in the engine for it: an exported model by its ending, anything else as a checkpoint."""
+    path = Path(config.model_path)
+    if not path.is_file():
+        raise UserError(f"model_path: there is no file {path}")
+    if path.suffix.lower() in SUFFIXES.values():
+        model, engine = open_exported(config, path)
+    elif config.engine in ("auto", "mindspore"):
+        rank = set_up_device(config)
+        from src.build import ModelLoader  # needs MindSpore
+
+        loaded = ModelLoader(config, rank).load(path)
+        model = KnownModel(loaded.config, loaded.class_names, DATASETS[loaded.trained_on or config.dataset].photos,
+                           None, (*config.notes, *rank.notes, *loaded.report))
+        engine = CellEngine(loaded.network, None)
+    else:
+        raise UserError(f"engine: {config.engine} does not run checkpoints; export it first: "
+                        f"python export.py --ckpt_file={path}")
+    if not model.config.include_top and (not config.result_dir or config.save or config.annotate):
+        raise UserError(f"model_path: {path} has no classifier and answers with features, not with classes: use "
+                        "--result_dir=FOLDER to write them, and neither --save nor --annotate")
+    return model, engine
+
+
+def open_exported(config: Config, path: Path) -> tuple[KnownModel, Engine]:
+    model = identify_model(config, path)
+    if config.engine == "onnxruntime" and path.suffix.lower() == SUFFIXES["MINDIR"]:
+        path = onnx_of_same_export(path)
+    name, notes = choose_engine(config.engine, path)
+    if name == "mindspore":
+        notes += set_up_device(config).notes
+    target = config.device_target.lower()
+    if target == "auto":
+        target = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
+    device_id = local_device_id() if config.device_id is None else config.device_id
+    engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size, target=target,
+                         device_id=device_id or 0)
+    return model._replace(notes=(*model.notes, *notes, f"{engine.name} runs {path}")), engine
+
+
+def answer_all(engine: Engine, items: Sequence[Item], read: Callable[[Item], np.ndarray | str], workers: int,
+               times_ms: list[float]) -> Iterator[tuple[Item, np.ndarray | str]]:
+    """Each item with its logits [images, numbers], or with what is wrong with it. Threads read ahead of the engine.
+
+    `times_ms` gets the time of each call of the engine.
+    """
+    size = engine.batch_size or FREE_BATCH
+    size *= math.ceil(2 * workers / size)  # whole batches, and work for all threads
     with ThreadPoolExecutor(workers) as pool:
-        window: deque = deque()
-        for item in items:
-            window.append((item, pool.submit(read, item)))
-            if len(window) > 4 * workers:
-                done, future = window.popleft()
-                yield done, future.result()
-        for done, future in window:
-            yield done, future.result()
+        ahead = pool.map(read, items[:size])
+        for start in range(0, len(items), size):
+            contents, ahead = list(ahead), pool.map(read, items[start + size:start + 2 * size])
+            images = [content for content in contents if isinstance(content, np.ndarray)]
+            logits, first = predict(engine, np.concatenate(images), times_ms) if images else (), 0
+            for item, content in zip(items[start:start + size], contents, strict=True):
+                if isinstance(content, str):
+                    yield item, content
+                else:
+                    yield item, logits[first:first + len(content)]
+                    first += len(content)
 
 
-def _answer(engine: TimedEngine, group: Sequence[tuple[Item, np.ndarray]]) -> Iterator[Answer]:
-    if not group:
-        return
-    logits = engine.answer(np.concatenate([content for _, content in group]))
-    ends = np.cumsum([len(content) for _, content in group])
-    for (item, _), part in zip(group, np.split(logits, ends[:-1]), strict=True):
-        yield Answer(item, part, None)
+def to_predictions(source: str, answer: np.ndarray | str, model: KnownModel, top: int) -> list[Prediction]:
+    """One for each image of an input; the images of a file that holds several are numbered."""
+    if isinstance(answer, str):
+        return [Prediction(source, (), answer)]
+    sources = [source] if len(answer) == 1 else [f"{source}[{index}]" for index in range(len(answer))]
+    return [Prediction(name, (), NO_NUMBER) if not np.isfinite(logits).all() else
+            Prediction(name, best_guesses(logits, model.class_names, top) if model.config.include_top else ())
+            for name, logits in zip(sources, answer, strict=True)]
 
 
-def write_result(folder: Path, answer: Answer) -> None:
-    """The logits of one input as plain float32 numbers, one row per image. OSError if they cannot be written."""
-    path = folder / f"{answer.item.name}{RESULT_ENDING}"
-    with under_its_name(path):
-        path.write_bytes(answer.logits.astype(np.float32).tobytes())
+def best_guesses(logits: np.ndarray, class_names: Sequence[str], top: int) -> tuple[Guess, ...]:
+    """The `top` most probable classes; of equal ones the lower number first."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = powers / powers.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple(Guess(int(index), class_names[index], float(probabilities[index])) for index in order)
+
+
+def as_text(predictions: Sequence[Prediction], path: str) -> str:
+    """The contents of the file, in the format of its ending."""
+    if path.lower().endswith(".json"):
+        rows = [{"file": item.source, "error": item.error} if item.error else
+                {"file": item.source, "predictions": [guess._asdict() for guess in item.guesses]}
+                for item in predictions]
+        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    columns = max((len(item.guesses) for item in predictions), default=0)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", *(f"{what}_{rank}" for rank in range(1, columns + 1) for what in ("class", "probability")),
+                   "error"])
+    for item in predictions:
+        cells = [cell for guess in item.guesses for cell in (guess.name, f"{guess.probability:.6f}")]
+        rows.writerow([item.source, *cells, *[""] * (2 * columns - len(cells)), item.error or ""])
+    return text.getvalue()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NAME.json beside exported files: everything that a program must know to use them, and the proof that they are right.
+"""NAME.json beside exported files: what a program must know to use them, and the proof that they are right.
 
-No MindSpore here: a device reads it too.
+Needs no MindSpore: a device reads it too.
 """
 
 import hashlib
@@ -10,8 +10,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict
+
 from model_utils.errors import UserError
-from model_utils.schema import Preset
+from model_utils.schema import Config
+from src.data.cifar10 import CLASS_NAMES
+from src.weights.model_info import ModelInfo
 
 VERSION = 1
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
@@ -23,55 +27,60 @@ STEPS = {True: "decode to R,G,B; short side to {short} pixels ({how}); cut {size
                 "(pixel / 255 - mean) / std; transpose to C,H,W"}
 
 
-class ExportedFile(NamedTuple):
-    """One format of a model. `batch_size` is None where it takes any number of images at a time."""
+class ExportedInfo(ModelInfo):
+    """The ModelInfo in a card, which does not say how the network is built."""
+
+    batch_norm: bool | None = None
+    has_bias: bool | None = None
+    pad_mode: str | None = None
+    padding: int | None = None
+    width: float | None = None
+    average_pool: bool | None = None
+
+
+class ExportedFile(BaseModel):
+    """One format of a model."""
+
+    model_config = ConfigDict(frozen=True)
 
     file: str
     sha256: str
     size_bytes: int
-    batch_size: int | None
+    batch_size: int | None  # None: any number of images at a time
     input_name: str
-    parity: dict[str, Any] | None  # what the comparison with the network came to; None where there was none
+    parity: dict[str, Any] | None  # result of the comparison with the network; None if there was none
 
 
 class ModelCard(NamedTuple):
-    """What a model is, how it is fed, what its answers mean, and the files it was exported to, by format."""
+    """What a model is, the checkpoint it comes from, and the files it was exported to, by format."""
 
-    network: str
-    class_names: tuple[str, ...]
-    preset: Preset
-    photos: bool
-    include_top: bool
+    info: ModelInfo
     checkpoint: str
     checkpoint_sha256: str
     files: dict[str, ExportedFile]
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def config_values(self) -> dict[str, Any]:
-        """The settings that the model decides, by the names of their keys."""
-        return {"network": self.network, "num_classes": self.num_classes, "image_size": self.preset.image_size,
-                "image_mean": self.preset.mean, "image_std": self.preset.std, "crop_pct": self.preset.crop_pct,
-                "interpolation": self.preset.interpolation, "include_top": self.include_top}
-
     def to_json(self) -> str:
-        height, width = self.preset.image_size
-        steps = STEPS[self.photos].format(short=self.preset.short_side, size=f"{height} x {width}",
-                                          how=self.preset.interpolation)
-        return _in_lines({
+        info, preset = self.info, self.info.preset
+        height, width = preset.image_size
+        steps = STEPS[info.photos].format(short=preset.short_side, size=f"{height} x {width}",
+                                          how=preset.interpolation)
+        files = {name: {**entry.model_dump(), "input_shape": [entry.batch_size or "N", 3, height, width]}
+                 for name, entry in self.files.items()}
+        data = {
             "version": VERSION,
-            "network": self.network,
+            "network": info.network,
             "input": {"shape": ["N", 3, height, width], "layout": "NCHW", "type": "float32", "colours": "RGB"},
-            "preprocessing": {"steps": steps, "photos": self.photos, "image_size": [height, width],
-                              "crop_pct": self.preset.crop_pct, "interpolation": self.preset.interpolation,
-                              "mean": self.preset.mean, "std": self.preset.std},
-            "output": {"meaning": LOGITS if self.include_top else FEATURES, "include_top": self.include_top},
-            "class_names": self.class_names,
+            "preprocessing": {"steps": steps, "photos": info.photos, "image_size": [height, width],
+                              "crop_pct": preset.crop_pct, "interpolation": preset.interpolation,
+                              "mean": preset.mean, "std": preset.std},
+            "output": {"meaning": LOGITS if info.include_top else FEATURES, "include_top": info.include_top},
+            "class_names": info.class_names,
             "checkpoint": {"file": self.checkpoint, "sha256": self.checkpoint_sha256},
-            "files": {name: _file_entry(entry, self.preset) for name, entry in self.files.items()},
-        })
+            "files": files,
+        }
+        # One line per key: lists are joined again. Line breaks inside strings are escaped, so none of them matches.
+        text = json.dumps(data, indent=1, ensure_ascii=False)
+        return re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
@@ -79,24 +88,19 @@ class ModelCard(NamedTuple):
         data = json.loads(text)
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']}")
-        steps = data["preprocessing"]
-        preset = Preset(tuple(steps["image_size"]), tuple(steps["mean"]), tuple(steps["std"]), steps["crop_pct"],
-                        steps["interpolation"])
-        files = {name: ExportedFile(*(entry[field] for field in ExportedFile._fields))
-                 for name, entry in data["files"].items()}
-        return cls(data["network"], tuple(data["class_names"]), preset, steps["photos"],
-                   data["output"]["include_top"], data["checkpoint"]["file"], data["checkpoint"]["sha256"], files)
+        steps, names = data["preprocessing"], data["class_names"]
+        info = ExportedInfo(network=data["network"], num_classes=len(names), class_names=names,
+                            image_size=steps["image_size"], image_mean=steps["mean"], image_std=steps["std"],
+                            crop_pct=steps["crop_pct"], interpolation=steps["interpolation"],
+                            include_top=data["output"]["include_top"],
+                            dataset="imagenet2012" if steps["photos"] else "cifar10")
+        files = {name: ExportedFile(**entry) for name, entry in data["files"].items()}
+        return cls(info, data["checkpoint"]["file"], data["checkpoint"]["sha256"], files)
 
-
-def _in_lines(data: dict[str, Any]) -> str:
-    """JSON with a line for each key; lists stay in one line."""
-    text = json.dumps(data, indent=1, ensure_ascii=False)  # a line break inside a text is escaped, so none is matched
-    return re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
-
-
-def _file_entry(entry: ExportedFile, preset: Preset) -> dict[str, Any]:
-    batch = "N" if entry.batch_size is None else entry.batch_size
-    return {**entry._asdict(), "input_shape": [batch, 3, *preset.image_size]}
+    def entry(self, model_path: Path) -> ExportedFile | None:
+        """What the card says of this file."""
+        return next((self.files[name] for name, suffix in SUFFIXES.items()
+                     if suffix == model_path.suffix.lower() and name in self.files), None)
 
 
 def card_path(model_path: Path) -> Path:
@@ -104,39 +108,67 @@ def card_path(model_path: Path) -> Path:
 
 
 def find_card(model_path: Path) -> ModelCard | None:
-    """The card beside an exported file; None if there is none. UserError if there is one that cannot be read."""
+    """The card beside an exported file; None if there is none. UserError if it cannot be read."""
     path = card_path(model_path)
-    if model_path.suffix.lower() not in SUFFIXES.values() or not path.is_file():
+    if not path.is_file():
         return None
     try:
         return ModelCard.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is no description of an exported model, or is damaged "
-                         f"({type(error).__name__}: {error}); export.py writes it anew") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is not the description of an exported model, or is damaged "
+                        f"({type(error).__name__}: {error}); export the model again") from None
 
 
-def is_anothers(path: Path) -> bool:
-    """Whether a file is JSON, but not what export.py would ever have written."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not isinstance(data, dict) or not {"version", "files"} <= set(data)
+class KnownModel(NamedTuple):
+    """A model as a command uses it: the Config that fits it, and what else is known about it."""
+
+    config: Config
+    class_names: tuple[str, ...]
+    photos: bool
+    batch_size: int | None  # of an exported file; None if it is not known or any number will do
+    notes: tuple[str, ...]  # for the log
 
 
-def entry_of(card: ModelCard, model_path: Path) -> ExportedFile | None:
-    """What the card says of this file."""
-    return next((card.files[name] for name, suffix in SUFFIXES.items()
-                 if suffix == model_path.suffix.lower() and name in card.files), None)
+def identify_model(config: Config, model_path: Path | None) -> KnownModel:
+    """The Config for an exported model: flags first, then NAME.json, then the recipe.
+
+    UserError if a flag and NAME.json disagree, or if there is no such model. Without a model the Config stays as it is.
+    """
+    if model_path and model_path.suffix.lower() not in SUFFIXES.values():
+        raise UserError(f"model_path: {model_path} is not an exported model ({', '.join(SUFFIXES.values())}); "
+                        "export.py makes one from a checkpoint")
+    card = find_card(model_path) if model_path else None
+    if card is None:
+        if model_path and not model_path.is_file():
+            raise UserError(f"model_path: there is no file {model_path}")
+        names = CLASS_NAMES if config.dataset == "cifar10" else ()
+        if len(names) != config.num_classes:
+            names = tuple(map(str, range(config.num_classes)))
+        missing = [f"there is no {card_path(model_path).name}, so image size, normalisation and classes are those of "
+                   "the recipe and the flags"] if model_path else []
+        return KnownModel(config, names, config.photos, None, (*config.notes, *missing))
+    entry = card.entry(model_path)
+    if entry is None:
+        raise UserError(f"model_path: {card_path(model_path)} describes another export, without {model_path.name}; "
+                        "export this format again")
+    fitting, taken = config.giving_way(card.info.config_values(), str(card_path(model_path)))
+    decided = [f"taken from {card_path(model_path)}: {', '.join(taken)}"] if taken else []
+    return KnownModel(fitting, card.info.class_names, card.info.photos, entry.batch_size, (*config.notes, *decided))
 
 
-def check_file(card: ModelCard, model_path: Path) -> ExportedFile | None:
-    """What the card says of this file, once its contents are those that were exported. UserError if they are not."""
-    entry = entry_of(card, model_path)
-    if entry and (entry.size_bytes != model_path.stat().st_size or entry.sha256 != sha256(model_path)):
-        raise UserError(f"{model_path}: is not the file that {card_path(model_path).name} describes: it is damaged, "
-                         "or was written by somebody else; export it again")
-    return entry
+def onnx_of_same_export(mindir: Path) -> Path:
+    """The ONNX file that was exported together with this MindIR. UserError unless the hashes in NAME.json prove it."""
+    card, onnx = find_card(mindir), mindir.with_suffix(".onnx")
+    if card is None or not onnx.is_file():
+        missing = card_path(mindir) if onnx.is_file() else onnx
+        raise UserError(f"engine: onnxruntime needs {onnx.name} of the same export, and there is no {missing}; "
+                        "export.py --file_format=MINDIR,ONNX writes both")
+    for path in (mindir, onnx):
+        entry = card.entry(path)
+        if entry is None or entry.sha256 != sha256(path):
+            raise UserError(f"{path}: is not the file that {card_path(mindir).name} describes; export it again with "
+                            "--file_format=MINDIR,ONNX")
+    return onnx
 
 
 def sha256(path: Path) -> str:

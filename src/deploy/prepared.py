@@ -1,90 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files between preprocess.py, the device and postprocess.py: prepared inputs, labels, results. No MindSpore."""
+"""Inputs and results of Ascend 310: what preprocess.py writes, and what postprocess.py counts. Needs no MindSpore."""
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any
 
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.schema import Preset
-from src.deploy.images import ImageError
-from src.evaluation.metrics import Counts
-from src.utils.files import make_folder, write_atomically
-from src.utils.util import listed, under_its_name
+from model_utils.schema import DATASETS, Config, Preset
+from src.data.base import Reader
+from src.data.build_data import build_reader, check_kind, check_numbering
+from src.deploy.images import ImageError, Item, dataset_items, prepare
+from src.deploy.model_card import KnownModel, identify_model
+from src.evaluation.metrics import Counts, top_k
+from src.utils.files import make_folder, printable, write_atomically
+from src.utils.logging import set_up_logging
+from src.utils.util import listed
 
 INPUTS = "00_data"  # folder of the prepared images
 PRESET_FILE = "inputs.json"  # beside it: how they were prepared
+RESULTS = "./result_Files"
 RESULT_ENDING = "_0.bin"
-LABEL_FILES = {"imagenet2012": "imagenet_label.json"}
 NUMBERED = re.compile(r"(?P<prefix>.*_bs)(?P<size>[1-9]\d*)_(?P<number>\d+)" + re.escape(RESULT_ENDING))
 
 
-def label_file(folder: Path, dataset: str) -> Path:
-    """Where preprocess.py leaves the labels: names of images in a .json, or numbers in their order in a .npy."""
-    return folder / LABEL_FILES.get(dataset, f"{dataset}_label_ids.npy")
+def preprocess(config: Config) -> Path:
+    """Write the test set in `data_dir` to `result_path`: small images as .bin inputs with a file of labels, photos as
+    a JSON file of labels only. Returns the file of labels, which is written last.
 
-
-def empty_folder(folder: Path, *, of: str) -> None:
-    """A folder for new files: made, or cleared of older ones like them (`of` is their pattern).
-
-    UserError if something else lies there: nothing is removed that was not written for the same purpose.
+    Size and normalisation are those of `model_path` if it is given, else those of the recipe.
     """
+    log = set_up_logging()
+    model = known_model(config)
+    for line in model.notes:
+        log.info(line)
+    config, reader = model.config, open_test_set(model)
+    folder, items = make_folder(Path(config.result_path)), dataset_items(reader)
+    labels_file = label_file(folder, config.dataset)
+    if labels_file.suffix == ".json":
+        if items[0].file is None:
+            raise UserError(f"data_dir: {reader.source}: its images are not files of their own; class folders and "
+                            "lists of files can be prepared")
+        names = [item.name + item.file.suffix for item in items]
+        labels = dict(zip(names, reader.labels.tolist(), strict=True))
+        write_atomically(labels_file, json.dumps(labels, indent=0) + "\n")
+    else:
+        batch_size = config.per_batch_size or model.batch_size or config.batch_size
+        empty_folder(folder / INPUTS, "*.bin")
+        labels_file.unlink(missing_ok=True)  # those of other inputs
+        for number, start in enumerate(range(0, len(items), batch_size)):
+            images = []
+            for item in items[start:start + batch_size]:
+                try:
+                    images.append(prepare(item.load(), config.preset, photos=reader.photos))
+                except ImageError as error:
+                    raise UserError(f"{item.source}: {error}") from None
+            name = f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
+            (folder / INPUTS / name).write_bytes(np.stack(images).tobytes())
+        write_atomically(folder / PRESET_FILE, json.dumps(config.preset._asdict()) + "\n")
+        np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
+    log.info("%s: %d images, labels in %s", reader.source, len(reader), labels_file)
+    return labels_file
+
+
+def postprocess(config: Config) -> Counts:
+    """Compare the files in `result_dir` with the labels in `label_dir` and print the accuracy."""
+    config = known_model(config).config
+    labels = Path(config.label_dir) if config.label_dir else label_file(Path(config.result_path), config.dataset)
+    counts = count_results(Path(config.result_dir or RESULTS), read_labels(labels), config.num_classes)
+    k = top_k(counts.num_classes)
+    print(f"{counts.seen} images: top1_correct={counts.top1_correct}, top{k}_correct={counts.topk_correct}")
+    if config.photos:
+        print(f"Top1 acc: {counts.top1():.4f}\nTop{k} acc: {counts.topk():.4f}")
+    else:
+        print(f"'acc': {counts.top1():.4f}")  # the line that CIFAR-10 users know
+    return counts
+
+
+def known_model(config: Config) -> KnownModel:
+    """`dataset` is the model zoo's key in one of its scripts and `dataset_name` in the other; a flag wins."""
+    if config.is_flag("dataset") and config.is_flag("dataset_name") and config.dataset != config.dataset_name:
+        raise UserError(f"dataset_name: is {config.dataset_name}, but --dataset is {config.dataset}")
+    if not config.is_flag("dataset") and config.origin("dataset_name") != "default":
+        config = config.taking({"dataset": config.dataset_name}, config.origin("dataset_name"))
+    return identify_model(config, Path(config.model_path) if config.model_path else None)
+
+
+def open_test_set(model: KnownModel) -> Reader:
+    """The test set in `data_dir`. UserError if its kind of images or its class numbers do not fit the model."""
+    check_kind(model.config, photos=model.photos)
+    reader = build_reader(model.config, "test")
+    check_numbering(reader, model.class_names, "the model")
+    return reader
+
+
+def label_file(folder: Path, dataset: str) -> Path:
+    return folder / ("imagenet_label.json" if DATASETS[dataset].photos else f"{dataset}_label_ids.npy")
+
+
+def empty_folder(folder: Path, pattern: str) -> None:
+    """A folder for new files of this pattern, without older ones. UserError, and nothing is removed, if it holds
+    anything else."""
     inside = list(make_folder(folder).iterdir())
-    foreign = next((path for path in inside if not path.match(of) or path.is_dir()), None)
-    if foreign:
-        raise UserError(f"{folder}: is to hold new files {of}, but {foreign.name} lies there; "
-                         "move it, or name another folder")
+    for path in inside:
+        if not path.match(pattern) or path.is_dir():
+            raise UserError(f"{folder}: is for files {pattern}, but contains {path.name}; move it, or name another "
+                            "folder")
     for path in inside:
         path.unlink()
 
 
-# --- inputs
-
-
-def write_prepared(folder: Path, images: Sequence[Callable[[], np.ndarray]], labels: np.ndarray, preset: Preset, *,
-                   prefix: str, batch_size: int, labels_file: Path) -> None:
-    """`batch_size` images per file, the last one may have fewer; UserError names a image that cannot be read."""
-    inputs = folder / INPUTS
-    empty_folder(inputs, of="*.bin")
-    labels_file.unlink(missing_ok=True)  # those of other inputs
-    for number, start in enumerate(range(0, len(images), batch_size)):
+def prepared_items(folder: Path, preset: Preset) -> list[Item]:
+    """The .bin files that preprocess.py wrote. UserError if they were prepared differently, or are not whole images."""
+    preset_file = folder.parent / PRESET_FILE
+    if preset_file.is_file():
         try:
-            batch = np.concatenate([read() for read in images[start:start + batch_size]])
-        except ImageError as error:
-            raise UserError(f"the test set has a broken image: {error}") from None
-        path = inputs / f"{prefix}_bs{batch_size}_{number}.bin"
-        with under_its_name(path):
-            path.write_bytes(batch.astype(np.float32).tobytes())
-    write_atomically(folder / PRESET_FILE, json.dumps(preset._asdict()) + "\n")
-    with under_its_name(labels_file):
-        np.save(labels_file, labels.astype(np.int32), allow_pickle=False)
+            made = dict(json.loads(preset_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{preset_file}: is damaged ({error}); run preprocess.py again") from None
+        wanted = json.loads(json.dumps(preset._asdict()))
+        wrong = [f"{name} {made.get(name)}, not {value}" for name, value in wanted.items() if made.get(name) != value]
+        if wrong:
+            raise UserError(f"{folder}: was prepared for another model: {'; '.join(wrong)}; run preprocess.py again")
+    shape = (3, *preset.image_size)
+    image_bytes = 4 * int(np.prod(shape))
+    paths = sorted(folder.glob("*.bin"))
+    for path in paths:
+        if path.stat().st_size % image_bytes or not path.stat().st_size:
+            raise UserError(f"{path}: has {path.stat().st_size} bytes, which are not whole images of "
+                            f"{shape[1]}x{shape[2]} ({image_bytes} bytes each)")
 
+    def read(path: Path) -> np.ndarray:
+        try:
+            return np.fromfile(path, np.float32).reshape(-1, *shape)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"cannot be read: {error}") from None
 
-def check_prepared(folder: Path, preset: Preset) -> None:
-    """UserError if the inputs in this folder are known to have been prepared otherwise than the model needs it."""
-    path = folder.parent / PRESET_FILE
-    if not path.is_file():
-        return
-    try:
-        made = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); run preprocess.py again") from None
-    wanted = json.loads(json.dumps(preset._asdict()))
-    wrong = [f"{name} {made.get(name)}, not {value}" for name, value in wanted.items() if made.get(name) != value]
-    if wrong:
-        raise UserError(f"{folder}: was prepared for another model: {'; '.join(wrong)}; run preprocess.py again")
-
-
-# --- labels
-
-
-def write_label_names(path: Path, labels: Mapping[str, int]) -> None:
-    write_atomically(path, json.dumps(labels, indent=0) + "\n")
+    return [Item(path.stem, printable(path), partial(read, path), path) for path in paths]
 
 
 def read_labels(path: Path) -> dict[str, int] | np.ndarray:
@@ -93,67 +147,43 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
         raise UserError(f"label_dir: there is no file of labels {path}; preprocess.py writes it")
     try:
         if path.suffix == ".npy":
-            with path.open("rb") as file:
-                return _whole_numbers(np.lib.format.read_array(file, allow_pickle=False).ravel())
-        labels = json.loads(path.read_text(encoding="utf-8"))
-        numbers = _whole_numbers(np.array(list(labels.values()) if isinstance(labels, dict) else labels))
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, TokenError) as error:
+            labels = numbers = np.load(path, allow_pickle=False).ravel()
+        else:
+            labels = json.loads(path.read_text(encoding="utf-8"))
+            numbers = np.array(list(labels.values()) if isinstance(labels, dict) else labels)
+        if not len(numbers) or numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+            raise ValueError(f"{numbers.dtype} of shape {numbers.shape} are not class numbers")
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise UserError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
-    return dict(zip(labels, numbers.tolist(), strict=True)) if isinstance(labels, dict) else numbers
-
-
-def _whole_numbers(labels: np.ndarray) -> np.ndarray:
-    if not len(labels) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{labels.dtype} of shape {labels.shape} are no class numbers")
-    return labels
-
-
-# --- results
-
-
-def expected_results(labels: dict[str, int] | np.ndarray, found: Collection[str]) -> dict[str, np.ndarray]:
-    """The labels that belong to each result file. Which files labels in their order stand for follows from the names
-    of the files that were found: how many images each has is part of its name."""
-    if isinstance(labels, dict):
-        expected = {f"{Path(name).stem}{RESULT_ENDING}": np.array([label]) for name, label in labels.items()}
-        if len(expected) < len(labels):
-            raise UserError("label_dir: two images of it have one name but for the ending, and so one result file")
-        return expected
-    kinds = {(match["prefix"], int(match["size"])) for match in map(NUMBERED.fullmatch, found) if match}
-    if len(kinds) != 1:
-        raise UserError(f"result_dir: the result files are called {listed(sorted(found))}; to go with labels in "
-                         "their order all must be called NAME_bs<images per file>_<number>_0.bin")
-    prefix, size = kinds.pop()
-    return {f"{prefix}{size}_{number}{RESULT_ENDING}": labels[start:start + size]
-            for number, start in enumerate(range(0, len(labels), size))}
+    return labels if isinstance(labels, dict) else numbers
 
 
 def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes: int) -> Counts:
-    """Count every image exactly once; UserError names a result file that is missing, extra, or not whole."""
-    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not found:
-        raise UserError(f"result_dir: {folder} holds no result files")
-    expected = expected_results(labels, found)
-    missing, extra = set(expected) - set(found), set(found) - set(expected)
-    if missing:
-        raise UserError(f"result_dir: {folder} lacks {len(missing)} of {len(expected)} files: "
-                         f"{listed(sorted(missing))}")
-    if extra:
-        raise UserError(f"result_dir: {folder} holds {len(extra)} files that no label belongs to: "
-                         f"{listed(sorted(extra))}")
+    """Count every image exactly once. UserError names a result file that is missing, extra, or not whole."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if isinstance(labels, dict):
+        expected = {f"{Path(name).stem}{RESULT_ENDING}": np.array([label]) for name, label in labels.items()}
+        if len(expected) < len(labels):
+            raise UserError("label_dir: two images have the same name but for the ending, so they share a result file")
+    else:  # labels in their order: the names of the result files say how many images each of them has
+        kinds = {(match["prefix"], int(match["size"])) for match in map(NUMBERED.fullmatch, found) if match}
+        if len(kinds) != 1:
+            raise UserError(f"result_dir: {folder} must contain files NAME_bs<images per file>_<number>_0.bin, all of "
+                            f"one NAME and size, and contains: {listed(sorted(found)) or 'nothing'}")
+        prefix, size = kinds.pop()
+        expected = {f"{prefix}{size}_{number}{RESULT_ENDING}": labels[start:start + size]
+                    for number, start in enumerate(range(0, len(labels), size))}
+    for files, problem in ((set(expected) - found, "are missing"), (found - set(expected), "have no label")):
+        if files:
+            raise UserError(f"result_dir: {folder}: {len(files)} files {problem}: {listed(sorted(files))}")
     counts = Counts.empty(num_classes)
-    for logits, rows in _read_results(folder, expected, num_classes):
+    for name, rows in expected.items():
+        logits = np.fromfile(folder / name, np.float32)
+        if (folder / name).stat().st_size != 4 * num_classes * len(rows):
+            raise UserError(f"result_dir: {folder / name} does not hold {len(rows)} images with {num_classes} float32 "
+                            "numbers each: it is truncated, or of another model")
         try:
-            counts.update(logits, rows)
+            counts.update(logits.reshape(len(rows), num_classes), rows)
         except ValueError as error:
             raise UserError(f"label_dir: {error}") from None
     return counts
-
-
-def _read_results(folder: Path, expected: Mapping[str, np.ndarray], num_classes: int) -> Iterator[tuple[Any, Any]]:
-    for name, labels in expected.items():
-        size, wanted = (folder / name).stat().st_size, 4 * num_classes * len(labels)
-        if size != wanted:
-            raise UserError(f"result_dir: {folder / name} has {size} bytes, not {wanted}: {len(labels)} images with "
-                             f"{num_classes} float32 numbers each; it is cut short, or of another model")
-        yield np.fromfile(folder / name, np.float32).reshape(len(labels), num_classes), labels

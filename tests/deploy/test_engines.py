@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines behind one interface; MindSpore Lite is played by a module with the calls that its vendor documents."""
+"""Engines behind one interface. A module with the documented calls of MindSpore Lite stands in for it."""
 
 import shutil
 import sys
@@ -10,13 +10,10 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
-from deployed import Deployed
-from helpers import run_main
+from helpers import Deployed, run_main, write_image
 
 from model_utils.errors import UserError
-from src.deploy import engines
 from src.deploy.engines import choose_engine, open_engine, predict
-from src.deploy.infer import Item, TimedEngine, answer_all, time_lines
 
 IMAGES = np.random.RandomState(0).randn(5, 3, 32, 32).astype(np.float32)
 
@@ -37,8 +34,25 @@ class LiteTensor:
         return self._data
 
 
+class LiteAscend:
+    @property
+    def device_id(self):
+        return self._device_id
+
+    @device_id.setter
+    def device_id(self, value) -> None:
+        if not isinstance(value, int):
+            raise TypeError(f"device_id must be int, but got {type(value)}.")
+        self._device_id = value
+
+
+class LiteContext:
+    def __init__(self) -> None:
+        self.target, self.ascend = [], LiteAscend()
+
+
 class LiteModel:
-    """mindspore_lite.Model; what it computes it takes from the ONNX file beside the MindIR."""
+    """mindspore_lite.Model; it computes with the ONNX file beside the MindIR."""
 
     contexts: list = []
 
@@ -47,7 +61,7 @@ class LiteModel:
             raise RuntimeError("build from file failed! Error is Common error code.")
         self._session = onnxruntime.InferenceSession(str(Path(model_path).with_suffix(".onnx")),
                                                      providers=["CPUExecutionProvider"])
-        self.contexts.append((list(context.target), getattr(context.ascend, "device_id", None)))
+        self.contexts.append((context.target[0], getattr(context.ascend, "_device_id", None)))
 
     def get_inputs(self) -> list[LiteTensor]:
         return [LiteTensor(self._session.get_inputs()[0].shape)]
@@ -57,14 +71,9 @@ class LiteModel:
         return [LiteTensor(data=self._session.run(None, {name: inputs[0].get_data_to_numpy()})[0])]
 
 
-class LiteContext:
-    def __init__(self) -> None:
-        self.target, self.ascend = [], SimpleNamespace()
-
-
 @pytest.fixture
 def lite(monkeypatch):
-    """mindspore_lite, as far as the engine may use it; the contexts that it was given."""
+    """mindspore_lite, as far as the engine may use it; the targets and devices that it was given."""
     module = ModuleType("mindspore_lite")
     module.__spec__ = ModuleSpec("mindspore_lite", None)
     module.Context, module.Model, module.ModelType = LiteContext, LiteModel, SimpleNamespace(MINDIR="MINDIR")
@@ -76,80 +85,51 @@ def lite(monkeypatch):
 @pytest.fixture
 def exported(cifar_model: Deployed, tmp_path) -> Path:
     """The MindIR of an export that the stand-in can load."""
-    for path in (cifar_model.mindir, cifar_model.onnx):
-        shutil.copy(path, tmp_path / path.name)
+    shutil.copy(cifar_model.onnx, tmp_path)
     mindir = tmp_path / cifar_model.mindir.name
     mindir.write_bytes(b"... MindSpore")
     return mindir
 
 
-# --- MindSpore Lite
-
-
-def test_lite_answers_like_the_others(lite, exported, cifar_model):
-    engine = open_engine("lite", exported, batch_size=None)
-    assert engine.batch_size == 1 and lite == [(["cpu"], None)]
+def test_every_engine_gives_the_same_answers(lite, exported, cifar_model: Deployed):
     expected = predict(open_engine("mindspore", cifar_model.mindir, batch_size=1), IMAGES)
-    assert np.abs(predict(engine, IMAGES) - expected).max() < 1e-4
+    assert expected.shape == (5, 10)
+    for engine in (open_engine("lite", exported, batch_size=None),
+                   open_engine("onnxruntime", cifar_model.onnx, batch_size=None)):
+        assert engine.batch_size == 1
+        assert np.abs(predict(engine, IMAGES) - expected).max() < 1e-4
+    assert lite == [("cpu", None)]
 
 
-def test_lite_runs_on_the_device_that_is_named(lite, exported):
-    open_engine("lite", exported, batch_size=None, target="ascend", device_id=3)
-    assert lite == [(["ascend"], 3)]
+@pytest.mark.parametrize("flags, device_id", [((), 0), (("--device_id=2",), 2)])
+def test_infer_prefers_lite_and_names_the_device(lite, exported, flags, device_id):
+    write_image(exported.with_name("x.png"), np.zeros((32, 32, 3), np.uint8))
+    done = run_main("infer", f"--model_path={exported}", f"--input={exported.with_name('x.png')}", "--image_size=32",
+                    "--device_target=Ascend", *flags)
+    assert done.status == 0, done.err
+    assert f"lite runs {exported}" in done.out
+    assert "x.png: " in done.out
+    assert lite == [("ascend", device_id)]
 
 
-def test_lite_that_cannot_load(lite, exported):
+def test_what_lite_refuses_is_an_error_for_people(lite, exported):
+    with pytest.raises(UserError, match=r"\(1, 3, 64, 64\): data size not equal"):
+        predict(open_engine("lite", exported, batch_size=None), np.zeros((1, 3, 64, 64), np.float32))
     exported.write_bytes(b"damaged")
     with pytest.raises(UserError, match="mindspore_lite cannot load it: build from file failed"):
         open_engine("lite", exported, batch_size=None)
 
 
-def test_lite_with_images_of_another_size(lite, exported):
-    with pytest.raises(UserError, match=r"does not take an input of \(1, 3, 64, 64\): data size not equal"):
-        predict(open_engine("lite", exported, batch_size=None), np.zeros((1, 3, 64, 64), np.float32))
-
-
-def test_infer_prefers_lite(lite, exported):
-    images = exported.with_name("x.png")
-    import cv2
-
-    cv2.imwrite(str(images), np.zeros((32, 32, 3), np.uint8))
-    done = run_main("infer", f"--model_path={exported}", f"--input={images}", "--network=vgg11", "--image_size=32",
-                    "--device_target=Ascend", "--device_id=2")
-    assert done.status == 0, done.err
-    assert f"lite runs {exported}" in done.out and lite == [(["ascend"], 2)] and "x.png: " in done.out
-
-
-# --- which engine
-
-
-def test_the_format_decides(monkeypatch):
-    installed = {"mindspore", "onnxruntime"}
-    monkeypatch.setattr(engines, "is_installed", lambda engine: engine in installed)
-    choice = choose_engine("auto", Path("x.mindir"))
-    assert choice.engine == "mindspore" and "mindspore_lite is not installed, so mindspore runs x.mindir" in choice.note
-    assert choose_engine("auto", Path("x.onnx")) == ("onnxruntime", None)
-    installed.add("lite")
-    assert choose_engine("auto", Path("x.MINDIR")) == ("lite", None)
-    assert choose_engine("mindspore", Path("x.mindir")) == ("mindspore", None)
-    installed.clear()
-    for asked in ("auto", "lite"):
-        with pytest.raises(UserError, match="installed"):
-            choose_engine(asked, Path("x.mindir"))
-
-
-@pytest.mark.parametrize("asked, name", [("onnxruntime", "x.mindir"), ("lite", "x.onnx"), ("auto", "x.air"),
-                                         ("auto", "x")])
-def test_an_engine_that_cannot_run_the_format(asked, name):
-    with pytest.raises(UserError, match="engine: .* does not run|is none of"):
-        choose_engine(asked, Path(name))
-
-
-# --- batches
+def test_the_file_decides_which_engine_runs_it():
+    assert choose_engine("auto", Path("x.mindir"))[0] == "mindspore"  # MindSpore Lite is not installed
+    assert choose_engine("auto", Path("x.ONNX")) == ("onnxruntime", [])
+    for asked, name in (("onnxruntime", "x.mindir"), ("lite", "x.onnx"), ("lite", "x.mindir"), ("auto", "x.air")):
+        with pytest.raises(UserError, match="^engine: "):
+            choose_engine(asked, Path(name))
 
 
 class Sums:
-    """An engine that adds up each image, three at a time, and remembers its calls."""
+    """An engine that adds up each image and remembers the sizes of its batches."""
 
     name = "sums"
 
@@ -163,31 +143,16 @@ class Sums:
 
 @pytest.mark.parametrize("batch_size, calls", [(3, [3, 3]), (1, [1] * 5), (8, [8]), (None, [5])])
 def test_every_image_is_answered_once(batch_size, calls):
-    engine = Sums(batch_size)
-    assert np.allclose(predict(engine, IMAGES), IMAGES.sum(axis=(1, 2, 3))[:, None], atol=1e-3)
+    engine, times_ms = Sums(batch_size), []
+    assert np.allclose(predict(engine, IMAGES, times_ms), IMAGES.sum(axis=(1, 2, 3))[:, None], atol=1e-3)
     assert engine.calls == calls
-
-
-@pytest.mark.parametrize("batch_size, most", [(3, 3), (None, 64)])
-def test_the_times_are_those_of_the_batches_that_were_run(batch_size, most):
-    engine = TimedEngine(Sums(batch_size))
-    item = Item("a", "a.bin", lambda: np.zeros((64, 3, 2, 2), np.float32))
-    assert len(list(answer_all(engine, [item, item], workers=1))) == 2
-    assert f"over 128 images, up to {most} at a time" in time_lines(engine)[-1]
-
-
-# --- what cannot be loaded
+    assert len(times_ms) == len(calls)
 
 
 @pytest.mark.parametrize("engine, ending", [("mindspore", "mindir"), ("onnxruntime", "onnx")])
 @pytest.mark.parametrize("content", [b"", b"no model" * 100])
-def test_a_corrupt_file(engine, ending, content, tmp_path):
+def test_a_corrupt_file_is_named(engine, ending, content, tmp_path):
     path = tmp_path / f"x.{ending}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"x.{ending}: {engine} cannot load it"):
         open_engine(engine, path, batch_size=1)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
-        open_engine("onnxruntime", tmp_path / "x.onnx", batch_size=1)

@@ -42,7 +42,8 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     dataset = flags.get("dataset", "").lower()
     if program in ("preprocess.py", "postprocess.py") and not dataset:
         dataset = flags.get("dataset_name", "").lower()
-    values, notes = _read_recipe(_find_recipe(flags.pop("config_path", ""), dataset))
+    recipe = flags.pop("config_path", "") or _recipe_of_run(flags.get("resume", ""))
+    values, notes = _read_recipe(_find_recipe(recipe, dataset))
     values |= _flag_values(flags, values, program)
     if program != "train.py" and not local_adapter.launcher():
         notes += _leave_out_distribution(values, program)
@@ -161,6 +162,13 @@ def _find_recipe(name: str, dataset: str) -> Path:
         path = ROOT / f"{dataset if dataset in DATASETS else 'cifar10'}_config.yaml"
         return path if path.is_file() else ROOT / "cifar10_config.yaml"
     return Path(name) if Path(name).is_file() or not (ROOT / name).is_file() else ROOT / name
+
+
+def _recipe_of_run(named: str) -> str:
+    """The config.yaml of the run that --resume names by its folder or a state file; empty if it names none."""
+    path = Path(named)
+    folder = path.parent.parent if path.is_file() else path.parent if path.name == "resume" else path
+    return str(folder / "config.yaml") if named and (folder / "config.yaml").is_file() else ""
 
 
 def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, ...] = ()) -> tuple[Values, list[str]]:

@@ -66,7 +66,7 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
     assert err.splitlines()[-1] == f"  python train.py --resume={folder}"
     assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
     if number == signal.SIGTERM:
-        done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}",
+        done = run_main("train", f"--resume={folder}",
                         f"--max_train_steps={step + 2}")
         assert done.status == 0 and f"after step {step}\n" in done.out, done
 

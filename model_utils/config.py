@@ -115,10 +115,10 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
         alias = ALIASES.get(name)
         if alias and alias.mode not in (None, mode):
             raise UserError(f"--{name}: is known only with --mode={alias.mode}")
-        names_checkpoint = Path(text).suffix == ".ckpt" or Path(text).is_file()
-        if program == "eval.py" and name == "ckpt_path" and names_checkpoint and "pre_trained" not in flags:
-            name = "pre_trained"  # as in MindCV's validate.py; a folder is the root of the run folders
-        if alias and alias.program in (None, program):
+        if (program == "eval.py" and name == "ckpt_path" and "pre_trained" not in flags
+                and (Path(text).suffix == ".ckpt" or Path(text).is_file())):
+            values["pre_trained"] = (text, "--ckpt_path")  # as in MindCV; a folder is the root of the run folders
+        elif alias and alias.program in (None, program):
             _add(values, convert(name, text, f"--{name}", alias.meaning))
         elif name not in IGNORED:
             _add(values, {name: (text, f"--{name}")})
@@ -283,7 +283,8 @@ def _apply_lr_flag(config: Config) -> tuple[Config, list[str]]:
         return config, []
     if config.is_flag("lr_max"):
         return config, ["warning: --lr has no effect: --lr_max is the peak of the step schedule"]
-    peak = {"lr_max": config.lr}
+    peak, note = {"lr_max": config.lr}, f"--lr={config.lr:g} sets lr_max, the peak of the step schedule"
     if config.lr < config.lr_init and not config.is_flag("lr_init"):
         peak["lr_init"] = config.lr
-    return config.taking(peak, "--lr"), [f"--lr={config.lr:g} sets {' and '.join(peak)}: the step schedule has no lr"]
+        note += ", and lowers lr_init to it"
+    return config.taking(peak, "--lr"), [note]

@@ -131,8 +131,12 @@ def set_up_device(config: Config) -> Rank:
     import mindspore
 
     target, choice = choose_target(config.device_target)
-    device_id, other_card = (0, None) if target == "CPU" else choose_card(config, os.environ)
-    mindspore.set_device(target, *[device_id] if target != "CPU" else [])
+    if target == "CPU":
+        device_id, other_card = 0, None
+        mindspore.set_device("CPU")
+    else:
+        device_id, other_card = choose_card(config, os.environ)
+        mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
     rank, world_size = _join_job(config, target)
     if config.rank_size not in (None, world_size):

@@ -108,15 +108,6 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height, as the header says; ImageError if it does not."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            return image.size
-    except UNREADABLE as error:
-        raise ImageError(f"is damaged or cannot be decoded: {error}") from None
-
-
 def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
     """The pixels of an encoded image as RGB uint8 [H, W, 3]; `upright` turns it as its EXIF data says.
 

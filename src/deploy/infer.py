@@ -153,11 +153,11 @@ def check_request(config: Config) -> None:
 def check_outputs(config: Config, items: Sequence[Item]) -> None:
     """UserError if the output would overwrite what is read, or cannot be made from these inputs."""
     read = {item.file.resolve() for item in items if item.file}
-    folders, model = {file.parent for file in read}, Path(config.model_path).resolve()
+    folders, model = {file.parent for file in read}, Path(config.model_path)
     if config.annotate and any(file.suffix == ".bin" for file in read):
         raise UserError("annotate: needs images, and these are prepared inputs")
     for key, path, is_read in (("annotate", config.annotate, folders), ("result_dir", config.result_dir, folders),
-                               ("save", config.save, {*read, model, card_path(model)})):
+                               ("save", config.save, {*read, model.resolve(), card_path(model).resolve()})):
         if path and Path(path).resolve() in is_read:
             raise UserError(f"{key}: {path} is read in this run and would be overwritten; choose another place")
 

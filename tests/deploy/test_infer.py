@@ -18,7 +18,7 @@ from PIL import Image
 
 from model_utils.config import get_config
 from model_utils.schema import Preset
-from src.deploy.engines import CellEngine, open_engine, predict
+from src.deploy.engines import open_engine, predict
 from src.deploy.images import decode, prepare, read_image
 from src.deploy.infer import best_guesses, to_predictions
 from src.deploy.model_card import KnownModel
@@ -93,17 +93,6 @@ def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tm
             assert [guess["name"] for guess in row["predictions"]] == [item["name"] for item in first["predictions"]]
             probabilities = [[guess["probability"] for guess in one["predictions"]] for one in (row, first)]
             assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
-
-
-def test_a_network_computes_no_more_images_than_there_are(photo_model: Deployed, images, tmp_path, monkeypatch):
-    """It is compiled for each batch size, so a last batch is filled up; but not beyond the number of inputs."""
-    batches, run = [], CellEngine.run
-    monkeypatch.setattr(CellEngine, "run", lambda engine, images: batches.append(len(images)) or run(engine, images))
-    for source, count in ((images, 5), (images / "b.png", 1)):
-        assert infer(photo_model.checkpoint, source, f"--time_dir={tmp_path}").status == 0
-        assert batches == [count, count]  # the first one compiles
-        assert f"over {count} images" in (tmp_path / "test_perform_static.txt").read_text()
-        batches.clear()
 
 
 def test_images_are_prepared_as_the_model_was_trained(photo_model: Deployed, images):

@@ -44,43 +44,39 @@ def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
     done = device(tmp_path / "w", cifar_model.mindir, "cifar10", cifar_model.data, "y")
     assert done.returncode == 0, done.stderr
     assert counts(tmp_path / "w") == cifar_model.counts
-    assert "'acc': 0." in done.stdout and f"mindspore runs {cifar_model.mindir}" in done.stdout
-    assert "mindspore_lite is not installed" in done.stdout
-    results = sorted((tmp_path / "w" / "result_Files").iterdir())
-    assert len(results) == cifar_model.counts[2] and all(path.name.endswith("_0.bin") for path in results)
+    for words in ("'acc': 0.", f"mindspore runs {cifar_model.mindir}", "mindspore_lite is not installed"):
+        assert words in done.stdout
+    assert len(list((tmp_path / "w" / "result_Files").glob("*_0.bin"))) == cifar_model.counts[2]
     times = (tmp_path / "w" / "time_Result" / "test_perform_static.txt").read_text()
-    assert f"infer_count {cifar_model.counts[2]}\n" in times and "p99" in times
+    assert f"infer_count {cifar_model.counts[2]}\n" in times
 
 
 def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
-    here, expected = tmp_path / "w", cifar_model.counts
+    """Inputs and labels of one call belong together, whatever their folder is called."""
+    here, expected, prepared = tmp_path / "w", cifar_model.counts, tmp_path / "w" / "preprocess_Result"
     done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
                   "--dataset_format=cifar10", **without_mindspore)
     assert done.returncode == 0, done.stderr
-    names = {path.name for path in (here / "preprocess_Result" / "00_data").iterdir()}
+    names = {path.name for path in (prepared / "00_data").iterdir()}
     assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 images, the last file has two
     assert counts(here) == expected
 
-    for data in (cifar_model.data, here / "preprocess_Result", here / "preprocess_Result" / "00_data"):
-        done = device(here, cifar_model.onnx, "cifar10", data, "n", **without_mindspore)
-        assert done.returncode == 0 and counts(here) == expected, (data, done.stderr)
-    assert "preprocess: done" not in done.stdout
-
-
-def test_inputs_and_labels_belong_together_whatever_the_folder_is_called(cifar_model: Deployed, without_mindspore,
-                                                                         tmp_path):
-    here, expected = tmp_path / "w", cifar_model.counts
-    assert device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", **without_mindspore).returncode == 0
-    ours = (tmp_path / "d[1]").mkdir() or tmp_path / "d[1]"
-    for path in [*(here / "preprocess_Result" / "00_data").iterdir(), *(here / "preprocess_Result").glob("*.*")]:
-        shutil.copy(path, ours)
-    for path in (here / "preprocess_Result" / "00_data").iterdir():
-        path.write_bytes(bytes(path.stat().st_size))  # an earlier call's, of other images
-    done = device(here, cifar_model.onnx, "cifar10", ours, "n", "", **without_mindspore)
-    assert done.returncode == 0 and counts(here) == expected, done.stderr
-    next(ours.glob("*.npy")).unlink()
-    done = device(here, cifar_model.onnx, "cifar10", ours, "n", **without_mindspore)
-    assert done.returncode == 2 and f"there is no cifar10_label_ids.npy for {ours}" in done.stderr
+    other = tmp_path / "d[1]"
+    other.mkdir()
+    for path in (*(prepared / "00_data").iterdir(), prepared / "cifar10_label_ids.npy"):
+        shutil.copy(path, other)
+    for data in (cifar_model.data, prepared, prepared / "00_data", other):
+        if data == other:
+            for path in (prepared / "00_data").iterdir():
+                path.write_bytes(bytes(path.stat().st_size))  # must not be used
+        done = device(here, cifar_model.onnx, "cifar10", data, "n", "", **without_mindspore)
+        assert done.returncode == 0, done.stderr
+        assert counts(here) == expected
+        assert "preprocess: done" not in done.stdout
+    (other / "cifar10_label_ids.npy").unlink()
+    done = device(here, cifar_model.onnx, "cifar10", other, "n", **without_mindspore)
+    assert done.returncode == 2
+    assert f"there is no cifar10_label_ids.npy for {other}" in done.stderr
 
 
 def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, run_main, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, run_main, run_python, write_cifar10, write_class_folders
 from launches import environment, free_port, make_table
 
 from model_utils.config import get_config
@@ -101,8 +101,9 @@ def make_models(folder: Path, command: str) -> None:
         (folder / "checkpoints").mkdir(exist_ok=True)
         shutil.copy(checkpoint(folder, "0-150_5004"), folder / "checkpoints")
     if "vgg16.mindir" in command:
-        done = run_main("export", f"--ckpt_file={checkpoint(folder, '0-70_781')}", f"--file_name={folder / 'vgg16'}",
-                        "--file_format=MINDIR", "--device_target=CPU")
+        path = checkpoint(folder, "0-70_781")
+        done = run_python(ROOT / "export.py", f"--ckpt_file={path}", "--file_name=vgg16", "--file_format=MINDIR",
+                          "--device_target=CPU", cwd=folder)
         assert done.status == 0, done
 
 

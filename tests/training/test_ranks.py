@@ -19,7 +19,7 @@ import mindspore
 import numpy as np
 import pytest
 import rank_tasks
-from helpers import ROOT, only_folder, write_class_folders
+from helpers import ROOT, only_folder, weights_of, write_class_folders
 from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN
 
 from model_utils.config import get_config
@@ -72,7 +72,7 @@ class Ranks(NamedTuple):
     def weights(self, name: str, rank: int = 0) -> dict[str, np.ndarray]:
         """The last checkpoint that this rank wrote in a run of `rank_tasks`."""
         written = (only_folder(self.folder / name) / f"ckpt_{rank}").glob("*.ckpt")
-        return {name: value.asnumpy() for name, value in mindspore.load_checkpoint(str(max(written))).items()}
+        return weights_of(max(written))
 
 
 def make_network(*flags: str):

@@ -96,13 +96,12 @@ class Progress(Hook):
 
     def _advance_bar(self, state: TrainState) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit="step", file=sys.stdout,
+            self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit=" steps", file=sys.stdout,
                              dynamic_ncols=True, leave=False)
+        self._bar.set_description(f"epoch {state.epoch}", refresh=False)
+        if state.losses:
+            self._bar.set_postfix_str(f"loss {state.losses[-1]:.4f}", refresh=False)
         self._bar.update(state.step - self._logged_step)
-        rate = self._bar.format_dict["rate"] or 0.0
-        loss = f"{state.losses[-1]:.4f}" if state.losses else "-"
-        self._bar.set_postfix_str(f"epoch {state.epoch}, loss {loss}, lr {state.learning_rate:.2g}, "
-                                  f"{rate * state.images_per_step:.0f} images/s", refresh=False)
 
 
 class PlateauWarning(Hook):

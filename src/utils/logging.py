@@ -7,11 +7,17 @@ import stat
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 NAME = "vgg"
 
 
 class Console(logging.StreamHandler):
     """Standard output. When nobody reads it any more (`| head`), the run goes on and its log file has the rest."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):  # takes a progress bar away while the line is printed
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name
         if isinstance(sys.exc_info()[1], BrokenPipeError):

@@ -172,7 +172,7 @@ def test_two_ranks_with_half_the_batch_train_as_one(job):
 def test_all_ranks_end_with_the_same_bits_resumed_or_not(job, size, name):
     first, *others = [job(size).weights(name, rank) for rank in range(size)]
     assert ("layers.1.moving_mean" in first) == (name == "full")
-    if name == "full":
+    if (size, name) == (2, "full"):
         others.append(job(size).weights("again"))
         logs = [only_folder(job(size).folder / run) / "train.log" for run in ("full", "again")]
         losses = [LOSS.findall(log.read_text()) for log in logs]

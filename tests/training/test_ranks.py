@@ -139,7 +139,7 @@ def test_every_image_counts_once(job, size):
         for result in job(size).results:
             np.testing.assert_array_equal(result[f"counts_{count}"], expected.to_array())
     assert 0 < expected.top1_correct < expected.topk_correct < expected.seen
-    assert np.count_nonzero(expected.confusion.sum(axis=0)) == 10  # every answer is given
+    assert np.count_nonzero(expected.confusion.sum(axis=0)) > 5  # answers are spread over the classes
 
 
 @pytest.mark.parametrize("size", [2, SLOW_3])

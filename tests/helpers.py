@@ -109,6 +109,14 @@ def refusal(*flags: str) -> str:
     return str(error.value)
 
 
+def weights_of(checkpoint: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, as MindSpore reads them."""
+    import mindspore
+
+    values = mindspore.load_checkpoint(str(checkpoint))
+    return {name: value.asnumpy() for name, value in values.items() if isinstance(value, mindspore.Parameter)}
+
+
 class Outcome(NamedTuple):
     """What a user sees of a command."""
 

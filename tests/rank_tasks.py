@@ -22,7 +22,7 @@ from model_utils.errors import UserError  # noqa: E402
 from src.utils.signals import StopSignals  # noqa: E402
 
 FLAGS = (*TINY, "--dataset=synthetic", "--num_parallel_workers=1", "--warmup_epochs=0", "--log_interval=1")
-EVAL_COUNTS, EVAL_BATCH = (1, 65, 300), 64
+EVAL_COUNTS, EVAL_BATCH = (1, 65), 16
 GLOBAL_BATCH, STEPS = 32, 5
 PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--initialize_mode=KaimingNormal",
          "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1",
@@ -99,10 +99,11 @@ def talk(rank: Rank) -> dict[str, np.ndarray]:
 
 def main(folder: Path, rank: Rank) -> None:
     results = evaluate_counts(folder, rank) | talk(rank)
-    if GLOBAL_BATCH % rank.world_size == 0:
+    if rank.world_size < 3:
         train(folder / "plain", rank, *PLAIN, f"--batch_size={GLOBAL_BATCH // rank.world_size}")
-    train(folder / "full", rank, *FULL)
     if rank.world_size > 1:
+        train(folder / "full", rank, *FULL)
+    if rank.world_size == 2:
         resume_last_step(folder, rank)
         results["refusal"] = break_off(folder, rank)
     np.savez(folder / f"rank_{rank.rank}.npz", size=rank.world_size, **results)

@@ -173,8 +173,8 @@ def test_export_and_other_devices_keep_plain_operations():
     assert not any(isinstance(cell, (SmallMapConv, RepeatableDropout)) for _, cell in exported.cells_and_names())
 
 
-@pytest.mark.parametrize("level", [pytest.param("O1", marks=pytest.mark.slow), "O2",
-                                   pytest.param("O3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 def test_half_precision_which_rewrites_the_network_still_trains(tmp_path, level):
     """In a process of its own: O1 writes a rewritten network into the current folder and imports it."""
     outcome = run_python(str(ROOT / "train.py"), *TINY, "--dataset=synthetic", "--synthetic_train_images=16",

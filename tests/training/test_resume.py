@@ -12,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import mindspore
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, only_folder, run_main, run_python, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, only_folder, run_main, run_python, weights_of, write_cifar10, write_class_folders
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -78,7 +77,7 @@ def plain(data, tmp_path_factory):
 
 
 def weights(folder, name=LAST):
-    return {key: value.asnumpy() for key, value in mindspore.load_checkpoint(str(folder / "ckpt_0" / name)).items()}
+    return weights_of(folder / "ckpt_0" / name)
 
 
 def state_of(folder, step):
@@ -293,11 +292,11 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(plain, tmp_
     assert state_of(folder, 4)["global_step"].item() == 4  # where the optimizer looks up its next rate
 
 
-def test_a_forced_momentum_takes_effect_and_dropout_may_be_switched(reference, tmp_path):
-    folder = reference.stopped_after(5, tmp_path)
-    reference.resumed(folder, "--has_dropout=False", "--resume_force", "--max_train_steps=6")
-    reference.resumed(folder, "--momentum=0.5", "--resume_force")
-    assert not np.array_equal(weights(folder)[HEAD], weights(reference.folder)[HEAD])
+def test_a_forced_momentum_takes_effect_and_dropout_may_be_switched(plain, tmp_path):
+    folder = plain.stopped_after(5, tmp_path)
+    plain.resumed(folder, "--has_dropout=True", "--resume_force", "--max_train_steps=6")
+    plain.resumed(folder, "--momentum=0.5", "--resume_force")
+    assert not np.array_equal(weights(folder)[HEAD], weights(plain.folder)[HEAD])
 
 
 def test_an_epoch_that_the_end_of_the_run_cut_is_finished_by_a_longer_one(plain, tmp_path):

@@ -47,7 +47,8 @@ def ignore() -> None:
 
 
 @pytest.mark.parametrize(("number", "status", "options"), [
-    (signal.SIGINT, 130, {}), (signal.SIGHUP, 129, {}), (signal.SIGTERM, 143, {"preexec_fn": ignore})])
+    (signal.SIGINT, 130, {}), pytest.param(signal.SIGHUP, 129, {}, marks=pytest.mark.slow),
+    (signal.SIGTERM, 143, {"preexec_fn": ignore})])
 def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, number, status, options):
     with long_run(data, tmp_path, **options) as run:
         run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed

@@ -14,8 +14,8 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.crossentropy import CrossEntropy
 from src.data.base import Reader
-from src.data.build_data import build_reader
-from src.dataset import Augmentation, create_dataset, steps_per_epoch
+from src.data.formats import build_reader
+from src.dataset import create_dataset, steps_per_epoch
 from src.training.cpu_layers import repeatable_dropout
 from src.training.nesterov import NesterovStep
 from src.training.optimizer import freeze, speed_up_head
@@ -31,10 +31,6 @@ from src.weights.load import fill, match_weights, read_weights, report
 SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
 
 
-def build_augmentation(config: Config) -> Augmentation | None:
-    return Augmentation(config.scale, config.ratio, config.hflip, config.cutout) if config.augment else None
-
-
 class TrainData(NamedTuple):
     """The training images of this rank, epoch by epoch."""
 
@@ -48,10 +44,7 @@ class TrainData(NamedTuple):
 
         These are made and dropped, so that the random operations stand where they stood.
         """
-        config = self.config
-        dataset = create_dataset(self.reader, config.preset, self.shard, batch_size=config.batch_size,
-                                 seed=config.seed, epoch=epoch, augmentation=build_augmentation(config),
-                                 on_bad_image=config.on_bad_image, steps=self.steps_per_epoch)
+        dataset = create_dataset(self.config, self.reader, self.shard, epoch, self.steps_per_epoch)
         return dataset.skip(done_steps) if done_steps else dataset
 
 

@@ -10,12 +10,11 @@ import cv2
 import mindspore
 import numpy as np
 from helpers import TINY, Outcome, run_main, write_cifar10, write_class_folders, write_image
-from packed import eval_batches
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
 from src import build
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -69,7 +68,7 @@ def spread_answers(checkpoint: Path, data: Path, *flags: str) -> None:
     model = build.ModelLoader(asked, set_up_device(asked)).load(checkpoint)
     config, network = model.config, model.network
     reader = build_reader(config, "test")
-    images = np.concatenate([images for images, _ in eval_batches(reader, preset=config.preset)])
+    images = np.concatenate([images for images, _ in eval_batches(config, reader)])
     head = network.parameters_dict()
     weights = np.random.RandomState(3).randn(*head["classifier.6.weight"].shape)
     head["classifier.6.weight"].set_data(mindspore.Tensor(weights, mindspore.float32))

@@ -11,7 +11,7 @@ from model_utils.device_adapter import set_up_device
 from scripts.benchmarks.fresh import memory, scaling, startup
 from scripts.benchmarks.measure import Contender, Contenders, Task, make_folder, seconds_per_call
 from scripts.benchmarks.operators import operators
-from scripts.benchmarks.pipelines import formats, pipeline
+from scripts.benchmarks.pipelines import pipeline
 from scripts.benchmarks.roofline import forward_gflop, matmul, step_gflop
 from scripts.benchmarks.torch_pair import torch_contenders
 from scripts.benchmarks.training import bare_step, random_batch, real_batch, set_up, train_loop
@@ -132,19 +132,19 @@ def evaluating(task: Task) -> Contenders:
     from mindspore import Tensor
 
     from src import build
-    from src.data.build_data import build_reader
+    from src.data.formats import build_reader
     from src.dataset import create_eval_dataset, steps_per_epoch
     from src.evaluation.evaluate import evaluate
 
     network, reader = build.build_network(config, rank).set_train(False), build_reader(config, "test")
-    preset, shard, size = config.preset, rank, config.batch_size
+    size = config.batch_size
+    config = config.taking({"per_batch_size": size}, "--what=evaluating")
     steps_per_epoch(reader, batch_size=2 * size, world_size=1)  # the first batch and another: an error if there are not
-    images = create_eval_dataset(reader, preset, shard, batch_size=size)
+    images = create_eval_dataset(config, reader, rank)
     batch = Tensor(next(images.create_tuple_iterator(num_epochs=1, output_numpy=True))[0])
 
     def evaluation() -> float:
-        done = evaluate(network, reader, preset, shard, batch_size=size, num_classes=config.num_classes,
-                        max_batches=task.steps + 1)
+        done = evaluate(config, network, reader, rank, max_batches=task.steps + 1)
         return size / done.images_per_s
 
     bare = partial(seconds_per_call, lambda: network(batch).asnumpy(), task.steps)
@@ -155,9 +155,9 @@ def evaluating(task: Task) -> Contenders:
 TASKS: dict[str, Callable[[Task], Contenders]] = {
     "steps": steps, "forward": forward, "evaluating": evaluating, "pipeline": pipeline, "saving": saving,
     "loading": loading, "startup": startup, "memory": memory, "matmul": matrix_product, "freezing": freezing,
-    "operators": operators, "formats": formats, "deploying": deploying, "scaling": scaling}
+    "operators": operators, "deploying": deploying, "scaling": scaling}
 
-# `all`, but for those that want class folders (formats) or much time (freezing, deploying, scaling, operators), and for
+# `all`, but for those that take much time (freezing, deploying, scaling, operators), and for
 # matmul, which runs beside steps and forward anyway.
 ALL = ("steps", "forward", "evaluating", "pipeline", "saving", "loading", "startup", "memory")
 

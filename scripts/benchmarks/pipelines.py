@@ -3,22 +3,10 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from model_utils.device_adapter import set_up_device
-from model_utils.schema import Config
-from scripts.benchmarks.measure import Contender, Contenders, Task, make_folder
-from src.data import packing
-from src.data.base import Reader
-from src.data.folder import FolderReader
-from src.data.formats import FORMATS, Wanted
-from src.data.list_file import LIST_FILES
-from src.data.packing import Piece
-from src.data.parallel import cut
-
-SHARDS = 2
+from scripts.benchmarks.measure import Contender, Contenders, Task
 
 
 class Pipeline:
@@ -52,7 +40,7 @@ def pipeline(task: Task) -> Contenders:
     """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, config = set_up_device(task.config), task.config
     from src import build
-    from src.data.build_data import build_reader
+    from src.data.formats import build_reader
     from src.dataset import create_eval_dataset
     from src.utils.sampler import eval_shard
 
@@ -68,64 +56,7 @@ def pipeline(task: Task) -> Contenders:
     steps = -(-images // size)
 
     def evaluation(_epoch: int) -> Any:
-        return create_eval_dataset(test, config.preset, rank._replace(
-            rank=0, world_size=ranks), batch_size=size)
+        return create_eval_dataset(config.taking({"per_batch_size": size}, "--what=pipeline"), test,
+                                   rank._replace(rank=0, world_size=ranks))
 
     return {**contenders, "evaluation": _contender(evaluation, steps, images / steps)}
-
-
-def formats(task: Task) -> Contenders:
-    """The training pipeline of the class folders in `data_dir` and of the same images in every other format."""
-    folder = make_folder(task)
-    readers, rank, config = pack(task.config, folder), set_up_device(task.config), task.config
-    from src.build import build_augmentation
-    from src.dataset import create_dataset, steps_per_epoch
-
-    preset, shard = config.preset, rank
-    first = next(iter(readers.values()))
-    steps = steps_per_epoch(first, batch_size=config.batch_size, world_size=1, limit=task.steps)
-
-    def create(reader: Reader, epoch: int) -> Any:
-        return create_dataset(reader, preset, shard, batch_size=config.batch_size, seed=config.seed, epoch=epoch,
-                              augmentation=build_augmentation(config), steps=steps)
-
-    every = {**readers, "class folders, by ImageFolderDataset": MindDataFolder(first)}
-    return {name: _contender(partial(create, reader), steps, config.batch_size) for name, reader in every.items()}
-
-
-def pack(config: Config, folder: Path) -> dict[str, Reader]:
-    """Readers of the training images in every format; the list points to the images where they are."""
-    source = FolderReader(Path(config.data_dir or ""), "train")
-    readers: dict[str, Reader] = {"class folders": source}
-    wanted = Wanted(len(source.class_names), photos=True)
-    (folder / "list").mkdir(parents=True)
-    (folder / "list/train").symlink_to(source.folder.resolve())
-    names = (f"train/{Path(source.file(index)).relative_to(source.folder)}" for index in range(len(source)))
-    packing.write_lines(folder / "list" / LIST_FILES["train"],
-                        (f"{name} {label}" for name, label in zip(names, source.labels.tolist(), strict=True)))
-    for to in ("tfrecord", "mindrecord"):
-        for number, part in enumerate(cut(range(len(source)), SHARDS)):
-            packing.write_piece(source, lambda: None, folder / to, to, "train", Piece(number, SHARDS, part))
-    for name, title in (("list", "list file"), ("tfrecord", "TFRecord shards"), ("mindrecord", "MindRecord files")):
-        readers[title] = FORMATS[name].open(folder / name, "train", wanted)
-    return readers
-
-
-class MindDataFolder:
-    """The class folders as MindSpore's own ImageFolderDataset reads them, for comparison."""
-
-    photos = encoded = True
-    traffic = None
-
-    def __init__(self, source: FolderReader) -> None:
-        self.labels, self.source, self._folder = source.labels, source.source, source.folder
-        self._indices = {name: number for number, name in enumerate(source.class_names)}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def open(self, sampler: Any, workers: int, *, follow: bool = False) -> Any:
-        import mindspore.dataset as ds
-
-        return ds.ImageFolderDataset(str(self._folder), sampler=sampler, class_indexing=self._indices,
-                                     num_parallel_workers=workers)

@@ -14,7 +14,7 @@ TITLES = {
     "steps": "Training steps", "forward": "Forward pass", "evaluating": "Evaluation", "pipeline": "Data pipeline",
     "saving": "Saving", "loading": "Loading", "startup": "Start-up", "memory": "Peak memory",
     "matmul": "Matrix product", "operators": "Forward and backward of each layer",
-    "freezing": "Training a part of the network", "formats": "Data formats", "deploying": "Exported models",
+    "freezing": "Training a part of the network", "deploying": "Exported models",
     "scaling": "Several ranks"}
 MARKED = re.compile(r"(<!-- scripts/benchmark\.py --table (.+?) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}

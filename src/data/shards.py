@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.base import split_folders
 from model_utils.errors import UserError
+from src.data.base import split_folders
 from src.utils.util import listed
 
 SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}
@@ -19,10 +19,10 @@ def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
 
 
 def find_shards(data_dir: Path, split: str, endings: str) -> list[Path]:
-    """The files of a split in their order, by the split's word in their name; in the split's own folder any name does.
+    """The files of a split in their order: their names have the word of the split, or they are in the split's folder.
 
-    `endings` is a regular expression for what comes behind the word. UserError if some of a numbered set are missing,
-    or there are several sets.
+    `endings` is a regular expression for what comes after the word. UserError if some of a numbered set are missing,
+    or if there are several sets.
     """
     for word in SPLIT_WORDS[split]:
         files = _matching(data_dir, rf"(?:.*[-_.])?{word}(?:{endings})")

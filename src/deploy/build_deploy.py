@@ -11,8 +11,8 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
 from src.data.base import SPLIT_FOLDERS, Reader
-from src.data.build_data import build_reader, check_kind, check_numbering
 from src.data.cifar10 import CLASS_NAMES
+from src.data.formats import build_reader, check_kind, check_numbering
 from src.data.list_file import LIST_FILES
 from src.deploy.images import ImageError, decode, find_images, read_list, unique_names
 from src.deploy.infer import Item, image_item, image_items, prepared_items

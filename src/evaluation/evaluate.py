@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
-from model_utils.schema import Preset
+from model_utils.schema import Config
 from src.data.base import Reader
 from src.data.broken_images import naming_bad_images
 from src.dataset import create_eval_dataset
@@ -47,24 +47,23 @@ class Pace:
             self.images_per_s = self._images / (now - self._start)
 
 
-def evaluate(network: nn.Cell, reader: Reader, preset: Preset, shard: Rank, *, batch_size: int, num_classes: int,
-             max_batches: int = -1, on_bad_image: str = "error",
+def evaluate(config: Config, network: nn.Cell, reader: Reader, shard: Rank, *, max_batches: int = -1,
              on_batch: Callable[[int], Any] = lambda images: None) -> Evaluation:
     """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
 
     Each rank ends after `max_batches` where that is not -1. UserError on every rank for a image that cannot be read;
     those that `on_bad_image` leaves out are not counted, and at least one must be left.
     """
-    dataset = create_eval_dataset(reader, preset, shard, batch_size=batch_size, on_bad_image=on_bad_image)
+    dataset = create_eval_dataset(config, reader, shard)
     if dataset and max_batches > 0:
         dataset = dataset.take(max_batches)
-    counts, pace, problem = Counts.empty(num_classes), Pace(), None
+    counts, pace, problem = Counts.empty(config.num_classes), Pace(), None
     was_training = network.training
     network.set_train(False)
     try:
         with naming_bad_images(reader):
             for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
-                logits = network(Tensor(fill_batch(images, batch_size))).asnumpy()
+                logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
                 counts.update(logits[:len(labels)].astype(np.float32), labels)
                 pace.count(len(labels))
                 on_batch(len(labels))

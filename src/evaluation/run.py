@@ -67,7 +67,7 @@ def load_each(config: Config, loader: Any, paths: Sequence[Path], misfits: list[
     """
     from model_utils.errors import UserError
     from src.data.base import NoDataError
-    from src.data.build_data import build_reader, check_numbering, data_folder
+    from src.data.formats import build_reader, check_numbering, data_folder
     from src.weights.checkpoint import fingerprint
 
     if config.dataset != "synthetic":
@@ -110,7 +110,7 @@ def check_same(values: Sequence[int], rank: Rank) -> None:
 def check_model(model: Any) -> None:
     """UserError if there is nothing to count, or the network learnt another kind of images."""
     from model_utils.errors import UserError
-    from src.data.build_data import check_kind
+    from src.data.formats import check_kind
 
     if not model.config.include_top:
         raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")

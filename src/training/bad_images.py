@@ -13,10 +13,10 @@ FATE = {"skip": "left out", "replace": "replaced by others"}
 
 def report_lost(reader: Reader, when: str, fate: str, world_size: int) -> None:
     """Log how many images of all ranks could not be read, and this rank's by name. A meeting point of all ranks."""
-    lost = reader.traffic.take_lost() if reader.traffic else []
+    lost = reader.tracker.take_lost() if reader.tracker else []
     total = int(sum_integers(np.array([len(lost)]), world_size)[0])
     if total:
-        names = f":\n{reader.traffic.describe(lost)}" if lost else ""
+        names = f":\n{reader.tracker.describe(lost)}" if lost else ""
         get_logger().warning("warning: %d image%s could not be read %s and %s %s%s", total,
                              "s" if total > 1 else "", when,
                              "were" if total > 1 else "was", fate, names)

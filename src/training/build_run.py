@@ -89,15 +89,12 @@ def size_of(log: Path) -> int:
 
 def build_evaluation(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Callable[[], Evaluation]:
     """A call that evaluates the network as it is then, and logs the result."""
-    preset, shard = config.preset, rank
     show_bar = rank.rank == 0 and sys.stdout.isatty()
 
     def run() -> Evaluation:
         with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
                   disable=not show_bar) as bar:
-            evaluation = evaluate(network, reader, preset, shard, batch_size=config.eval_batch_size,
-                                  num_classes=config.num_classes, max_batches=config.eval_step_per_epoch,
-                                  on_bad_image=config.on_bad_image,
+            evaluation = evaluate(config, network, reader, rank, max_batches=config.eval_step_per_epoch,
                                   on_batch=lambda images: bar.update(images * rank.world_size))
         if config.on_bad_image != "error":
             report_lost(reader, "in the evaluation", "not counted", rank.world_size)

@@ -17,7 +17,7 @@ from src import build
 from src.build import set_step
 from src.data.base import NoDataError
 from src.data.broken_images import naming_bad_images
-from src.data.build_data import build_reader, note_on_test_set
+from src.data.formats import build_reader, note_on_test_set
 from src.evaluation.metrics import top_k
 from src.training import build_run, saving
 from src.training import hooks as callbacks

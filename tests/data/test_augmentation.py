@@ -10,7 +10,7 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src.weights.model_info import ModelInfo
 from src.build import build_network, build_train_data
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from src.weights.agree import agree_with_weights, open_pre_trained
 from src.weights.checkpoint import save_checkpoint
 from src.weights.load import read_weights

@@ -9,7 +9,7 @@ import pytest
 from helpers import TEST_COUNT, TRAIN_COUNT, write_cifar10, write_class_folders, write_image
 
 from model_utils.config import get_config
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from model_utils.device_adapter import Rank
 from src.dataset import Augmentation, create_dataset, create_eval_dataset, steps_per_epoch
 from model_utils.schema import Preset

@@ -26,7 +26,7 @@ from helpers import write_cifar10, write_class_folders, write_image
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from src.build import build_train_data
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from model_utils.device_adapter import Rank
 from src.dataset import create_dataset
 from src.data.list_file import ListReader

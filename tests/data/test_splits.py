@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY, run_main, write_cifar10, write_class_folders
 
 from model_utils.config import get_config
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from model_utils.errors import UserError
 
 FLAGS = ("--dataset=imagenet2012", "--num_classes=2", "--device_target=CPU")

@@ -14,7 +14,7 @@ from PIL import Image
 from model_utils.errors import UserError
 from model_utils.schema import Preset
 from src.data.broken_images import image_problem
-from src.dataset import image_transforms
+from src.dataset import eval_transforms
 from src.deploy.images import (
     ImageError,
     annotate,
@@ -60,7 +60,7 @@ def with_mindspore(data: bytes | np.ndarray, preset: Preset, *, photos: bool, en
     """The input that `src/dataset.py` makes of a image for an evaluation."""
     stored = np.frombuffer(data, np.uint8) if encoded else data
     rows = ds.NumpySlicesDataset(([stored],), ["image"], shuffle=False)
-    rows = rows.map(image_transforms(preset, None, photos=photos, encoded=encoded), "image")
+    rows = rows.map(eval_transforms(preset, photos=photos, encoded=encoded), "image")
     return next(rows.create_tuple_iterator(num_epochs=1, output_numpy=True))[0]
 
 

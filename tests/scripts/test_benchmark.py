@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from helpers import ROOT, TINY, Outcome, run_main, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, Outcome, run_main, write_cifar10
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
@@ -127,14 +127,6 @@ def test_the_pipeline_of_every_preset(tmp_path):
     [result] = record["results"]
     assert list(result["rows"]) == ["training, with augmentation", "training, without augmentation", "evaluation"]
     assert all("images_per_s" in row and "cpu_ms" in row for row in result["rows"].values())
-
-
-def test_every_format_holds_the_images_of_the_class_folders(tmp_path):
-    write_class_folders(tmp_path / "data", splits=("train",))
-    [result] = measured(tmp_path, *TINY, "--dataset=imagenet2012", "--num_classes=3", f"--data_dir={tmp_path / 'data'}",
-                        "--batch_size=4", "--what=formats")["results"]
-    assert list(result["rows"]) == ["class folders", "list file", "TFRecord shards", "MindRecord files",
-                                    "class folders, by ImageFolderDataset"]
 
 
 def test_loading_makes_a_checkpoint_where_none_is_given(tmp_path):

@@ -24,8 +24,7 @@ from model_utils.device_adapter import set_up_device
 from scripts.job import Job
 from scripts.launch import cluster_job
 from src import build
-from src.data.build_data import build_reader
-from src.data.synthetic import SyntheticReader
+from src.data.formats import build_reader
 from src.evaluation.metrics import Counts
 from src.weights.checkpoint import save_checkpoint
 from src.weights.checkpoint_file import read_file
@@ -151,7 +150,8 @@ def expected(given) -> dict[int, np.ndarray]:
     """The counters of each set of images, from logits of all of them in a single batch."""
     _, network = make_network(*PLAIN)
     mindspore.load_param_into_net(network, mindspore.load_checkpoint(str(given)))
-    readers = [SyntheticReader("test", count) for count in EVAL_COUNTS]
+    readers = [build_reader(get_config(["--dataset=synthetic", f"--synthetic_test_images={count}"]), "test")
+               for count in EVAL_COUNTS]
     logits = network(pixels(np.concatenate([reader.images for reader in readers]))).asnumpy()
     parts = np.split(logits, np.cumsum(EVAL_COUNTS)[:-1])
     return {len(reader): counted_by_hand(part, reader.labels).to_array()

@@ -16,7 +16,7 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from src import build
-from src.data.synthetic import SyntheticReader
+from src.data.formats import build_reader
 from src.training import build_run
 from src.training import loop as train
 from src.training.saving import SaveCheckpoints
@@ -276,7 +276,7 @@ def test_is_save_on_master_leaves_checkpoints_to_rank_0(tmp_path, monkeypatch, f
     monkeypatch.setattr(build_run, "build_saver", lambda *args: None)
     monkeypatch.setattr(build_run, "build_state_saver", lambda *args: None)
     network = build.build_network(settings, CPU)
-    data = SimpleNamespace(reader=SyntheticReader("test", 10))
+    data = SimpleNamespace(reader=build_reader(settings, "test"))
     state = TrainState(1, np.zeros(1, np.float32), 1)
     parts = train.Parts(settings, [], data, None, network, None, state)
     saving = []

@@ -27,9 +27,8 @@ from mindspore import nn
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
-from model_utils.schema import Preset
 from src import build
-from src.data.cifar10 import Cifar10Reader
+from src.data.formats import build_reader
 from src.evaluation.evaluate import evaluate as count
 from src.training.loop import train
 from src.weights.checkpoint import save_checkpoint
@@ -241,8 +240,8 @@ def test_eval_counts_every_image_as_numpy_does(run, tmp_path):
 def test_an_evaluation_leaves_the_network_in_its_mode(cifar, training):
     """Or a run would go on without dropout, and with BatchNorm frozen."""
     network = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 32 * 32, 10)).set_train(training)
-    preset = Preset((32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    counts = count(network, Cifar10Reader(cifar.folder, "test"), preset, Rank(0, 1, 1), batch_size=16, num_classes=10)
+    config = get_config([f"--data_dir={cifar.folder}", "--image_size=32", "--batch_size=16"])
+    counts = count(config, network, build_reader(config, "test"), Rank(0, 1, 1))
     assert counts.counts.seen == TEST_COUNT
     assert network.training is training
 

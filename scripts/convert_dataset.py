@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model_utils.config import get_config  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
-from model_utils.schema import DATASETS, Config  # noqa: E402
+from model_utils.schema import Config  # noqa: E402
 from src.data.base import NoDataError, Reader, raise_problems  # noqa: E402
 from src.data.broken_images import image_problem  # noqa: E402
 from src.data.class_names import FILE as CLASS_NAMES  # noqa: E402
@@ -146,8 +146,6 @@ def verify(config: Config, split: str, reader: Reader, kept: list[int], folder: 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write a split to a hidden folder inside the output folder, verify it, and move it to its place."""
     output, left_out = options.output, []
-    if FORMATS[options.to].find(output, split):
-        raise UserError(f"{output}: holds {NAMES[split]} data already; name another folder")
     partial_folder = output / f".convert_dataset.{split}"
     shutil.rmtree(partial_folder, ignore_errors=True)  # of a call that was killed
     partial_folder.mkdir(parents=True)
@@ -191,31 +189,32 @@ def list_in_place(config: Config, split: str, reader: Reader) -> None:
 def run(options: argparse.Namespace, config: Config) -> None:
     if options.shards < 0:
         raise UserError(f"--shards: must be positive, not {options.shards}")
-    if config.dataset not in DATASETS or config.data_dir is None:
-        raise UserError("--data_dir=FOLDER names the data to convert, --dataset=cifar10 or imagenet2012 its kind")
     if options.output is None and options.to != "list":
         raise UserError(f"--output=FOLDER: is needed to write {options.to}")
     readers, missing = {}, None
     for split in (options.split,) if options.split else ("train", "test"):
         try:
             readers[split] = build_reader(config, split, lenient=True)
-            raise_problems(readers[split].problems)
         except NoDataError as error:
             missing = missing or error
     if not readers:
         raise missing
-    first, last = next(iter(readers.values())), list(readers.values())[-1]
-    check_classes(last, first.class_names)
+    for split, reader in readers.items():
+        raise_problems(reader.problems)
+        check_classes(reader, next(iter(readers.values())).class_names)
+        if options.output and reader.file(0):
+            output, source = options.output.resolve(), Path(config.data_dir).resolve()
+            folders = [folder.parent.resolve() for folder in reader.folders] if isinstance(reader, FolderReader) else []
+            if output == source or set(folders) & {output, *output.parents}:
+                raise UserError(f"--output: {options.output} is in the folder that is read; name another one")
+        if options.output and FORMATS[options.to].find(options.output, split):
+            raise UserError(f"{options.output}: holds {NAMES[split]} data already; name another folder")
     for split, reader in readers.items():
         if options.output is None:
             list_in_place(config, split, reader)
-            continue
-        output = options.output.resolve()
-        if output == Path(config.data_dir).resolve() or isinstance(reader, FolderReader) and (
-                reader.folders[0].parent.resolve() in output.parents):
-            raise UserError(f"--output: {options.output} is in the folder that is read; name another one")
-        with writing(options.output):
-            convert(config, split, reader, options)
+        else:
+            with writing(options.output):
+                convert(config, split, reader, options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import socket
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -70,7 +71,7 @@ def unpack(archive: Path, folder: Path, *, md5: str, source: str) -> None:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{source}: cannot be unpacked: {error}") from None
 
 

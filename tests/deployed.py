@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import mindspore
 import numpy as np
-from helpers import TINY, Outcome, run_main, write_cifar10, write_class_folders, write_image
+from helpers import TINY, Outcome, eval_batches, run_main, write_cifar10, write_class_folders, write_image
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device

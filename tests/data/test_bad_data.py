@@ -5,9 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from packed import train_here
-
-from src.data.tf_example import encode_example, frame
+from helpers import encode_example, frame, train_here
 
 
 def refused(*flags: str) -> str:
@@ -39,8 +37,7 @@ def test_a_wrong_line_of_a_list(copy_of, line, said):
 def test_many_wrong_lines_of_a_list(copy_of):
     (copy_of("folder") / "train_list.txt").write_text("\n".join(f"absent/{number}.png 0" for number in range(9)))
     message = refused()
-    assert "train_list.txt:1: " in message and "train_list.txt:5: " in message and "train_list.txt:6" not in message
-    assert "and 4 more" in message
+    assert "train_list.txt:5: " in message and "train_list.txt:6" not in message and "and 4 more" in message
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])

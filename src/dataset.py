@@ -17,16 +17,16 @@ BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.con
                    "skip": ds.config.ErrorSamplesMode.SKIP}
 
 
-def _interpolation(preset: Preset) -> Inter:
-    return Inter[INTERPOLATIONS[preset.interpolation]]
+def _resize(preset: Preset, size: int | tuple[int, int]) -> Callable:
+    return vision.Resize(size, Inter[INTERPOLATIONS[preset.interpolation]])
 
 
 def _decode_small(*, encoded: bool) -> list[Callable]:
     return [vision.Decode(), vision.Resize(SMALL)] if encoded else []
 
 
-def _resize_small(preset: Preset) -> list[Callable]:
-    return [] if preset.image_size == SMALL else [vision.Resize(preset.image_size, _interpolation(preset))]
+def _enlarge(preset: Preset) -> list[Callable]:
+    return [] if preset.image_size == SMALL else [_resize(preset, preset.image_size)]
 
 
 def _normalize(preset: Preset) -> list[Callable]:
@@ -40,11 +40,9 @@ def _flip(probability: float) -> Callable:
 
 
 def _cutout(side: int) -> list[Callable]:
-    """A black square, in pixels of the network's input; independent of the crop because it is chosen at random from
-    two equal operations: a single `CutOut` would draw the same numbers as the crop (see `_flip`)."""
-    if not side:
-        return []
-    return [vision.RandomSelectSubpolicy([[(vision.CutOut(side), 1.0)] for _ in range(2)])]
+    """A black square in the network's input. Independent of the crop because chance chooses one of two equal
+    operations: a single `CutOut` would draw the same numbers as the crop (see `_flip`)."""
+    return [vision.RandomSelectSubpolicy([[(vision.CutOut(side), 1.0)] for _ in range(2)])] if side else []
 
 
 def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Callable]:
@@ -53,22 +51,21 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
     if not config.augment:
         return eval_transforms(preset, photos=photos, encoded=encoded)
     if photos:
-        crop = vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio, _interpolation(preset))
-        geometry = [crop, _flip(config.hflip)]
+        crop = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
+                                              Inter[INTERPOLATIONS[preset.interpolation]])]
     else:
-        geometry = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4)), _flip(config.hflip),
-                    *_resize_small(preset)]
-    return [*geometry, *_cutout(config.cutout), *_normalize(preset)]
+        crop = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4))]
+    enlarge = [] if photos else _enlarge(preset)
+    return [*crop, _flip(config.hflip), *enlarge, *_cutout(config.cutout), *_normalize(preset)]
 
 
 def eval_transforms(preset: Preset, *, photos: bool, encoded: bool) -> list[Callable]:
     """The operations on one image of an evaluation."""
     if photos:
-        geometry = [vision.Decode(), vision.Resize(preset.short_side, _interpolation(preset)),
-                    vision.CenterCrop(preset.image_size)]
+        middle = [vision.Decode(), _resize(preset, preset.short_side), vision.CenterCrop(preset.image_size)]
     else:
-        geometry = [*_decode_small(encoded=encoded), *_resize_small(preset)]
-    return [*geometry, *_normalize(preset)]
+        middle = [*_decode_small(encoded=encoded), *_enlarge(preset)]
+    return [*middle, *_normalize(preset)]
 
 
 def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, workers: int,

@@ -180,8 +180,8 @@ def example_class() -> type:
             "Features": [("feature", message, 3, "Entry")], "Example": [("features", message, 1, "Features")]}.items():
         kind = file.message_type.add(name=name)
         for number, (field, type_number, label, type_name) in enumerate(fields, start=1):
-            kind.field.add(name=field, number=number, type=type_number, label=label,
-                           type_name=f".tf.{type_name}" if type_name else "")
+            named = {"type_name": f".tf.{type_name}"} if type_name else {}
+            kind.field.add(name=field, number=number, type=type_number, label=label, **named)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))

@@ -23,11 +23,7 @@ class NoDataError(UserError):
 
 
 class Reader:
-    """The images of one split, in a fixed order. The constructor of a stored format takes (config, split).
-
-    `open` gives a MindData pipeline with the columns image and label. An image is encoded (JPEG, PNG and so on), or an
-    H x W x 3 array; all arrays of a reader have one size. Needs no MindSpore until `open`.
-    """
+    """The images of one split, in a fixed order. Needs no MindSpore until `open`."""
 
     photos = False  # of any size, and cropped; else small images of one size
     encoded = False
@@ -43,6 +39,7 @@ class Reader:
         return len(self.labels)
 
     def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
+        """A MindData pipeline with the columns image and label: encoded images, or H x W x 3 arrays of one size."""
         raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mindspore.dataset import MindDataset
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.mindrecord\d*"
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "data"), ("label",)
+IMAGE_COLUMNS, LABEL_COLUMN = ("image", "data"), "label"
 EXPECTED = """    data_dir/
       train.mindrecord, val.mindrecord       or numbered sets: train-00000-of-00004.mindrecord, train.mindrecord0 ...,
       train.mindrecord.db, val...db          each with its .db; columns image (or data) and label, labels from 0"""
@@ -32,15 +32,6 @@ def looked_for(split: str) -> list[str]:
 
 def find(data_dir: Path, split: str) -> list[Path] | None:
     return find_shards(data_dir, split, ENDINGS) or None
-
-
-def _check_files(paths: Sequence[Path]) -> None:
-    for path in paths:
-        index = path.with_name(f"{path.name}.db")
-        if not path.stat().st_size:
-            raise UserError(f"{path}: is empty")
-        if not index.is_file():
-            raise UserError(f"{path}: its index {index.name} is missing; a MindRecord file cannot be read without it")
 
 
 def _reason(error: Exception) -> str:
@@ -66,25 +57,25 @@ def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDa
         raise UserError(f"{paths[0]}: cannot be read as MindRecord: {_reason(error)}") from None
 
 
-def _choose(found: Sequence[str], wanted: Sequence[str], path: Path) -> str:
-    column = next((name for name in wanted if name in found), None)
-    if column is None:
-        raise UserError(f"{path}: has no column {' or '.join(wanted)}; its columns: {', '.join(found)}")
-    return column
-
-
 class MindRecordReader(EncodedReader):
     """All rows of a split, in the order of its files; labels count from 0."""
 
     def __init__(self, config: Config, split: str) -> None:
         paths = find(Path(config.data_dir), split)
-        _check_files(paths)
+        for path in paths:
+            if not path.stat().st_size:
+                raise UserError(f"{path}: is empty")
+            if not path.with_name(f"{path.name}.db").is_file():
+                raise UserError(f"{path}: its index {path.name}.db is missing; the file cannot be read without it")
         self._paths = paths
         columns = _open(paths[:1]).get_col_names()
-        image, label = _choose(columns, IMAGE_COLUMNS, paths[0]), _choose(columns, LABEL_COLUMNS, paths[0])
+        image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+        if image is None or LABEL_COLUMN not in columns:
+            raise UserError(f"{paths[0]}: needs the columns {' or '.join(IMAGE_COLUMNS)}, and {LABEL_COLUMN}; its "
+                            f"columns: {', '.join(columns)}")
         self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])  # of the rows of each file
         self._dataset, self._lock = _open(paths, [image]), Lock()
-        labels = self._read_labels(label)
+        labels = self._read_labels()
         for end in np.unique(self._ends[self._ends > 0]):  # a file that was cut short lacks its last row
             self._read_row(int(end) - 1)
         good = (labels >= 0) & (labels < config.num_classes)
@@ -100,14 +91,14 @@ class MindRecordReader(EncodedReader):
         files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
         super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=config.photos, problems=problems)
 
-    def _read_labels(self, column: str) -> np.ndarray:
-        rows = _open(self._paths, [column])
+    def _read_labels(self) -> np.ndarray:
+        rows = _open(self._paths, [LABEL_COLUMN])
         try:
             values = [rows[index][0] for index in range(int(self._ends[-1]))]
         except RuntimeError as error:
             raise UserError(f"{self._paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
         if any(value.size != 1 or value.dtype.kind not in "iu" for value in values):
-            raise UserError(f"{self._paths[0]}: the column {column} must hold one whole number per row")
+            raise UserError(f"{self._paths[0]}: the column {LABEL_COLUMN} must hold one whole number per row")
         return np.array(values, np.int64).reshape(-1)
 
     def _read_row(self, row: int) -> np.ndarray:

@@ -23,60 +23,33 @@ REACH = 1.15  # the largest distance of a corner of a shape from its centre
 MIN_SIZE = 16  # in smaller images the corners of a star and the gap between bars are lost
 
 
-# The shapes, as signed distances (negative inside) in coordinates in which a shape spans about -1 to 1.
-
-
 def _box(u: Array, v: Array, half_u: float, half_v: float) -> Array:
     return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
 
 
-def _disc(u: Array, v: Array) -> Array:
-    return np.sqrt(u * u + v * v) - 0.92
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.sqrt(u * u + v * v) - 0.76) - 0.21
-
-
-def _square(u: Array, v: Array) -> Array:
-    return _box(u, v, 0.8, 0.8)
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) * (np.sqrt(3.0) / 2) + v / 2, -v) - 0.56
+def _circle(u: Array, v: Array) -> Array:
+    return np.sqrt(u * u + v * v)
 
 
 def _star(u: Array, v: Array) -> Array:
     """Five points: the angle is folded onto one half point, whose edge is a straight line."""
     fold = np.abs(np.mod(np.arctan2(u, v), 2 * np.pi / 5) - np.pi / 5)  # 0 in a notch, pi/5 at a tip
-    radius = np.sqrt(u * u + v * v)
-    return radius * (np.cos(fold) * 0.84 - np.sin(fold) * 0.543) - 0.378  # notches at 0.45, tips at 1.05
+    return _circle(u, v) * (np.cos(fold) * 0.84 - np.sin(fold) * 0.543) - 0.378  # notches at 0.45, tips at 1.05
 
 
-def _cross(u: Array, v: Array) -> Array:
-    return np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0))
-
-
-def _half_disc(u: Array, v: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + (v + 0.45) ** 2) - 1.05, -0.45 - v)
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + v * v) - 1.0, 0.8 - np.sqrt((u - 0.5) ** 2 + v * v))
-
-
-def _bars(u: Array, v: Array) -> Array:
-    return _box(np.abs(u) - 0.56, v, 0.24, 0.82)
-
-
-def _corner(u: Array, v: Array) -> Array:
-    return np.minimum(_box(u, v + 0.54, 0.8, 0.26), _box(u + 0.54, v, 0.26, 0.8))
-
-
+# Signed distances (negative inside) in coordinates in which a shape spans about -1 to 1.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": _disc, "ring": _ring, "square": _square, "triangle": _triangle, "star": _star,
-    "cross": _cross, "half_disc": _half_disc, "crescent": _crescent, "bars": _bars, "corner": _corner,
-}  # fmt: skip
+    "disc": lambda u, v: _circle(u, v) - 0.92,
+    "ring": lambda u, v: np.abs(_circle(u, v) - 0.76) - 0.21,
+    "square": lambda u, v: _box(u, v, 0.8, 0.8),
+    "triangle": lambda u, v: np.maximum(np.abs(u) * (np.sqrt(3.0) / 2) + v / 2, -v) - 0.56,
+    "star": _star,
+    "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0)),
+    "half_disc": lambda u, v: np.maximum(np.sqrt(u * u + (v + 0.45) ** 2) - 1.05, -0.45 - v),
+    "crescent": lambda u, v: np.maximum(_circle(u, v) - 1.0, 0.8 - np.sqrt((u - 0.5) ** 2 + v * v)),
+    "bars": lambda u, v: _box(np.abs(u) - 0.56, v, 0.24, 0.82),
+    "corner": lambda u, v: np.minimum(_box(u, v + 0.54, 0.8, 0.26), _box(u + 0.54, v, 0.26, 0.8)),
+}
 SHAPE_NAMES: tuple[str, ...] = tuple(SHAPES)
 
 
@@ -202,16 +175,15 @@ def draw_splits(train_count: int, test_count: int, *, seed: int, size: int = 32,
             for stream, (split, count) in enumerate((("train", train_count), ("test", test_count)))}
 
 
-def _cifar10_records(images: Array, labels: Array) -> bytes:
-    """Per image one label byte, then the R, G and B planes row by row."""
-    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    return np.concatenate([labels[:, None], planes], axis=1).tobytes()
-
-
 def write_cifar10(folder: Path, *, train_count: int, test_count: int, seed: int) -> None:
     """32x32 pixels in the binary layout of CIFAR-10: `cifar-10-batches-bin/` for training, `cifar-10-verify-bin/`."""
     if train_count < 5:
         raise UserError(f"CIFAR-10 has five batch files: at least 5 training images, not {train_count}")
+
+    def records(images: Array, labels: Array) -> bytes:  # one label byte, then the R, G and B planes row by row
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        return np.concatenate([labels[:, None], planes], axis=1).tobytes()
+
     splits = draw_splits(train_count, test_count, seed=seed)
     train, test = folder / "cifar-10-batches-bin", folder / "cifar-10-verify-bin"
     train.mkdir(parents=True)
@@ -219,8 +191,8 @@ def write_cifar10(folder: Path, *, train_count: int, test_count: int, seed: int)
     (train / "batches.meta.txt").write_text("\n".join(SHAPE_NAMES) + "\n", encoding="utf-8")
     parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
     for number, (images, labels) in enumerate(parts, start=1):
-        (train / f"data_batch_{number}.bin").write_bytes(_cifar10_records(images, labels))
-    (test / "test_batch.bin").write_bytes(_cifar10_records(*splits["test"]))
+        (train / f"data_batch_{number}.bin").write_bytes(records(images, labels))
+    (test / "test_batch.bin").write_bytes(records(*splits["test"]))
 
 
 def write_folders(folder: Path, *, train_count: int, test_count: int, seed: int, size: int, classes: int) -> None:

@@ -9,7 +9,6 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from src.data.shards import find_shards
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
 IMAGE, LABEL, NAME = b"image/encoded", b"image/class/label", b"image/class/synset"
+NAMES = (IMAGE, LABEL, NAME)
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its CRC; record; CRC of the record
 BYTES, INTEGERS = 1, 3  # the fields of a Feature
 WINDOW_BYTES = 4096
@@ -97,65 +97,60 @@ def _features(data: _Window, start: int, end: int) -> dict[bytes, tuple[int, int
     """
     found = {}
     for field, *features in _fields(data, start, end):
-        for number, *entry in _fields(data, *features) if field == 1 else ():
-            parts = {part: place for part, *place in _fields(data, *entry)} if number == 1 else {}
+        for number, first, last in _fields(data, *features) if field == 1 else ():
+            head = data[first:first + 32]
+            if number != 1 or (head[:1] == b"\n" and head[2:2 + head[1]] not in NAMES):  # another name comes first
+                continue
+            parts = {part: place for part, *place in _fields(data, first, last)}
             name = data[slice(*parts[1])] if 1 in parts else b""
-            if name in (IMAGE, LABEL, NAME) and 2 in parts:
+            if name in NAMES and 2 in parts:
                 kind, *values = next(_fields(data, *parts[2]), (0, 0, 0))
                 number, first, last = next(_fields(data, *values), (0, 0, 0))
+                is_packed = kind == INTEGERS and last >= 0
                 if number == 1:
-                    found[name] = (kind, _varint(data, first)[0], -1) if kind == INTEGERS and last >= 0 else (
-                        kind, first, last)
+                    found[name] = (kind, _varint(data, first)[0], -1) if is_packed else (kind, first, last)
     return found
 
 
 class _Shard:
-    """The records of one file. `problems` name the record that is wrong; after a broken length nothing can be found."""
+    """Finds the records of one file. `problems` name wrong records; nothing can be found after a wrong length."""
 
-    def __init__(self, path: Path, *, first_label: int, num_classes: int) -> None:
-        self._path, self._first, self._last = path, first_label, first_label + num_classes - 1
-        self.places: list[tuple[int, int, int, int, int, int]] = []  # number, record, size, image, size, label
-        self.names: dict[int, str] = {}
+    def __init__(self, path: Path, first_label: int, num_classes: int) -> None:
+        self.places: list[tuple[int, ...]] = []  # number, start, size, start of the image, its size, label from 0
+        self.names: dict[int, str] = {}  # by label
         self.problems: list[str] = []
+        self._first, self._last = first_label, first_label + num_classes - 1
+        file_size, start, number, cut = path.stat().st_size, 0, 0, None
+        if not file_size:
+            self.problems.append(f"{path}: is empty")
         with path.open("rb", buffering=0) as file:
-            data, file_size, position, number = _Window(file.fileno()), path.stat().st_size, 0, 0
-            if not file_size:
-                self.problems.append(f"{path}: is empty")
-            while position < file_size:
+            self._data = _Window(file.fileno())
+            while start < file_size and not cut:
+                header = self._data[start:start + HEADER.size].ljust(HEADER.size, b"\0")
+                (size, crc), start = HEADER.unpack(header), start + HEADER.size
+                if start > file_size:
+                    cut = "is cut short in its header"
+                elif masked_crc(header[:8]) != crc:
+                    hint = " (gzip; only uncompressed TFRecord files are read)" if header[:2] == b"\x1f\x8b" else ""
+                    cut = f"has a wrong checksum of its length: the file is damaged or no TFRecord file{hint}"
+                elif start + size + FOOTER.size > file_size:
+                    cut = f"is cut short: {start + size + FOOTER.size - file_size} bytes are missing at its end"
                 try:
-                    size = self._size(data[position:position + HEADER.size])
-                    start = position + HEADER.size
-                    position = start + size + FOOTER.size
-                    if position > file_size:
-                        raise ValueError(f"is cut short: {position - file_size} bytes are missing at the end of the "
-                                         "file")
+                    if cut:
+                        raise ValueError(cut)
+                    self.places.append((number, start, size, *self._parse(start, start + size)))
                 except ValueError as error:
                     self.problems.append(f"{path}: record {number} {error}")
-                    break
-                try:
-                    self.places.append((number, start, size, *self._parse(data, start, size)))
-                except ValueError as error:
-                    self.problems.append(f"{path}: record {number} {error}")
-                number += 1
+                start, number = start + size + FOOTER.size, number + 1
 
-    @staticmethod
-    def _size(header: bytes) -> int:
-        if len(header) < HEADER.size:
-            raise ValueError("is cut short in its header")
-        size, crc = HEADER.unpack(header)
-        if masked_crc(header[:8]) != crc:
-            hint = " (gzip; only uncompressed TFRecord files are read)" if header[:2] == b"\x1f\x8b" else ""
-            raise ValueError(f"has a wrong checksum of its length: the file is damaged or no TFRecord file{hint}")
-        return size
-
-    def _parse(self, data: _Window, start: int, size: int) -> tuple[int, int, int]:
-        """Position and size of the image, and the label, from 0. ValueError if one of them is missing or wrong."""
+    def _parse(self, start: int, end: int) -> tuple[int, int, int]:
+        """Start and size of the image, and the label from 0. ValueError if one of them is missing or wrong."""
         try:
-            features = _features(data, start, start + size)
+            features = _features(self._data, start, end)
         except ValueError as error:
             raise ValueError(f"is no tf.train.Example: {error}") from None
         for name, kind in ((IMAGE, BYTES), (LABEL, INTEGERS)):
-            if name not in features or features[name][0] != kind:
+            if features.get(name, (0,))[0] != kind:
                 raise ValueError(f"has no feature {name.decode()}")
         (_, image, image_end), (_, label, _) = features[IMAGE], features[LABEL]
         label -= (label >> 63) << 64  # negative numbers are stored as their 64-bit complement
@@ -163,10 +158,10 @@ class _Shard:
             hint = "; --tfrecord_first_label=0 is for shards that count from 0" if label == 0 else ""
             raise ValueError(f"has the label {label}; labels run from {self._first} to {self._last}, because "
                              f"num_classes is {self._last - self._first + 1}{hint}")
-        if NAME in features and label - self._first not in self.names:
-            _, first, last = features[NAME]
-            self.names[label - self._first] = data[first:last].decode("utf-8", "replace")
-        return image, image_end - image, label - self._first
+        label -= self._first
+        if NAME in features and label not in self.names:
+            self.names[label] = self._data[slice(*features[NAME][1:])].decode("utf-8", "replace")
+        return image, image_end - image, label
 
 
 class TFRecordReader(EncodedReader):
@@ -174,9 +169,9 @@ class TFRecordReader(EncodedReader):
 
     def __init__(self, config: Config, split: str) -> None:
         self._paths = find(Path(config.data_dir), split)
-        scan = partial(_Shard, first_label=config.tfrecord_first_label, num_classes=config.num_classes)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            shards = list(pool.map(scan, self._paths))
+            shards = list(pool.map(lambda path: _Shard(path, config.tfrecord_first_label, config.num_classes),
+                                   self._paths))
         problems = [problem for shard in shards for problem in shard.problems]
         self._ends = np.cumsum([len(shard.places) for shard in shards])
         if not self._ends[-1]:

@@ -88,14 +88,6 @@ def test_an_epoch_of_broken_images_alone(copy_of, mode):
     assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
 
 
-def test_an_evaluation_of_broken_images_alone(copy_of):
-    folder = copy_of("folder")
-    for path in folder.glob("val/*/*"):
-        path.write_bytes(b"")
-    outcome = train_here("--on_bad_image=skip", "--mode=train_and_evaluate")
-    assert outcome.status == 2 and "no image can be read" in outcome.err
-
-
 def test_broken_images_and_data_sinking_or_several_devices(formats):
     def flags(*more):
         return photo_config(formats["folder"], "--on_bad_image=skip", *more)

@@ -4,7 +4,6 @@
 import numpy as np
 import pytest
 from helpers import COUNTS, convert, photo_config, run_main, write_coloured, write_tfrecords
-from PIL import Image
 
 from scripts import convert_dataset
 from src.data.formats import build_reader
@@ -90,19 +89,6 @@ def test_broken_images_are_left_out_if_that_is_asked_for(source, tmp_path):
     assert outcome.status == 0 and "left out: 1" in outcome.out and "bee/image 10.png: cannot be" in outcome.out
     reader = build_reader(photo_config(tmp_path / "out"), "train")
     assert reader.labels.tolist() == [0] * 9 + [1] * 4 + [2] * 8
-
-
-def test_names_of_classes_that_are_there_stay(source, tmp_path):
-    (source / "labels.txt").write_text("0:a tench\n1:a goldfish\n2:a shark\n")
-    flags = ("--to=list", f"--data_dir={source}", "--dataset=imagenet2012")
-    assert run_main("scripts.convert_dataset", *flags).status == 0
-    assert (source / "labels.txt").read_text().startswith("0:a tench")
-
-
-def test_a_good_image_with_a_large_colour_profile_is_good(source, tmp_path):
-    image = min((source / "train" / "ant").iterdir())
-    Image.open(image).save(image, icc_profile=bytes(2 << 20))
-    assert convert(source, "mindrecord", tmp_path / "out", "--split=train").status == 0
 
 
 @pytest.mark.parametrize(("flags", "said"), [

@@ -145,45 +145,32 @@ def verify(config: Config, split: str, reader: Reader, kept: list[int], folder: 
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write a split to a hidden folder inside the output folder, verify it, and move it to its place."""
-    output, left_out = options.output, []
-    partial_folder = output / f".convert_dataset.{split}"
-    shutil.rmtree(partial_folder, ignore_errors=True)  # of a call that was killed
-    partial_folder.mkdir(parents=True)
+    output = options.output or Path(config.data_dir)
+    left_out: list[str] = []
+    hidden = output / f".convert_dataset.{split}"
+    shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
+    hidden.mkdir(parents=True)
     try:
-        if options.to == "list":
-            kept = write_images(partial_folder, split, reader, good_images(config, reader, split, left_out))
+        if options.output is None:
+            kept = [index for _, batch in good_images(config, reader, split, left_out) for index, _ in batch]
+            write_list(output / LIST_FILES[split], map(reader.file, kept), reader.labels[kept].tolist())
+        elif options.to == "list":
+            kept = write_images(hidden, split, reader, good_images(config, reader, split, left_out))
         else:
             sample = range(0, len(reader), max(1, len(reader) // 50))
             mean = np.mean([len(load(reader, index)[0]) for index in sample])
             shards = min(len(reader), options.shards or max(1, round(mean * len(reader) / SHARD_BYTES)))
-            kept = write_mindrecord(partial_folder, split, reader,
-                                    good_images(config, reader, split, left_out, shards), shards)
-        if not kept:
-            raise UserError(f"{reader.source}: no image can be read")
-        if are_names(reader.class_names) or not (output / CLASS_NAMES).exists():  # the other split may know the names
-            write_class_names(partial_folder, reader.class_names)
-        said = verify(config, split, reader, kept, partial_folder, options.to)
-        for path in sorted(partial_folder.iterdir(), reverse=True):  # the index of a MindRecord file before the file
+            kept = write_mindrecord(hidden, split, reader, good_images(config, reader, split, left_out, shards), shards)
+        # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
+        if not (output / CLASS_NAMES).exists() or (options.output and are_names(reader.class_names)):
+            write_class_names(hidden, reader.class_names)
+        said = verify(config, split, reader, kept, hidden if options.output else output, options.to)
+        for path in sorted(hidden.iterdir(), reverse=True):  # the index of a MindRecord file before the file
             path.chmod(0o755 if path.is_dir() else 0o644)
             path.replace(output / path.name)
     finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
     print("\n  ".join([f"{output}: {said}", *([f"left out: {len(left_out)}", *left_out[:5]] if left_out else [])]))
-
-
-def list_in_place(config: Config, split: str, reader: Reader) -> None:
-    """A list beside images that are files."""
-    data_dir, left_out = Path(config.data_dir), []
-    path = data_dir / LIST_FILES[split]
-    if path.exists():
-        raise UserError(f"{path}: is there already; remove it, or copy the images with --output=FOLDER")
-    if reader.file(0) is None:
-        raise UserError(f"{reader.source}: the images are not files; --output=FOLDER unpacks them")
-    kept = [index for _, batch in good_images(config, reader, split, left_out) for index, _ in batch]
-    write_list(path, map(reader.file, kept), reader.labels[kept].tolist())
-    if not (data_dir / CLASS_NAMES).exists():
-        write_class_names(data_dir, reader.class_names)
-    print(f"{path}: {len(kept)} {NAMES[split]} images" + (f"; left out: {len(left_out)}" if left_out else ""))
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
@@ -199,22 +186,23 @@ def run(options: argparse.Namespace, config: Config) -> None:
             missing = missing or error
     if not readers:
         raise missing
+    source = Path(config.data_dir or ".")
+    output = options.output or source
     for split, reader in readers.items():
         raise_problems(reader.problems)
         check_classes(reader, next(iter(readers.values())).class_names)
-        if options.output and reader.file(0):
-            output, source = options.output.resolve(), Path(config.data_dir).resolve()
-            folders = [folder.parent.resolve() for folder in reader.folders] if isinstance(reader, FolderReader) else []
-            if output == source or set(folders) & {output, *output.parents}:
-                raise UserError(f"--output: {options.output} is in the folder that is read; name another one")
-        if options.output and FORMATS[options.to].find(options.output, split):
-            raise UserError(f"{options.output}: holds {NAMES[split]} data already; name another folder")
-    for split, reader in readers.items():
-        if options.output is None:
-            list_in_place(config, split, reader)
-        else:
-            with writing(options.output):
-                convert(config, split, reader, options)
+        if options.output is None and reader.file(0) is None:
+            raise UserError(f"{reader.source}: the images are not files; --output=FOLDER unpacks them")
+        classes = {folder.parent.resolve() for folder in reader.folders} if isinstance(reader, FolderReader) else set()
+        if options.output and (output.resolve() == source.resolve()
+                               or classes & {output.resolve(), *output.resolve().parents}):
+            raise UserError(f"--output: {output} is in the folder that is read; name another one")
+        if FORMATS[options.to].find(output, split):
+            raise UserError(f"{output}: holds {NAMES[split]} data as {options.to} already; remove it, or name another "
+                            "folder with --output")
+    with writing(output):
+        for split, reader in readers.items():
+            convert(config, split, reader, options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

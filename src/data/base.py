@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.broken_images import ImageTracker, first_few
+from src.data.broken_images import ImageTracker
+from src.utils.util import listed
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset, Sampler
@@ -111,7 +112,7 @@ def read_file(path: Path | str, name: str | None = None) -> np.ndarray:
 def raise_problems(problems: Sequence[str]) -> None:
     """UserError with the first of them, if there are any."""
     if problems:
-        raise UserError("\n".join(first_few(problems, len(problems))))
+        raise UserError(listed(problems, separator="\n"))
 
 
 def under_a_name(data_dir: Path, names: Collection[str]) -> Path | None:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from model_utils.errors import UserError
+from src.utils.util import listed
 
 if TYPE_CHECKING:
     from src.data.base import Reader
@@ -37,11 +38,6 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
     except cv2.error:  # a header that claims millions of pixels on a side
         decoded = None
     return "cannot be decoded: it is cut short, damaged or no image" if decoded is None else None
-
-
-def first_few(lines: Sequence[str], count: int) -> list[str]:
-    """The first of `count` lines, and how many more there are."""
-    return [*lines[:SHOWN], *([f"and {count - SHOWN} more"] if count > SHOWN else [])]
 
 
 class ImageTracker:
@@ -108,7 +104,7 @@ class ImageTracker:
     def describe(self, lost: Sequence[int]) -> str:
         """A line for each of the first few images, with what is wrong with it."""
         lines = [self._problem(index) or self._reader.name(index) for index in lost[:SHOWN]]
-        return "\n".join(f"  {line}" for line in first_few(lines, len(lost)))
+        return "  " + listed([*lines, *map(self._reader.name, lost[SHOWN:])], SHOWN, "\n  ")
 
     def reason(self, error: RuntimeError) -> str | None:
         """The image that MindData's error is about, and what is wrong with it; None if it is about something else."""

@@ -16,10 +16,7 @@ FILES = {"train": "data_batch*.bin", "test": "test_batch*.bin"}
 EXPECTED = """    data_dir/
       cifar-10-batches-bin/   data_batch_1.bin ... data_batch_5.bin  (training)
       cifar-10-verify-bin/    test_batch.bin  (test; beside the training batches also works)"""
-
-
-def looked_for(split: str) -> list[str]:
-    return [f"{folder}/{FILES[split]}" for folder in FOLDERS[split]]
+LOOKED_FOR = {split: [f"{folder}/{FILES[split]}" for folder in folders] for split, folders in FOLDERS.items()}
 
 
 def find(data_dir: Path, split: str) -> list[Path] | None:

@@ -15,6 +15,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what 
 EXPECTED = """    data_dir/
       train/ or ilsvrc/                  one folder per class, images inside
       val/ or validation_preprocess/     the same classes"""
+LOOKED_FOR = {split: [*(f"{name}/<class>/" for name in names), "<class>/"] for split, names in SPLIT_FOLDERS.items()}
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -41,10 +42,6 @@ def _images(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"{folder}: holds no images ({', '.join(EXTENSIONS)})")
     return names
-
-
-def looked_for(split: str) -> list[str]:
-    return [f"{name}/<class>/" for name in SPLIT_FOLDERS[split]] + ["<class>/"]
 
 
 def find(data_dir: Path, split: str) -> Path | None:

@@ -18,8 +18,8 @@ from src.utils.util import listed
 
 AUTO = "auto"
 
-# Each module has: find(data_dir, split), which gives what is there or nothing; looked_for(split) and EXPECTED, for the
-# message when there is nothing; and the class READER, made as READER(config, split).
+# Each module has: find(data_dir, split), which gives what is there or nothing; LOOKED_FOR by split, and EXPECTED, for
+# the message when there is nothing; and the class READER, made as READER(config, split).
 FORMATS = {"cifar10": cifar10, "folder": folder, "list": list_file, "tfrecord": tfrecord, "mindrecord": mindrecord}
 
 
@@ -87,7 +87,7 @@ def detect_format(data_dir: Path, split: str, candidates: Sequence[str]) -> str:
 
 def no_data(data_dir: Path, split: str, names: Sequence[str]) -> NoDataError:
     """The error for a split that is not there: what was looked for, what is there, what is expected, and a hint."""
-    looked_for = [item for name in names for item in FORMATS[name].looked_for(split)]
+    looked_for = [item for name in names for item in FORMATS[name].LOOKED_FOR[split]]
     there = sorted(f"{item.name}/" if item.is_dir() else item.name for item in data_dir.iterdir())
     hint = _hint(data_dir, split, names)
     return NoDataError("\n".join([

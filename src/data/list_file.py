@@ -17,10 +17,7 @@ LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/
       train_list.txt   one image per line: path, space or tab, label; paths relative to the list or to data_dir
       val_list.txt     the same for the evaluation"""
-
-
-def looked_for(split: str) -> list[str]:
-    return [LIST_FILES[split]]
+LOOKED_FOR = {split: [name] for split, name in LIST_FILES.items()}
 
 
 def find(data_dir: Path, split: str) -> Path | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -24,14 +25,8 @@ IMAGE_COLUMNS, LABEL_COLUMN = ("image", "data"), "label"
 EXPECTED = """    data_dir/
       train.mindrecord, val.mindrecord       or numbered sets: train-00000-of-00004.mindrecord, train.mindrecord0 ...,
       train.mindrecord.db, val...db          each with its .db; columns image (or data) and label, labels from 0"""
-
-
-def looked_for(split: str) -> list[str]:
-    return ["train*.mindrecord*"] if split == "train" else ["val*.mindrecord*"]
-
-
-def find(data_dir: Path, split: str) -> list[Path] | None:
-    return find_shards(data_dir, split, ENDINGS) or None
+LOOKED_FOR = {"train": ["train*.mindrecord*"], "test": ["val*.mindrecord*"]}
+find = partial(find_shards, endings=ENDINGS)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,8 @@ SCAN_THREADS = 8  # they wait for the disk most of the time
 EXPECTED = """    data_dir/
       train-00000-of-01024 ...         tf.train.Example records with image/encoded and image/class/label,
       validation-00000-of-00128 ...    labels from 1, as slim writes them"""
-
-
-def looked_for(split: str) -> list[str]:
-    return ["train-*-of-*"] if split == "train" else ["validation-*-of-*"]
-
-
-def find(data_dir: Path, split: str) -> list[Path] | None:
-    return find_shards(data_dir, split, ENDINGS) or None
+LOOKED_FOR = {"train": ["train-*-of-*"], "test": ["validation-*-of-*"]}
+find = partial(find_shards, endings=ENDINGS)
 
 
 def masked_crc(data: bytes) -> int:

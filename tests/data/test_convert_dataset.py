@@ -47,7 +47,7 @@ def test_a_list_is_written_beside_images_that_are_files(source):
     assert len(lines) == TRAIN and lines[0] == "train/ant/image 00.png 0"
     check_same(source, source, "list")
     again = run_main("scripts.convert_dataset", *flags, "--dataset_format=folder")
-    assert again.status == 2 and "train_list.txt: is there already" in again.err
+    assert again.status == 2 and "holds training data as list already" in again.err
 
 
 def test_a_list_elsewhere_takes_the_images_with_it_and_can_be_packed_again(source, tmp_path):
@@ -63,7 +63,7 @@ def test_one_split_after_the_other(source, tmp_path):
     assert convert(source, "mindrecord", out, "--split=test").status == 0
     assert convert(out, "list", tmp_path / "less", "--split=train").status == 2
     again = convert(source, "mindrecord", out)
-    assert again.status == 2 and "holds evaluation data already" in again.err
+    assert again.status == 2 and "holds evaluation data as mindrecord already" in again.err
     assert convert(source, "mindrecord", out, "--split=train").status == 0
     check_same(source, out, "mindrecord")
 

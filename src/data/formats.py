@@ -89,7 +89,7 @@ def no_data(data_dir: Path, split: str, names: Sequence[str]) -> NoDataError:
     """The error for a split that is not there: what was looked for, what is there, what is expected, and a hint."""
     looked_for = [item for name in names for item in FORMATS[name].LOOKED_FOR[split]]
     there = sorted(f"{item.name}/" if item.is_dir() else item.name for item in data_dir.iterdir())
-    hint = _hint(data_dir, split, names)
+    hint = _hint(data_dir, split, names) if len(names) > 1 else None  # no hint if one format is insisted on
     return NoDataError("\n".join([
         f"data_dir: no data found in {data_dir}",
         f"  looked for: {', '.join(looked_for)}",

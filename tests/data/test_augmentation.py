@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from helpers import Split, batches, cifar_records, eval_batches, refusal, write_cifar10, write_image
+from helpers import Split, batches, cifar_records, eval_batches, refusal, write_image
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
@@ -126,19 +126,6 @@ def test_cutout_is_the_side_of_a_black_square(data_dir):
     assert heights.max() == widths.max() == 16  # less at the border
     assert len({mask.tobytes() for mask in changed}) > COUNT / 4
     assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--cutout=16"))
-
-
-@pytest.mark.parametrize("hflip", [0, 1])
-def test_hflip_holds_for_small_images_too(tmp_path, hflip):
-    written = write_cifar10(tmp_path)
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=80", f"--hflip={hflip}", *PIXELS])
-    images, labels = batches(build_train_data(config, Rank(0, 1, 2, "CPU")).dataset(0))[0]
-    columns = slice(None, None, -1 if hflip else 1)
-    sources = {image[8:24, 8:24].tobytes() for image in written.train.images}  # in every crop, moved by up to 4
-    pixels = (255 * images.transpose(0, 2, 3, 1)[:, :, columns]).round().astype(np.uint8)
-    found = [any(image[top:top + 16, left:left + 16].tobytes() in sources for top in range(4, 13)
-                 for left in range(4, 13)) for image in pixels]
-    assert all(found)
 
 
 def test_interpolation_is_how_pixels_are_mixed(data_dir):

@@ -2,13 +2,12 @@
 """The generated image set: the same bytes everywhere, balanced, in the true CIFAR-10 layout."""
 
 import hashlib
-import itertools
 from pathlib import Path
 
 import numpy as np
 from helpers import ROOT, Outcome, run_main, run_python
 
-from src.data.shapes import REACH, SHAPE_NAMES, SHAPES, draw_shapes, draw_splits, write_cifar10
+from src.data.shapes import SHAPE_NAMES, draw_shapes, draw_splits, write_cifar10
 
 RECORD_BYTES = 1 + 3 * 32 * 32
 
@@ -35,29 +34,6 @@ def test_bytes_are_the_same_everywhere():
     assert labels[:10].tolist() == [4, 7, 0, 6, 4, 0, 4, 9, 7, 7]
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     assert digest == "fa704b6d5a4623d404a35613f1f66b7d26d2be6f5c7f931d1da345500eae1173"
-
-
-def outline(name: str, angle: float, *, mirrored: bool, scale: float = 1.0) -> np.ndarray:
-    axis = np.linspace(-1.3, 1.3, 60) * scale
-    x, y = np.meshgrid(-axis if mirrored else axis, axis)
-    return SHAPES[name](x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)) < 0
-
-
-def test_no_shape_is_another_one_flipped_turned_or_scaled():
-    scale = {name: np.sqrt(outline(name, 0.0, mirrored=False).mean()) for name in SHAPE_NAMES}  # to equal areas
-    turned = {name: [outline(name, angle, mirrored=mirrored, scale=scale[name] / 0.5)
-                     for angle in np.arange(0, 2 * np.pi, np.pi / 18) for mirrored in (False, True)]
-              for name in SHAPE_NAMES}
-    for first, second in itertools.combinations(SHAPE_NAMES, 2):
-        masks = np.array(turned[second])
-        overlap = (masks & turned[first][0]).sum((1, 2)) / (masks | turned[first][0]).sum((1, 2))
-        assert overlap.max() < 0.87, (first, second)
-
-
-def test_shapes_stay_inside_the_image():
-    angles = np.linspace(0, 2 * np.pi, 720)
-    for name, shape in SHAPES.items():
-        assert (shape(REACH * np.cos(angles), REACH * np.sin(angles)) > 0).all(), name
 
 
 def test_records_read_back_byte_for_byte(tmp_path):

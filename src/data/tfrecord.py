@@ -94,7 +94,8 @@ def _features(data: _Window, start: int, end: int) -> dict[bytes, tuple[int, int
     for field, *features in _fields(data, start, end):
         for number, first, last in _fields(data, *features) if field == 1 else ():
             head = data[first:first + 32]
-            if number != 1 or (head[:1] == b"\n" and head[2:2 + head[1]] not in NAMES):  # another name comes first
+            is_other = head[:1] == b"\n" and head[1] < 0x80 and head[2:2 + head[1]] not in NAMES  # its name comes first
+            if number != 1 or is_other:
                 continue
             parts = {part: place for part, *place in _fields(data, first, last)}
             name = data[slice(*parts[1])] if 1 in parts else b""

@@ -4,250 +4,169 @@
 
     python scripts/check_dataset.py --config_path=imagenet2012_config.yaml --data_dir=data/imagenet
 
-Takes the flags of train.py. Reports images per class, sizes, broken images, labels that cannot be right, images
-that are there twice, and the nearest layout where the data is not found. --fix=list writes train_list.txt and
-val_list.txt without the broken and the mislabelled ones; train.py reads these lists from then on.
-Exit status: 0 all is well, 1 something is wrong, 2 there was nothing to check.
+Takes the flags of train.py. Reports images per class, sizes, broken images, wrong labels, and images that are in both
+training and evaluation. --fix=list writes train_list.txt and val_list.txt without the broken and the mislabelled
+images; train.py then reads these lists. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
 """
 
 import argparse
-import json
+import hashlib
+import io
 import os
 import shutil
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.errors import (
-    UserError,
-    run_command,  # noqa: E402
-)
+from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
-from model_utils.schema import (
-    DATASETS,  # noqa: E402
-    Config,  # noqa: E402
-)
-from src.data import packing  # noqa: E402
+from model_utils.schema import Config  # noqa: E402
 from src.data.base import Reader  # noqa: E402
-from src.data.build_data import build_source, check_class_count, check_classes, with_nearest_layout  # noqa: E402
+from src.data.broken_images import image_problem  # noqa: E402
 from src.data.class_names import FILE as CLASS_NAMES  # noqa: E402
 from src.data.class_names import write_class_names  # noqa: E402
 from src.data.folder import FolderReader, is_image  # noqa: E402
-from src.data.inspection import Fact, inspect, sizes  # noqa: E402
-from src.data.list_file import LIST_FILES  # noqa: E402
-from src.data.parallel import open_source  # noqa: E402
-from src.utils.files import free_name, write_atomically  # noqa: E402
-from src.utils.util import listed, writing  # noqa: E402
+from src.data.formats import build_reader, check_class_count, check_classes  # noqa: E402
+from src.data.list_file import LIST_FILES, write_list  # noqa: E402
+from src.utils.files import free_name  # noqa: E402
+from src.utils.util import listed  # noqa: E402
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
-MAJORITY = 0.8  # so many of a folder's images with one label make the others of it doubtful
-ENOUGH = 5  # images in a folder to say so
 
 
-class Findings(NamedTuple):
-    """What a split holds, and what is wrong with it."""
+class Fact(NamedTuple):
+    """What was seen of one image."""
 
-    split: str
-    reader: Reader
-    facts: list[Fact]
-    broken: list[str]
-    mislabelled: list[str]
-    doubtful: set[int]  # numbers of the mislabelled images
-    twice: int  # images that stand there before under the same label
-    left_aside: list[str]  # files beside the images that no reader looks at
+    problem: str | None
+    size: tuple[int, int] | None  # width and height
+    digest: bytes  # of the stored bytes
 
 
-def find_folder_strays(reader: Reader) -> list[int]:
-    """Images with another label than nearly all others of their folder."""
-    folders: defaultdict[str, list[int]] = defaultdict(list)
-    for index in range(len(reader)):
-        folders[os.path.dirname(reader.file(index) or "")].append(index)
-    strays = []
-    for indices in folders.values():
-        labels = reader.labels[indices]
-        label, count = Counter(labels.tolist()).most_common(1)[0]
-        if len(folders) > 1 and len(indices) >= ENOUGH and MAJORITY * len(indices) <= count < len(indices):
-            strays += [index for index in indices if reader.labels[index] != label]
-    return strays
+def look(reader: Reader, index: int) -> Fact:
+    try:
+        content = reader.read(index)
+    except UserError as error:
+        return Fact(str(error), None, b"")
+    digest = hashlib.blake2b(content.tobytes(), digest_size=12).digest()
+    if not reader.encoded:
+        return Fact(None, content.shape[1::-1], digest)
+    problem = image_problem(content)
+    if problem:
+        return Fact(f"{reader.name(index)}: {problem}", None, digest)
+    try:
+        return Fact(None, Image.open(io.BytesIO(content)).size, digest)
+    except (OSError, ValueError, Image.DecompressionBombError):  # OpenCV can read it
+        return Fact(None, None, digest)
 
 
-def find_contradictions(reader: Reader, facts: Sequence[Fact]) -> tuple[list[list[int]], int]:
-    """Groups of equal images with different labels, and how many others are there twice."""
-    groups: defaultdict[bytes, list[int]] = defaultdict(list)
-    for fact in facts:
-        if fact.digest and not fact.problem:
-            groups[fact.digest].append(fact.index)
-    equal = [group for group in groups.values() if len(group) > 1]
-    contradictions = [group for group in equal if len(set(reader.labels[group].tolist())) > 1]
-    return contradictions, sum(len(group) - 1 for group in equal) - sum(len(group) - 1 for group in contradictions)
+class Split:
+    """The images of one split and what is wrong with them."""
+
+    def __init__(self, config: Config, split: str) -> None:
+        self.split, self.reader = split, build_reader(config, split, lenient=True)
+        count, self.facts = len(self.reader), []
+        with ThreadPoolExecutor(config.num_parallel_workers or usable_cores()) as pool, \
+                tqdm(total=count, desc=f"reading {NAMES[split]} images", disable=None) as bar:
+            for start in range(0, count, 4096):
+                self.facts += pool.map(partial(look, self.reader), range(start, min(start + 4096, count)))
+                bar.update(len(self.facts) - bar.n)
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        for index, fact in enumerate(self.facts):
+            if fact.problem is None:
+                groups[fact.digest].append(index)
+        self.digests = set(groups)
+        several = [group for group in groups.values() if len(set(self.reader.labels[group].tolist())) > 1]
+        self.doubtful = {index for group in several for index in group}
+        self.twice = count - sum(fact.problem is not None for fact in self.facts) - len(groups)
+        self.mislabelled = ["the same image under different labels: " + "; ".join(map(self._describe, group))
+                            for group in several]
+        self.mislabelled += [problem for problem in self.reader.problems if " the label " in problem]
+        self.broken = [problem for problem in self.reader.problems if " the label " not in problem]
+        self.broken += [fact.problem for fact in self.facts if fact.problem]
+        folders = self.reader.folders if isinstance(self.reader, FolderReader) else []
+        self.other_files = [entry.path for folder in folders for entry in sorted(os.scandir(folder), key=str)
+                            if entry.is_file() and not is_image(entry.name)]
+
+    def _describe(self, index: int) -> str:
+        return f"{self.reader.name(index)} ({self.reader.class_names[self.reader.labels[index]]})"
+
+    def report(self, limit: int) -> list[str]:
+        names, good = self.reader.class_names, [index for index, fact in enumerate(self.facts) if not fact.problem]
+        counts = np.bincount(self.reader.labels[good], minlength=len(names))
+        lines = [f"{NAMES[self.split]}: {self.reader.source}: {len(self.facts)} images, {len(names)} classes",
+                 f"images per class: {counts.min()} to {counts.max()}, median {np.median(counts):g}"]
+        if len(counts) <= SHOWN_CLASSES:
+            lines += [f"  {label:4} {name}: {count}"
+                      for label, (name, count) in enumerate(zip(names, counts, strict=True))]
+        if not counts.all():
+            lines.append(f"classes without images: {listed(names[label] for label in np.flatnonzero(counts == 0))}")
+        sizes = np.array([fact.size for fact in self.facts if fact.size])
+        if len(sizes):
+            lines.append("sizes: " + "; ".join(f"{side} {values.min()} to {values.max()}, median {np.median(values):g}"
+                                               for side, values in zip(("width", "height"), sizes.T, strict=True)))
+        for title, items in (("broken", self.broken), ("mislabelled", self.mislabelled),
+                             ("other files", self.other_files)):
+            lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:limit])]
+            lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
+        return [*lines, f"repeated images: {self.twice}"]
+
+    def write_list(self, data_dir: Path) -> str:
+        """The split as a list without what is broken or mislabelled; an earlier list is kept beside it."""
+        if self.reader.file(0) is None:
+            raise UserError(f"--fix=list: {self.reader.source}: the images are not files; "
+                            "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
+        path = data_dir / LIST_FILES[self.split]
+        good = [index for index, fact in enumerate(self.facts) if not fact.problem and index not in self.doubtful]
+        if path.exists():
+            shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
+        write_list(path, map(self.reader.file, good), self.reader.labels[good].tolist())
+        if not (data_dir / CLASS_NAMES).exists():
+            write_class_names(data_dir, self.reader.class_names)
+        return (f"{path}: lists {len(good)} of {len(self.facts)} images; dataset_format=auto now reads it instead of "
+                "the folders, and --dataset_format=folder reads the folders")
 
 
-def find_left_aside(reader: Reader) -> list[str]:
-    """Files in class folders that are no images by their name."""
-    if not isinstance(reader, FolderReader):
-        return []
-    return [entry.path for folder in reader.folders for entry in sorted(os.scandir(folder), key=str)
-            if entry.is_file() and not is_image(entry.name)]
+def run(options: argparse.Namespace, config: Config) -> int:
+    splits, errors = [], []
+    for name in (options.split,) if options.split else ("train", "test"):
+        try:
+            splits.append(Split(config, name))
+            if config.is_flag("num_classes"):
+                check_class_count(splits[-1].reader, config)
+            check_classes(splits[-1].reader, splits[0].reader.class_names)
+        except UserError as error:
+            errors.append(f"{NAMES[name]}: {error}")
+    print("\n\n".join("\n".join(split.report(options.show)) for split in splits))
+    for error in errors:
+        print(f"check_dataset.py: error: {error}", file=sys.stderr)
+    in_both = len(splits[0].digests & splits[1].digests) if len(splits) == 2 else 0
+    if in_both:
+        print(f"images in both training and evaluation: {in_both}")
+    for split in splits if options.fix else ():
+        print(split.write_list(Path(config.data_dir)))
+    wrong = errors or in_both or any(split.broken or split.mislabelled for split in splits)
+    return int(bool(wrong)) if splits else 2
 
 
-def describe_label(reader: Reader, index: int) -> str:
-    label = int(reader.labels[index])
-    return f"{reader.name(index)} has the label {label} ({reader.class_names[label]})"
-
-
-def is_about_label(problem: str) -> bool:
-    return " the label " in problem
-
-
-def check_split(config: Config, split: str) -> Findings:
-    """Read all images of a split. UserError if it cannot be opened at all."""
-    source = build_source(config, split, lenient=True)
-    reader = open_source(source)
-    facts = inspect(source, processes=config.num_parallel_workers or usable_cores(),
-                    what=f"reading {NAMES[split]} images")
-    strays = find_folder_strays(reader)
-    contradictions, twice = find_contradictions(reader, facts)
-    mislabelled = [f"{describe_label(reader, index)}, unlike nearly all others of its folder" for index in strays]
-    mislabelled += ["the same image under different labels: " + "; ".join(describe_label(reader, index)
-                                                                            for index in group)
-                    for group in contradictions]
-    mislabelled += [problem for problem in reader.problems if is_about_label(problem)]
-    broken = [problem for problem in reader.problems if not is_about_label(problem)]
-    return Findings(split, reader, facts, broken + [fact.problem for fact in facts if fact.problem], mislabelled,
-                    {*strays, *(index for group in contradictions for index in group)}, twice, find_left_aside(reader))
-
-
-def class_counts(findings: Findings) -> np.ndarray:
-    good = [fact.index for fact in findings.facts if not fact.problem]
-    return np.bincount(findings.reader.labels[good], minlength=len(findings.reader.class_names))
-
-
-def describe_classes(findings: Findings) -> list[str]:
-    counts, names = class_counts(findings), findings.reader.class_names
-    lines = [f"images per class: {counts.min()} to {counts.max()}, median {np.median(counts):g}"]
-    if len(counts) <= SHOWN_CLASSES:
-        lines += [f"  {label:4} {name}: {count}" for label, (name, count) in enumerate(zip(names, counts, strict=True))]
-    empty = [names[label] for label in np.flatnonzero(counts == 0)]
-    return lines + ([f"classes without a image: {listed(empty, limit=10)}"] if empty else [])
-
-
-def describe_sizes(findings: Findings) -> str:
-    pairs = sizes(findings.facts)
-    if not len(pairs):
-        return "sizes: no image can be decoded"
-    (width, height), smallest, largest = np.median(pairs, axis=0), pairs.min(axis=0), pairs.max(axis=0)
-    return (f"sizes: width {smallest[0]} to {largest[0]}, median {width:g}; "
-            f"height {smallest[1]} to {largest[1]}, median {height:g}")
-
-
-def describe(findings: Findings, limit: int) -> list[str]:
-    """The report of one split."""
-    lines = [f"{NAMES[findings.split]}: {findings.reader.source}: {len(findings.facts)} images, "
-             f"{len(findings.reader.class_names)} classes", *describe_classes(findings), describe_sizes(findings)]
-    for title, items in (("broken", findings.broken), ("mislabelled", findings.mislabelled),
-                         ("files that are left aside", findings.left_aside)):
-        lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:limit])]
-        lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
-    return lines + ([f"there twice under the same label: {findings.twice}"] if findings.twice else [])
-
-
-def find_leaks(results: Sequence[Findings]) -> int:
-    """Images of the evaluation that are trained on as well."""
-    digests = [{fact.digest for fact in findings.facts if fact.digest and not fact.problem} for findings in results]
-    return len(set.intersection(*digests)) if len(digests) == 2 else 0
-
-
-def write_list(findings: Findings, data_dir: Path) -> str:
-    """The split as a list without what is broken or mislabelled; a list that was there is kept beside it."""
-    reader = findings.reader
-    if reader.file(0) is None:
-        raise UserError(f"--fix=list: the images of {reader.source} are no files of their own; "
-                         "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
-    path = data_dir / LIST_FILES[findings.split]
-    good = [fact.index for fact in findings.facts if not fact.problem and fact.index not in findings.doubtful]
-    lines = list(packing.list_lines(reader, good, data_dir))
-    if path.exists():
-        shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
-    packing.write_lines(path, lines)
-    if not (data_dir / CLASS_NAMES).exists():
-        write_class_names(data_dir, reader.class_names)
-    return (f"{path}: lists {len(good)} of {len(findings.facts)} images; dataset_format=auto reads it from now on in "
-            "place of the folders, which --dataset_format=folder still reads")
-
-
-def as_json(findings: Findings) -> dict[str, Any]:
-    names = findings.reader.class_names
-    keys = [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
-    counts = dict(zip(keys, class_counts(findings).tolist(), strict=True))
-    return {"source": findings.reader.source, "images": len(findings.facts), "per_class": counts,
-            "broken": findings.broken, "mislabelled": findings.mislabelled, "left_aside": findings.left_aside,
-            "twice": findings.twice}
-
-
-def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")
     parser.add_argument("--fix", choices=("list",), help="list: write list files without what is wrong")
     parser.add_argument("--show", type=int, default=20, help="how many problems of a kind to name (default 20)")
-    parser.add_argument("--json", type=Path, help="write the whole report here as well")
-    return parser.parse_known_args(argv)
-
-
-def check(config: Config, options: argparse.Namespace) -> tuple[list[Findings], list[str]]:
-    """What was found in the splits, and what to say of those that cannot be opened."""
-    if config.dataset not in DATASETS or config.data_dir is None:
-        raise UserError("--data_dir=FOLDER names the data to check, --dataset=cifar10 or imagenet2012 its kind")
-    results, errors = [], []
-    for split in (options.split,) if options.split else ("train", "test"):
-        try:
-            results.append(check_split(config, split))
-        except UserError as error:
-            errors.append(f"{NAMES[split]}: {with_nearest_layout(error, config, split)}")
-    if results and config.is_flag("num_classes"):
-        try:
-            check_class_count(results[0].reader, config)
-        except UserError as error:
-            errors.append(str(error))
-    if len(results) == 2:
-        try:
-            check_classes(results[1].reader, results[0].reader.class_names)
-        except UserError as error:
-            errors.append(str(error))
-    return results, errors
-
-
-def run(options: argparse.Namespace, config: Config) -> int:
-    results, errors = check(config, options)
-    if results:
-        print("\n\n".join("\n".join(describe(findings, options.show)) for findings in results))
-    for error in errors:
-        print(f"check_dataset.py: error: {error}", file=sys.stderr)
-    leaks = find_leaks(results)
-    if leaks:
-        print(f"in training and evaluation alike: {leaks} image{'s' if leaks > 1 else ''}")
-    if options.fix:
-        for findings in results:
-            print(write_list(findings, Path(config.data_dir)))
-    if options.json:
-        report = {findings.split: as_json(findings) for findings in results} | {"in_both": leaks, "errors": errors}
-        with writing(options.json):
-            write_atomically(options.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    wrong = any(findings.broken or findings.mislabelled for findings in results)
-    return 2 if not results else int(bool(wrong or errors or leaks))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    options, flags = parse_args(argv)
-    open_source.cache_clear()
+    options, flags = parser.parse_known_args(argv)
     return run_command(lambda: run(options, get_config(flags, "check_dataset.py")), "check_dataset.py")
 
 

@@ -14,7 +14,7 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.crossentropy import CrossEntropy
 from src.data.base import Reader
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from src.dataset import create_dataset, steps_per_epoch
 from src.training.cpu_layers import use_cpu_layers
 from src.training.optimizer import build_optimizer, freeze

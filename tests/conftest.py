@@ -96,7 +96,7 @@ def photo_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def formats(tmp_path_factory):
     """The same images in every data format: the data_dir of each."""
-    from packed import write_every_format
+    from helpers import write_every_format
 
     return write_every_format(tmp_path_factory.mktemp("formats"))
 
@@ -104,7 +104,7 @@ def formats(tmp_path_factory):
 @pytest.fixture
 def copy_of(formats, tmp_path, monkeypatch):
     """A call that copies the data of one format to `data` in the current folder, an empty one, to be damaged there."""
-    from packed import copy_data
+    from helpers import copy_data
 
     monkeypatch.chdir(tmp_path)
     return lambda name: copy_data(formats[name], tmp_path / "data")

@@ -2,10 +2,12 @@
 """What the tests train and run on: small data in the real on-disk formats, and the entry scripts as users call them."""
 
 import contextlib
+import functools
 import importlib
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 from model_utils.config import get_config
+from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
 
@@ -193,3 +196,141 @@ def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[st
                     "--device_target=CPU", f"--ckpt_path={name.parent / 'evaluations'}", "--per_batch_size=16")
     (top1, total), (topk, _) = re.findall(r"top\d_correct=(\d+), tot=(\d+)", done.out)
     return Deployed(data, checkpoint, Path(f"{name}.mindir"), Path(f"{name}.onnx"), (int(top1), int(topk), int(total)))
+
+
+# The same images in every data format, each with a grey of its own
+
+
+CLASSES = ("ant", "bee", "cow")
+COUNTS = {"train": (9, 5, 8), "val": (3, 4, 4)}  # per class; 22 and 11 images, which no batch of the tests divides
+PIXELS = ("--image_mean=0,0,0", f"--image_std={1 / 255},{1 / 255},{1 / 255}")  # the input is the pixels, 0 to 255
+
+
+def write_coloured(root: Path) -> Path:
+    """Class folders of PNG images, the n-th of a split in the grey 10 * n."""
+    for split, counts in COUNTS.items():
+        number = 0
+        for name, count in zip(CLASSES, counts, strict=True):
+            for _ in range(count):
+                grey = np.full(({"train": 40, "val": 80}[split] + number, 50, 3), 10 * number, np.uint8)
+                write_image(root / split / name / f"image {number:02}.png", grey)
+                number += 1
+    return root
+
+
+@functools.cache
+def example_class() -> type:
+    """tf.train.Example, made by Google's protobuf library; a map is a repeated entry of key and value."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
+    text, content, integer, message = 9, 12, 3, 11
+    for name, fields in {
+            "Bytes": [("value", content, 3, "")], "Integers": [("value", integer, 3, "")],
+            "Feature": [("bytes", message, 1, "Bytes"), ("floats", content, 1, ""),
+                        ("integers", message, 1, "Integers")],
+            "Entry": [("key", text, 1, ""), ("value", message, 1, "Feature")],
+            "Features": [("feature", message, 3, "Entry")], "Example": [("features", message, 1, "Features")]}.items():
+        kind = file.message_type.add(name=name)
+        for number, (field, type_number, label, type_name) in enumerate(fields, start=1):
+            named = {"type_name": f".tf.{type_name}"} if type_name else {}
+            kind.field.add(name=field, number=number, type=type_number, label=label, **named)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
+
+
+def encode_example(features: dict[str, bytes | int]) -> bytes:
+    """An Example with one value per feature."""
+    example = example_class()()
+    for name, value in features.items():
+        feature = example.features.feature.add(key=name).value
+        (feature.integers if isinstance(value, int) else feature.bytes).value.append(value)
+    return example.SerializeToString()
+
+
+def frame(record: bytes) -> bytes:
+    """A record as it is in a TFRecord file."""
+    from src.data.tfrecord import masked_crc
+
+    length = struct.pack("<Q", len(record))
+    return length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record))
+
+
+def write_tfrecords(folders: Path, output: Path, shards: int = 3) -> Path:
+    """The images of class folders in shards, as slim writes them."""
+    output.mkdir()
+    for split, name in (("train", "train"), ("val", "validation")):
+        records = [frame(encode_example({
+            "image/height": 40, "image/class/label": label, "image/class/synset": folder.name.encode(),
+            "image/encoded": path.read_bytes(), "image/filename": path.name.encode()}))
+            for label, folder in enumerate(sorted((folders / split).iterdir()), start=1)
+            for path in sorted(folder.iterdir())]
+        for shard in range(shards):
+            part = records[len(records) * shard // shards:len(records) * (shard + 1) // shards]
+            (output / f"{name}-{shard:05d}-of-{shards:05d}").write_bytes(b"".join(part))
+    return output
+
+
+def convert(source: Path, to: str, output: Path, *flags: str, dataset: str = "imagenet2012",
+            classes: int = 3) -> Outcome:
+    """scripts/convert_dataset.py, in this process."""
+    return run_main("scripts.convert_dataset", f"--to={to}", f"--output={output}", f"--dataset={dataset}",
+                    f"--num_classes={classes}", f"--data_dir={source}", *flags)
+
+
+def write_every_format(root: Path) -> dict[str, Path]:
+    """The data_dir of each format."""
+    folders = {"folder": write_coloured(root / "folder")}
+    folders["tfrecord"] = write_tfrecords(folders["folder"], root / "tfrecord")
+    for to in ("list", "mindrecord"):
+        outcome = convert(folders["folder"], to, root / to, "--shards=3")
+        assert outcome.status == 0, outcome
+        folders[to] = root / to
+    return folders
+
+
+def photo_config(data_dir: Path, *flags: str) -> Config:
+    """Three classes of photos as inputs of 32x32 pixels, in batches of 4."""
+    return get_config(["--dataset=imagenet2012", "--num_classes=3", f"--data_dir={data_dir}", "--image_size=32",
+                       "--batch_size=4", *PIXELS, *flags])
+
+
+def batches(dataset) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
+
+
+def train_batches(config: Config, reader, rank: Rank = Rank(0, 1, 2), epoch: int = 0):  # noqa: B008
+    from src.dataset import create_dataset, steps_per_epoch
+
+    steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size)
+    return batches(create_dataset(config, reader, rank, epoch, steps))
+
+
+def eval_batches(config: Config, reader, rank: Rank = Rank(0, 1, 2)):  # noqa: B008
+    from src.dataset import create_eval_dataset
+
+    dataset = create_eval_dataset(config, reader, rank)
+    return batches(dataset) if dataset else []
+
+
+def same(first, second) -> bool:
+    """Batches that are equal bit for bit."""
+    return len(first) == len(second) and all(np.array_equal(one, two) for rows in zip(first, second, strict=True)
+                                             for one, two in zip(*rows, strict=True))
+
+
+def train_here(*flags: str) -> Outcome:
+    """train.py on the folder `data`, writing to `runs`, both in the current folder."""
+    return run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data", "--batch_size=4",
+                    "--ckpt_path=runs", "--max_epoch=1", *flags)
+
+
+def copy_data(source: Path, target: Path) -> Path:
+    """The files of a data set; links to those of MindRecord, which are large but for their holes."""
+    for path in source.rglob("*"):
+        copy = target / path.relative_to(source)
+        if path.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(path) if ".mindrecord" in path.name else copy.write_bytes(path.read_bytes())
+    return target

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pipeline was asked for and what came through: to name a broken image, and to count those left out."""
+"""What a broken image does: it ends the run with its name, or the run goes on and the lost images are counted."""
+
+from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from model_utils.errors import UserError
+from src.utils.util import listed
+
+if TYPE_CHECKING:
+    from src.data.base import Reader
 
 PIPELINE_ERRORS = ("Exception thrown from dataset pipeline", "Exception thrown from user defined Python function")
-FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}  # what the pipeline does not decode, though OpenCV may
-RECENT = 2000  # more images than a pipeline has under way
+FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}  # MindData does not decode them, though OpenCV may
+SHOWN = 5
+RECENT = 2000  # more images than are in a pipeline at any time
 ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
 
@@ -33,81 +40,71 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
     return "cannot be decoded: it is cut short, damaged or no image" if decoded is None else None
 
 
-class Images(Protocol):
-    """What can be asked about a reader's images, each by its number."""
+class ImageTracker:
+    """The source of a pipeline: gives the label of each image that is requested, and remembers the request.
 
-    labels: np.ndarray
-
-    def read(self, index: int) -> np.ndarray: ...
-
-    def name(self, index: int) -> str: ...
-
-
-class Traffic:
-    """Knows the images that one pipeline was asked for; with `follow` also which of them came through.
-
-    It then follows each to its label's arrival behind all transforms. Requests and arrivals are in the same order. A
-    lost image never arrives; where another takes its place, that one arrives again.
+    MindData does not say which image it failed on. With `track`, each image is followed until its label arrives after
+    all transforms. Requests and arrivals have the same order. An image that was skipped never arrives; one that was
+    replaced does not either, because the label of another one arrives a second time.
     """
 
-    def __init__(self, images: Images, *, follow: bool = False) -> None:
-        self._images, self._follow = images, follow
-        # Number of the request and image, oldest first; several threads are at it. All that have not arrived, or the
-        # last ones.
-        self._on_the_way: deque[tuple[int, int]] = deque(maxlen=None if follow else RECENT)
+    def __init__(self, reader: Reader, *, track: bool = False) -> None:
+        self._reader, self._track = reader, track
+        # (number of the request, index of the image), oldest first: all that have not arrived, or the last ones.
+        # Several threads use it.
+        self._pending: deque[tuple[int, int]] = deque(maxlen=None if track else RECENT)
         self._requests = 0
         self._lost: dict[int, None] = {}  # in the order in which they were found
         self._failure: UserError | None = None
 
     def __len__(self) -> int:
-        return len(self._images.labels)
+        return len(self._reader)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The row of a request, as MindData's source: the image column is the number of the image."""
+        """The row of a request. The image column holds the index of the image until `read` replaces it."""
         self._requests += 1
-        self._on_the_way.append((self._requests, int(index)))
-        label = np.array([self._requests, index], np.int64) if self._follow else self._images.labels[index]
+        self._pending.append((self._requests, int(index)))
+        label = np.array([self._requests, index], np.int64) if self._track else self._reader.labels[index]
         return np.array(index, np.int64), label
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """The operation that puts the encoded image in the place of its number."""
+        """Index -> encoded image: the first operation of the pipeline."""
         try:
-            return self._images.read(int(index))
+            return self._reader.read(int(index))
         except UserError as error:
             self._failure = error
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:
-        """The operation that puts the label in the place of what `__getitem__` gave."""
+        """(number of the request, index) -> label: the last operation of the pipeline."""
         request, index = row.tolist()
-        while self._on_the_way and self._on_the_way[0][0] <= request:
-            oldest, image = self._on_the_way.popleft()
+        while self._pending and self._pending[0][0] <= request:
+            oldest, image = self._pending.popleft()
             if oldest < request:
                 self._lost[image] = None
-        return np.array(self._images.labels[index], np.int32)
+        return np.array(self._reader.labels[index], np.int32)
 
     def take_lost(self) -> list[int]:
-        """The images that were left out since the last call."""
-        for row in list(self._on_the_way):  # behind the last that arrived there may be lost ones as well
+        """The images that were lost since the last call."""
+        for row in list(self._pending):  # images after the last one that arrived may be lost as well
             if self._problem(row[1]):
-                with suppress(ValueError):  # a pipeline that runs on may find out at the same time
-                    self._on_the_way.remove(row)
+                with suppress(ValueError):  # a pipeline that still runs may have removed it
+                    self._pending.remove(row)
                 self._lost[row[1]] = None
         lost, self._lost = list(self._lost), {}
         return lost
 
     def _problem(self, index: int) -> str | None:
         try:
-            problem = image_problem(self._images.read(index))
+            problem = image_problem(self._reader.read(index))
         except UserError as error:
             return str(error)
-        return f"{self._images.name(index)}: {problem}" if problem else None
+        return f"{self._reader.name(index)}: {problem}" if problem else None
 
-    def describe(self, lost: list[int], limit: int = 5) -> str:
-        """The images by name, with what is wrong with the first of them."""
-        names = [self._problem(index) or self._images.name(index) for index in lost[:limit]]
-        more = [f"and {len(lost) - limit} more"] if len(lost) > limit else []
-        return "\n".join(f"  {line}" for line in names + more)
+    def describe(self, lost: Sequence[int]) -> str:
+        """A line for each of the first few images, with what is wrong with it."""
+        lines = [self._problem(index) or self._reader.name(index) for index in lost[:SHOWN]]
+        return "  " + listed([*lines, *map(self._reader.name, lost[SHOWN:])], SHOWN, "\n  ")
 
     def reason(self, error: RuntimeError) -> str | None:
         """The image that MindData's error is about, and what is wrong with it; None if it is about something else."""
@@ -115,26 +112,16 @@ class Traffic:
             return None
         if self._failure:
             return str(self._failure)
-        problems = (self._problem(image) for _, image in list(self._on_the_way))
-        return next(filter(None, problems), None)
+        return next(filter(None, (self._problem(index) for _, index in list(self._pending))), None)
 
 
 @contextmanager
-def naming_bad_images(reader: Any) -> Iterator[None]:
-    """Turns an error of the reader's pipeline about a image into an UserError that names it."""
+def naming_bad_images(reader: Reader) -> Iterator[None]:
+    """Turns an error of the reader's pipeline about an image into a UserError that names the image."""
     try:
         yield
     except RuntimeError as error:
-        reason = reader.traffic.reason(error) if reader.traffic else None
+        reason = reader.tracker.reason(error) if reader.tracker else None
         if reason is None:
             raise
         raise UserError(f"{reason}\n  {ADVICE}") from error
-
-
-def open_encoded(traffic: Traffic, sampler: Any, workers: int) -> Any:
-    """A pipeline of encoded images; where they are followed, `traffic.arrive` must be mapped over the labels."""
-    import mindspore.dataset as ds
-
-    dataset = ds.GeneratorDataset(traffic, ["image", "label"], sampler=sampler, num_parallel_workers=1,
-                                  python_multiprocessing=False)
-    return dataset.map(traffic.read, "image", num_parallel_workers=workers)

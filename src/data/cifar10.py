@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """CIFAR-10 in its official binary layout: one label byte and 3,072 pixel bytes per record."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from src.data.base import ArrayReader, under_a_name, wrong_layout
-from src.data.encoded import read_file
 from model_utils.errors import UserError
+from model_utils.schema import Config
+from src.data.base import ArrayReader, read_file, under_a_name
 
 RECORD_BYTES = 1 + 32 * 32 * 3
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -17,10 +16,7 @@ FILES = {"train": "data_batch*.bin", "test": "test_batch*.bin"}
 EXPECTED = """    data_dir/
       cifar-10-batches-bin/   data_batch_1.bin ... data_batch_5.bin  (training)
       cifar-10-verify-bin/    test_batch.bin  (test; beside the training batches also works)"""
-
-
-def looked_for(split: str) -> list[str]:
-    return [f"{folder}/{FILES[split]}" for folder in FOLDERS[split]]
+LOOKED_FOR = {split: [f"{folder}/{FILES[split]}" for folder in folders] for split, folders in FOLDERS.items()}
 
 
 def find(data_dir: Path, split: str) -> list[Path] | None:
@@ -29,7 +25,7 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
         files = sorted((data_dir / folder).glob(FILES[split]))
         if files:
             return files
-    # data_dir may be one of the two folders itself; the other split then lies beside it
+    # data_dir may be one of the two folders itself; the other split is beside it then
     own = under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0]))
     beside = sorted((own.parent / FOLDERS[split][0]).glob(FILES[split])) if own else []
     return beside or None
@@ -37,7 +33,7 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
 
 def _read(path: Path) -> np.ndarray:
     """The records of one file, one row each."""
-    content = read_file(path, str(path))
+    content = read_file(path)
     if not content.size or content.size % RECORD_BYTES:
         raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
                          f"{RECORD_BYTES} bytes")
@@ -49,27 +45,13 @@ def _read(path: Path) -> np.ndarray:
     return records
 
 
-def read_records(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """All images [N, 32, 32, 3] and labels [N] of some files, in their order. UserError names a damaged one.
-
-    MindSpore's own Cifar10Dataset reads files of exactly 10,000 records and no others.
-    """
-    records = np.concatenate([_read(path) for path in files])
-    planes = records[:, 1:].reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].copy()
-
-
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, one per line as the official archive has them, or beside the training records; the
-    official ones where there are none."""
-    for place in (folder, folder.parent / FOLDERS["train"][0]):
-        path = place / "batches.meta.txt"
-        if path.is_file():
-            return _read_class_names(path)
-    return CLASS_NAMES
-
-
-def _read_class_names(path: Path) -> tuple[str, ...]:
+    """The names beside the records, one per line as in the official archive, or beside the training records, or the
+    official ones."""
+    places = (folder / "batches.meta.txt", folder.parent / FOLDERS["train"][0] / "batches.meta.txt")
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        return CLASS_NAMES
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -81,16 +63,17 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 
 
 class Cifar10Reader(ArrayReader):
-    """One split; the training split never reads a test file, wherever it lies. UserError if it is not there."""
+    """One split in memory; the training split never reads a test file.
 
-    def __init__(self, data_dir: Path, split: str) -> None:
-        files = find(data_dir, split)
-        if not files:
-            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
-        self._files = files
-        self.folder = self._files[0].parent
-        images, labels = read_records(self._files)
-        super().__init__(f"CIFAR-10 records in {self.folder}", _class_names(self.folder), images, labels)
+    MindSpore's own Cifar10Dataset reads files of exactly 10,000 records and no others.
+    """
+
+    def __init__(self, config: Config, split: str) -> None:
+        self._files = find(Path(config.data_dir), split)
+        records = np.concatenate([_read(path) for path in self._files])
+        planes, folder = records[:, 1:].reshape(-1, 3, 32, 32), self._files[0].parent
+        super().__init__(f"CIFAR-10 records in {folder}", _class_names(folder),
+                         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0])
 
     def name(self, index: int) -> str:
         for path in self._files:
@@ -99,3 +82,6 @@ class Cifar10Reader(ArrayReader):
                 break
             index -= records
         return f"{path}: record {index}"
+
+
+READER = Cifar10Reader

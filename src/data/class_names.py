@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of numbered classes, where the data says them."""
+"""Names of numbered classes, if the data has them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +10,12 @@ import numpy as np
 from model_utils.errors import UserError
 from src.utils.files import write_atomically
 
-FILE = "labels.txt"  # as slim writes it: lines `number:name`, numbers as they stand in the records
+FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers that are in the records
 LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
 
 
 def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label: int = 0) -> tuple[str, ...]:
-    """The names in the first `labels.txt` there is, in the order of their numbers; nothing if there is none.
+    """The names in the first `labels.txt` of these folders, in the order of their numbers; nothing if there is none.
 
     UserError if it is damaged, or has no name for one of the labels, which count from 0.
     """
@@ -27,7 +27,7 @@ def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label
         match = LINE.fullmatch(line.strip())
         if line.strip() and not match:
             raise UserError(f"{path}:{number}: must be `number:name`, not {line.strip()!r}")
-        if match and int(match[1]) >= first_label:  # slim's 0 is the background, which no image shows
+        if match and int(match[1]) >= first_label:  # slim's class 0 is the background, which has no images
             names[int(match[1]) - first_label] = match[2]
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{path}: must name the classes {first_label} to {first_label + len(names) - 1} without a gap")
@@ -36,17 +36,16 @@ def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label
     return tuple(names[label] for label in range(len(names)))
 
 
-def write_class_names(folder: Path, names: Sequence[str], *, first_label: int = 0) -> None:
-    lines = [f"{label}:{name}\n" for label, name in enumerate(names, start=first_label)]
-    write_atomically(folder / FILE, "".join(lines))
+def write_class_names(folder: Path, names: Sequence[str]) -> None:
+    write_atomically(folder / FILE, "".join(f"{label}:{name}\n" for label, name in enumerate(names)))
 
 
 def are_names(classes: Sequence[str]) -> bool:
-    """Whether classes have names of their own, and not their numbers for want of any."""
+    """Whether classes have names of their own, not just their numbers."""
     return list(classes) != [str(number) for number in range(len(classes))]
 
 
 def complete_names(found: Mapping[int, str], num_classes: int) -> tuple[str, ...]:
-    """One name per class: what was found with the images if that tells classes apart, else the number."""
+    """One name per class: what was found with the images if all names differ, else the number."""
     names = found if len(set(found.values())) == len(found) else {}
     return tuple(names.get(label, str(label)) for label in range(num_classes))

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.base import SPLIT_FOLDERS, own_split, split_folders, wrong_layout
-from src.data.encoded import EncodedReader, read_file
 from model_utils.errors import UserError
+from model_utils.schema import Config
+from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, read_file, split_folders
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
 EXPECTED = """    data_dir/
       train/ or ilsvrc/                  one folder per class, images inside
       val/ or validation_preprocess/     the same classes"""
+LOOKED_FOR = {split: [*(f"{name}/<class>/" for name in names), "<class>/"] for split, names in SPLIT_FOLDERS.items()}
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -28,7 +29,7 @@ def is_image(name: str) -> bool:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is at least one, not counting those in folders further down."""
+    """Whether there is at least one, not counting those in sub-folders."""
     try:
         return any(is_image(entry.name) for entry in os.scandir(folder))
     except OSError:
@@ -36,22 +37,18 @@ def holds_images(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> list[str]:
-    """Names in their order. Hidden files, as some systems leave them beside images, are left aside."""
+    """Names in their order, without hidden files, which some systems leave beside images."""
     names = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
     if not names:
         raise UserError(f"{folder}: holds no images ({', '.join(EXTENSIONS)})")
     return names
 
 
-def looked_for(split: str) -> list[str]:
-    return [f"{name}/<class>/" for name in SPLIT_FOLDERS[split]] + ["<class>/"]
-
-
 def find(data_dir: Path, split: str) -> Path | None:
     """The folder that holds the class folders of a split; None if there is none.
 
-    data_dir itself is taken for it if there are images one folder further down, and nothing has a split's name: what
-    one trains on must not pass for the test set because that is absent.
+    It is data_dir itself if its folders hold images and nothing has the name of a split: the training images must not
+    be taken for the test set because that is missing.
     """
     found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
     if found is not None:
@@ -66,25 +63,24 @@ class FolderReader(EncodedReader):
 
     by_name = True
 
-    def __init__(self, data_dir: Path, split: str, *, photos: bool = True) -> None:
-        folder = find(data_dir, split)
-        if folder is None:
-            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
+    def __init__(self, config: Config, split: str) -> None:
+        folder = find(Path(config.data_dir), split)
         names = _class_folders(folder)
-        self.folder = folder
         self.folders = [folder / name for name in names]
         images = [_images(inner) for inner in self.folders]
-        self._names = [name for names in images for name in names]
-        labels = np.repeat(np.arange(len(images)), [len(names) for names in images])
-        class_names = [printable(name) for name in names]
-        super().__init__(f"class folders in {folder}", class_names, labels, photos=photos)
+        self._names = [name for inner in images for name in inner]
+        labels = np.repeat(np.arange(len(images)), [len(inner) for inner in images])
+        super().__init__(f"class folders in {folder}", [printable(name) for name in names], labels,
+                         photos=config.photos)
 
     def file(self, index: int) -> str:
-        return self.name(index)
+        return os.path.join(self.folders[self.labels[index]], self._names[index])
 
     def read(self, index: int) -> np.ndarray:
-        path = self.name(index)
-        return read_file(path, path)
+        return read_file(self.file(index))
 
     def name(self, index: int) -> str:
-        return os.path.join(self.folders[self.labels[index]], self._names[index])
+        return self.file(index)
+
+
+READER = FolderReader

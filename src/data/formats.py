@@ -1,110 +1,161 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of data formats, and which of them a folder holds."""
+"""Config -> reader: the one table of data formats, which of them a folder holds, and whether the data fits a model.
 
-from collections.abc import Callable, Sequence
+Needs no MindSpore until a pipeline is opened, because a device reads images as well.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from src.data import cifar10
-from src.data import folder
-from src.data import list_file
-from src.data import mindrecord
-from src.data import tfrecord
-from src.data.base import Reader, wrong_layout
 from model_utils.errors import UserError
+from model_utils.schema import DATASETS, Config
+from src.data import cifar10, folder, list_file, mindrecord, tfrecord
+from src.data.base import NoDataError, Reader, raise_problems
+from src.data.class_names import are_names
+from src.data.shapes import ShapesReader
+from src.utils.util import listed
 
 AUTO = "auto"
 
-
-class Wanted(NamedTuple):
-    """What a reader must be told, because not every format says it itself."""
-
-    num_classes: int
-    photos: bool
-    first_label: int = 1  # of TFRecord shards
-    lenient: bool = False  # leave out what is wrong, and say it in the reader's `problems`
+# Each module has: find(data_dir, split), which gives what is there or nothing; LOOKED_FOR by split, and EXPECTED, for
+# the message when there is nothing; and the class READER, made as READER(config, split).
+FORMATS = {"cifar10": cifar10, "folder": folder, "list": list_file, "tfrecord": tfrecord, "mindrecord": mindrecord}
 
 
-class Source(NamedTuple):
-    """What is needed to open the images of a split."""
+def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), lenient: bool = False) -> Reader:
+    """The images of a split, 'train' or 'test'; UserError if they are not there or have other classes.
 
-    data_dir: Path
-    split: str
-    wanted: Wanted
-    dataset_format: str
-    candidates: tuple[str, ...]
-
-
-class Format(NamedTuple):
-    """One data format: how it is found, how it is opened, and what is shown to somebody who has another one."""
-
-    find: Callable[[Path, str], Any]  # (data_dir, split) -> something, if it is there
-    open: Callable[[Path, str, Wanted], Reader]
-    looked_for: Callable[[str], Sequence[str]]  # by split
-    expected: str
-
-
-def _cifar10(data_dir: Path, split: str, wanted: Wanted) -> Reader:
-    return cifar10.Cifar10Reader(data_dir, split)
+    `classes` are the names of the training set, if they are known. With `lenient`, wrong records or lines are skipped
+    and listed in `problems`, and the number of classes is not checked.
+    """
+    if config.dataset == "synthetic":
+        if config.dataset_format != AUTO:
+            raise UserError(f"dataset_format: {config.dataset_format} (from {config.origin('dataset_format')}) has no "
+                            "effect with dataset=synthetic, whose images are generated")
+        reader = ShapesReader(config, split)
+    else:
+        reader = _open(config, split, lenient=lenient)
+    if not lenient:
+        check_class_count(reader, config)
+    check_classes(reader, classes)
+    return reader
 
 
-def _folder(data_dir: Path, split: str, wanted: Wanted) -> Reader:
-    return folder.FolderReader(data_dir, split, photos=wanted.photos)
+def _open(config: Config, split: str, *, lenient: bool) -> Reader:
+    data_dir, asked = data_folder(config), config.dataset_format
+    name = detect_format(data_dir, split, DATASETS[config.dataset].formats) if asked == AUTO else asked
+    if not FORMATS[name].find(data_dir, split):
+        raise no_data(data_dir, split, [name])
+    try:
+        reader = FORMATS[name].READER(config, split)
+        if not lenient:
+            raise_problems(reader.problems)
+    except UserError as error:
+        if name == "list" and asked == AUTO and folder.find(data_dir, split):
+            raise UserError(f"{error}\n  --dataset_format=folder reads the class folders and not the list") from None
+        raise
+    reader.source += f" (found by dataset_format={AUTO})" if asked == AUTO else ""
+    return reader
 
 
-def _list(data_dir: Path, split: str, wanted: Wanted) -> Reader:
-    return list_file.ListReader(data_dir, split, num_classes=wanted.num_classes, photos=wanted.photos,
-                                lenient=wanted.lenient)
-
-
-def _tfrecord(data_dir: Path, split: str, wanted: Wanted) -> Reader:
-    return tfrecord.TFRecordReader(data_dir, split, num_classes=wanted.num_classes, photos=wanted.photos,
-                                   first_label=wanted.first_label, lenient=wanted.lenient)
-
-
-def _mindrecord(data_dir: Path, split: str, wanted: Wanted) -> Reader:
-    return mindrecord.MindRecordReader(data_dir, split, num_classes=wanted.num_classes, photos=wanted.photos,
-                                       lenient=wanted.lenient)
-
-
-FORMATS = {
-    "cifar10": Format(cifar10.find, _cifar10, cifar10.looked_for, cifar10.EXPECTED),
-    "folder": Format(folder.find, _folder, folder.looked_for, folder.EXPECTED),
-    "list": Format(list_file.find, _list, list_file.looked_for, list_file.EXPECTED),
-    "tfrecord": Format(tfrecord.find, _tfrecord, tfrecord.looked_for, tfrecord.EXPECTED),
-    "mindrecord": Format(mindrecord.find, _mindrecord, mindrecord.looked_for, mindrecord.EXPECTED),
-}
+def data_folder(config: Config) -> Path:
+    """The folder that `data_dir` names; UserError if there is none."""
+    if config.data_dir is None:
+        raise UserError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
+    data_dir = Path(config.data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"data_dir: {data_dir} is not a folder (from {config.origin('data_dir')})")
+    return data_dir
 
 
 def detect_format(data_dir: Path, split: str, candidates: Sequence[str]) -> str:
-    """The one of `candidates` that holds the split. UserError if there is none, or more than one.
+    """The one of `candidates` that holds the split. UserError if none does, or more than one.
 
-    A list stands above the class folders that lie beside it: it lists them.
+    A list wins over the class folders beside it, because it lists them.
     """
     found = [name for name in candidates if FORMATS[name].find(data_dir, split)]
     if not found:
-        looked_for = [name for candidate in candidates for name in FORMATS[candidate].looked_for(split)]
-        expected = "\n    or\n".join(FORMATS[name].expected for name in candidates)
-        raise wrong_layout(data_dir, looked_for, expected)
+        raise no_data(data_dir, split, candidates)
     if set(found) == {"list", "folder"}:
         return "list"
     if len(found) > 1:
         raise UserError(f"data_dir: {data_dir} holds the {split} data in several formats: {', '.join(found)}; "
-                         f"say which with --dataset_format={found[0]}")
+                        f"say which with --dataset_format={found[0]}")
     return found[0]
 
 
-def open_reader(data_dir: Path, split: str, wanted: Wanted, *, dataset_format: str = AUTO,
-                candidates: Sequence[str] = tuple(FORMATS)) -> Reader:
-    """The images of a split in the format asked for, or in the one that is there."""
-    if dataset_format != AUTO:
-        return FORMATS[dataset_format].open(data_dir, split, wanted)
-    name = detect_format(data_dir, split, candidates)
-    try:
-        reader = FORMATS[name].open(data_dir, split, wanted)
-    except UserError as error:
-        if name == "list" and "folder" in candidates and FORMATS["folder"].find(data_dir, split):
-            raise UserError(f"{error}\n  --dataset_format=folder reads the class folders and not the list") from None
-        raise
-    reader.source += f" (found by dataset_format={AUTO})"
-    return reader
+def no_data(data_dir: Path, split: str, names: Sequence[str]) -> NoDataError:
+    """The error for a split that is not there: what was looked for, what is there, what is expected, and a hint."""
+    looked_for = [item for name in names for item in FORMATS[name].LOOKED_FOR[split]]
+    there = sorted(f"{item.name}/" if item.is_dir() else item.name for item in data_dir.iterdir())
+    hint = _hint(data_dir, split, names) if len(names) > 1 else None  # no hint if one format is insisted on
+    return NoDataError("\n".join([
+        f"data_dir: no data found in {data_dir}",
+        f"  looked for: {', '.join(looked_for)}",
+        f"  {data_dir} holds: {listed(there, 8) or 'nothing'}",
+        "  expected:", "\n    or\n".join(FORMATS[name].EXPECTED for name in names), *([hint] if hint else [])]))
+
+
+def _hint(data_dir: Path, split: str, names: Sequence[str]) -> str | None:
+    """What to type instead: another data set for data_dir, or the folder beside or inside it that has the data."""
+    inside = sorted(path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))[:100]
+    if any((place / "data_batch_1").is_file() for place in (data_dir, *inside)):
+        return "  this is the Python version of CIFAR-10; scripts/download_cifar10.py downloads the binary version"
+    others = [name for name in FORMATS if name not in names]
+    for place, name in chain(product([data_dir], others), product([*inside, data_dir.absolute().parent], names)):
+        try:
+            found = FORMATS[name].find(place, split)
+        except (UserError, OSError):
+            continue
+        # Any folder inside a folder looks like a class.
+        if found and (name != "folder" or any(map(folder.holds_images, found.iterdir()))):
+            dataset = next(dataset for dataset, kind in DATASETS.items() if name in kind.formats)
+            what = "class folders" if name == "folder" else f"{name} data"
+            return f"  {what} found: " + (f"--dataset={dataset}" if place == data_dir else f"--data_dir={place}")
+    return None
+
+
+def check_class_count(reader: Reader, config: Config) -> None:
+    found = len(reader.class_names)
+    if found != config.num_classes:
+        there_are = "there is 1 class" if found == 1 else f"there are {found} classes"
+        raise UserError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
+                        f"{there_are}: {reader.source}; --num_classes={found} fits these")
+
+
+def check_classes(reader: Reader, classes: Sequence[str]) -> None:
+    """UserError if these images have other classes than the training set, or other numbers for them."""
+    others = sorted(set(classes) ^ set(reader.class_names))
+    if classes and others and reader.by_name:
+        raise UserError(f"data_dir: {reader.source} has other classes than the training set: {listed(others)}")
+    check_numbering(reader, classes, "the training set")
+
+
+def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:
+    """UserError if a class of the images has another number in `classes`, which are those of the owner."""
+    if not (are_names(reader.class_names) and are_names(classes)):
+        return
+    pairs = zip(reader.class_names, classes, strict=False)
+    moved = [name for name, other in pairs if name != other and name in classes]
+    if moved:
+        raise UserError(f"data_dir: {reader.source} numbers its classes otherwise than {owner}: {listed(moved)}")
+
+
+def check_kind(config: Config, *, photos: bool) -> None:
+    """UserError if a model of photos is to see small images, or the other way round, unless a flag insists on it.
+
+    Lists, TFRecord and MindRecord files hold either, so that nothing else would show it.
+    """
+    if photos == config.photos or config.is_flag("dataset") or config.is_flag("dataset_name"):
+        return
+    kind, right = ("photos", "imagenet2012") if photos else ("small images of one size", "cifar10")
+    raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), but the model was trained on "
+                    f"{kind}: give --dataset={right}, or --dataset={config.dataset} if that is what you want")
+
+
+def note_on_test_set(train: Reader, test: Reader) -> list[str]:
+    """A warning if the images to evaluate on are those to train on."""
+    if test.file(0) is None or test.file(0) != train.file(0):
+        return []
+    return [f"warning: the accuracy is that on the images that are trained on: {train.source} are both sets"]

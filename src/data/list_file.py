@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List files: a image's path and its label per line. Every line is checked before anything is read."""
+"""List files: the path of an image and its label per line. Every line is checked before anything is read."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from src.data.base import SPLIT_FOLDERS, own_split, wrong_layout
-from src.data.class_names import complete_names, read_class_names
-from src.data.encoded import EncodedReader, raise_problems, read_file
 from model_utils.errors import UserError
-from src.utils.files import printable
+from model_utils.schema import Config
+from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, raise_problems, read_file
+from src.data.class_names import complete_names, read_class_names
+from src.utils.files import printable, write_atomically
 
 LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/
       train_list.txt   one image per line: path, space or tab, label; paths relative to the list or to data_dir
       val_list.txt     the same for the evaluation"""
-
-
-def looked_for(split: str) -> list[str]:
-    return [LIST_FILES[split]]
+LOOKED_FOR = {split: [name] for split, name in LIST_FILES.items()}
 
 
 def find(data_dir: Path, split: str) -> Path | None:
@@ -31,21 +27,16 @@ def find(data_dir: Path, split: str) -> Path | None:
     return next((folder / LIST_FILES[split] for folder in folders if (folder / LIST_FILES[split]).is_file()), None)
 
 
-class Entry(NamedTuple):
-    """One line of a list."""
+class _Paths:
+    """Finds the files that lines name, in the folder of the list, in data_dir or in the folders of the split."""
 
-    line: int
-    path: str  # as a file can be opened
-    label: int
+    def __init__(self, list_file: Path, data_dir: Path, split: str) -> None:
+        roots = [list_file.parent, data_dir, *(data_dir / name for name in SPLIT_FOLDERS[split])]
+        self._roots = list(dict.fromkeys(os.path.abspath(root) for root in roots))
+        self._inside = tuple(os.path.join(root, "") for root in self._roots)
+        self._files: dict[str, frozenset[str]] = {}  # by folder: reading a folder is faster than asking for each file
 
-
-class _Folders:
-    """Which files there are: every folder is read once, which is faster than asking for each file."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, frozenset[str]] = {}
-
-    def has(self, path: str) -> bool:
+    def _exists(self, path: str) -> bool:
         folder, name = os.path.split(path)
         if folder not in self._files:
             try:
@@ -54,95 +45,86 @@ class _Folders:
                 self._files[folder] = frozenset()
         return name in self._files[folder]
 
-
-class ListParser:
-    """Lines -> entries; what is wrong with a line is raised as a ValueError."""
-
-    def __init__(self, list_file: Path, data_dir: Path, split: str, num_classes: int) -> None:
-        roots = [list_file.parent, data_dir, *(data_dir / name for name in SPLIT_FOLDERS[split])]
-        self._roots = list(dict.fromkeys(os.path.abspath(root) for root in roots))
-        self._inside = [os.path.join(root, "") for root in self._roots]
-        self._num_classes, self._folders = num_classes, _Folders()
-
-    def parse(self, number: int, line: str) -> Entry:
-        parts = line.rsplit(maxsplit=1)
-        if len(parts) < 2 or not parts[1].lstrip("-").isdigit():
-            raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {line!r}")
-        path, label = parts[0], int(parts[1])
-        if not 0 <= label < self._num_classes:
-            raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is "
-                             f"{self._num_classes}")
-        return Entry(number, self._find(path), label)
-
-    def _find(self, path: str) -> str:
+    def find(self, path: str) -> str:
+        """ValueError if there is no such file, or if it is outside of these folders."""
         path = os.path.normpath(path)
-        places = [os.path.join(root, path) for root in self._roots]
-        inside = [place for place in places if place.startswith(tuple(self._inside))]
+        inside = [place for place in (os.path.join(root, path) for root in self._roots)
+                  if place.startswith(self._inside)]
         if path.split(os.sep)[0] == ".." or not inside:
             raise ValueError(f"the path {path} leads out of {self._roots[0]}")
-        found = next((place for place in inside if self._folders.has(place)), None)
+        found = next(filter(self._exists, inside), None)
         if found is None:
             raise ValueError(f"there is no file {path} (looked for in {', '.join(self._roots[:2])})")
         return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Names of files need not be UTF-8; what is not survives as it is.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line.strip("\r\n \t")
+def _parse(line: str, num_classes: int) -> tuple[str, int]:
+    """(path, label); ValueError if the line is wrong."""
+    parts = line.rsplit(maxsplit=1)
+    if len(parts) < 2 or not parts[1].lstrip("-").isdigit():
+        raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {line!r}")
+    label = int(parts[1])
+    if not 0 <= label < num_classes:
+        raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is {num_classes}")
+    return parts[0], label
 
 
-def read_list(path: Path, data_dir: Path, split: str, num_classes: int) -> tuple[list[Entry], list[str]]:
-    """All good entries, and what is wrong with the other lines."""
-    parser, entries, problems = ListParser(path, data_dir, split, num_classes), [], []
-    for number, line in _lines(path):
-        try:
-            entries.append(parser.parse(number, line))
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
-    return entries, problems
-
-
-def _folder_names(entries: list[Entry]) -> dict[int, str]:
+def _folder_names(files: list[str], labels: list[int]) -> dict[int, str]:
     """The name of the folder that holds all images of a class, by label; nothing if a class has several."""
     folders: dict[int, str] = {}
-    for entry in entries:
-        name = printable(os.path.basename(os.path.dirname(entry.path)))
-        if folders.setdefault(entry.label, name) != name:
+    for file, label in zip(files, labels, strict=True):
+        name = printable(os.path.basename(os.path.dirname(file)))
+        if folders.setdefault(label, name) != name:
             return {}
     return folders
 
 
 class ListReader(EncodedReader):
-    """The images of a list, in its order; labels count from 0. UserError if there is no list or it is wrong.
+    """The images of a list, in its order; labels count from 0."""
 
-    A lenient one leaves out what is wrong, and says it in `problems`.
-    """
-
-    def __init__(self, data_dir: Path, split: str, *, num_classes: int, photos: bool = True,
-                 lenient: bool = False) -> None:
-        path = find(data_dir, split)
-        if path is None:
-            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
-        self.path = path
-        entries, self.problems = read_list(path, data_dir, split, num_classes)
-        if not lenient or not entries:
-            raise_problems(self.problems)
-        if not entries:
-            raise UserError(f"{path}: lists no image")
-        labels = np.array([entry.label for entry in entries])
-        names = read_class_names((path.parent,), labels) or complete_names(_folder_names(entries), num_classes)
-        self.files = [entry.path for entry in entries]
-        self._lines = [entry.line for entry in entries]
-        super().__init__(f"list {path}", names, labels, photos=photos)
+    def __init__(self, config: Config, split: str) -> None:
+        data_dir = Path(config.data_dir)
+        self.path = find(data_dir, split)
+        paths, labels, problems = _Paths(self.path, data_dir, split), [], []
+        self._files: list[str] = []
+        self._lines: list[int] = []
+        # File names need not be UTF-8; surrogateescape keeps their bytes.
+        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    path, label = _parse(line.strip("\r\n \t"), config.num_classes)
+                    self._files.append(paths.find(path))
+                except ValueError as error:
+                    problems.append(f"{self.path}:{number}: {error}")
+                else:
+                    labels.append(label)
+                    self._lines.append(number)
+        if not labels:
+            raise_problems(problems or [f"{self.path}: lists no image"])
+        names = (read_class_names((self.path.parent,), np.array(labels))
+                 or complete_names(_folder_names(self._files, labels), config.num_classes))
+        super().__init__(f"list {self.path}", names, np.array(labels), photos=config.photos, problems=problems)
 
     def file(self, index: int) -> str:
-        return self.files[index]
+        return self._files[index]
 
     def read(self, index: int) -> np.ndarray:
-        return read_file(self.files[index], self.name(index))
+        return read_file(self._files[index], self.name(index))
 
     def name(self, index: int) -> str:
-        return f"{self.files[index]} ({self.path}:{self._lines[index]})"
+        return f"{self._files[index]} ({self.path}:{self._lines[index]})"
+
+
+READER = ListReader
+
+
+def write_list(path: Path, files: Iterable[str | Path], labels: Iterable[int]) -> None:
+    """Write a list of files with their labels. UserError if a file is not below the folder of the list."""
+    root, lines = os.path.join(os.path.abspath(path.parent), ""), []
+    for file, label in zip(files, labels, strict=True):
+        if not os.path.abspath(file).startswith(root):
+            raise UserError(f"{file}: is not below {path.parent}, where the list is to be written")
+        lines.append(f"{os.path.abspath(file).removeprefix(root)} {label}\n")
+    write_atomically(path, "".join(lines).encode(errors="surrogateescape"))

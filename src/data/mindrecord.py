@@ -1,42 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MindRecord files, read at random: as a pipeline of its own, MindDataset would not take our sampler."""
+"""MindRecord files. Rows are asked for by number, because MindDataset takes no sampler of ours in a pipeline."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.data.base import wrong_layout
-from src.data.class_names import complete_names, read_class_names
-from src.data.encoded import EncodedReader, raise_problems
-from src.data.mindrecord_file import find_places, read_at
-from src.data.shards import find_shards
 from model_utils.errors import UserError
+from model_utils.schema import Config
+from src.data.base import EncodedReader, raise_problems
+from src.data.class_names import complete_names, read_class_names
+from src.data.shards import find_shards
+
+if TYPE_CHECKING:
+    from mindspore.dataset import MindDataset
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.mindrecord\d*"
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "data"), ("label",)
+IMAGE_COLUMNS, LABEL_COLUMN = ("image", "data"), "label"
 EXPECTED = """    data_dir/
       train.mindrecord, val.mindrecord       or numbered sets: train-00000-of-00004.mindrecord, train.mindrecord0 ...,
       train.mindrecord.db, val...db          each with its .db; columns image (or data) and label, labels from 0"""
-
-
-def looked_for(split: str) -> list[str]:
-    return ["train*.mindrecord*"] if split == "train" else ["val*.mindrecord*"]
-
-
-def find(data_dir: Path, split: str) -> list[Path] | None:
-    return find_shards(data_dir, split, ENDINGS) or None
-
-
-def _check_files(paths: Sequence[Path]) -> None:
-    for path in paths:
-        index = path.with_name(f"{path.name}.db")
-        if not path.stat().st_size:
-            raise UserError(f"{path}: is empty")
-        if not index.is_file():
-            raise UserError(f"{path}: its index {index.name} is missing; a MindRecord file is no use without it")
+LOOKED_FOR = {"train": ["train*.mindrecord*"], "test": ["val*.mindrecord*"]}
+find = partial(find_shards, endings=ENDINGS)
 
 
 def _reason(error: Exception) -> str:
@@ -46,8 +36,8 @@ def _reason(error: Exception) -> str:
     return said or (lines[0] if lines else type(error).__name__)
 
 
-def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Any:
-    """A dataset whose rows can be asked for by number. UserError if a file is damaged."""
+def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDataset:
+    """A dataset whose rows can be asked for by number. UserError names a file that is damaged."""
     import mindspore.dataset as ds
 
     try:
@@ -62,91 +52,69 @@ def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Any:
         raise UserError(f"{paths[0]}: cannot be read as MindRecord: {_reason(error)}") from None
 
 
-def _choose(found: Sequence[str], wanted: Sequence[str], path: Path) -> str:
-    column = next((name for name in wanted if name in found), None)
-    if column is None:
-        raise UserError(f"{path}: has no column {' or '.join(wanted)}; its columns: {', '.join(found)}")
-    return column
-
-
 class MindRecordReader(EncodedReader):
-    """All rows of a split, in the order of its files; labels count from 0.
+    """All rows of a split, in the order of its files; labels count from 0."""
 
-    A lenient reader leaves out rows with a wrong label, and says so in `problems`.
-    """
-
-    def __init__(self, data_dir: Path, split: str, *, num_classes: int, photos: bool = True,
-                 lenient: bool = False) -> None:
-        paths = find(data_dir, split)
-        if not paths:
-            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
-        _check_files(paths)
-        self.paths = paths
+    def __init__(self, config: Config, split: str) -> None:
+        paths = find(Path(config.data_dir), split)
+        for path in paths:
+            if not path.stat().st_size:
+                raise UserError(f"{path}: is empty")
+            if not path.with_name(f"{path.name}.db").is_file():
+                raise UserError(f"{path}: its index {path.name}.db is missing; the file cannot be read without it")
+        self._paths = paths
         columns = _open(paths[:1]).get_col_names()
-        image, label = _choose(columns, IMAGE_COLUMNS, paths[0]), _choose(columns, LABEL_COLUMNS, paths[0])
-        self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])
+        image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+        if image is None or LABEL_COLUMN not in columns:
+            raise UserError(f"{paths[0]}: needs the columns {' or '.join(IMAGE_COLUMNS)}, and {LABEL_COLUMN}; its "
+                            f"columns: {', '.join(columns)}")
+        self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])  # of the rows of each file
         self._dataset, self._lock = _open(paths, [image]), Lock()
-        labels = self._read_labels(label)
-        self._check_ends()
-        self._places = find_places(paths, image, self._ends, self._ask)  # None: only MindDataset can read them
-        good = (labels >= 0) & (labels < num_classes)
-        self.problems = [f"{self._row_name(row)} has the label {labels[row]}; labels run from 0 to {num_classes - 1}, "
-                         f"because num_classes is {num_classes}" for row in np.flatnonzero(~good)]
+        labels = self._read_labels()
+        for end in np.unique(self._ends[self._ends > 0]):  # a file that was cut short lacks its last row
+            self._read_row(int(end) - 1)
+        good = (labels >= 0) & (labels < config.num_classes)
+        problems = [f"{self._row_name(row)} has the label {labels[row]}; labels run from 0 to "
+                    f"{config.num_classes - 1}, because num_classes is {config.num_classes}"
+                    for row in np.flatnonzero(~good)]
         self._rows = np.flatnonzero(good)
-        if not lenient or not len(self._rows):
-            raise_problems(self.problems)
         if not len(self._rows):
-            raise UserError(f"{paths[0]}: holds no row")
+            raise_problems(problems or [f"{paths[0]}: holds no row"])
         labels = labels[self._rows]
-        names = read_class_names((paths[0].parent, data_dir), labels) or complete_names({}, num_classes)
+        names = (read_class_names((paths[0].parent, Path(config.data_dir)), labels)
+                 or complete_names({}, config.num_classes))
         files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
-        super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=photos)
+        super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=config.photos, problems=problems)
 
-    def _read_labels(self, column: str) -> np.ndarray:
-        rows = _open(self.paths, [column])
+    def _read_labels(self) -> np.ndarray:
+        rows = _open(self._paths, [LABEL_COLUMN])
         try:
             values = [rows[index][0] for index in range(int(self._ends[-1]))]
         except RuntimeError as error:
-            raise UserError(f"{self.paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
+            raise UserError(f"{self._paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
         if any(value.size != 1 or value.dtype.kind not in "iu" for value in values):
-            raise UserError(f"{self.paths[0]}: the column {column} must hold one whole number per row")
+            raise UserError(f"{self._paths[0]}: the column {LABEL_COLUMN} must hold one whole number per row")
         return np.array(values, np.int64).reshape(-1)
 
-    def _ask(self, row: int) -> bytes:
-        """A row's image through MindDataset, one at a time."""
+    def _read_row(self, row: int) -> np.ndarray:
         try:
-            with self._lock:
+            with self._lock:  # a MindDataset answers one thread at a time
                 content = self._dataset[row][0]
         except RuntimeError as error:
             raise UserError(f"{self._row_name(row)}: cannot be read: {_reason(error)}") from None
         if content.dtype.kind != "S" and content.dtype != np.uint8:
             raise UserError(f"{self._row_name(row)}: the image must be stored as bytes, not {content.dtype}")
-        return content.tobytes()
-
-    def _check_ends(self) -> None:
-        """Read the last row of each file, which is what a file that was cut short lacks."""
-        for end in np.unique(self._ends[self._ends > 0]):
-            self._ask(int(end) - 1)
+        return np.frombuffer(content.tobytes(), np.uint8)
 
     def read(self, index: int) -> np.ndarray:
-        row = int(self._rows[index])
-        if self._places is None:
-            return np.frombuffer(self._ask(row), np.uint8)
-        position, size = self._places[row].tolist()
-        try:
-            content = read_at(self.paths[self._file(row)], position, size)
-        except OSError as error:
-            raise UserError(f"{self.name(index)}: cannot be read: {error.strerror}") from None
-        if len(content) != size:
-            raise UserError(f"{self.name(index)}: cannot be read: the file is cut short")
-        return np.frombuffer(content, np.uint8)
-
-    def _file(self, row: int) -> int:
-        return int(np.searchsorted(self._ends, row, side="right"))
+        return self._read_row(int(self._rows[index]))
 
     def name(self, index: int) -> str:
         return self._row_name(int(self._rows[index]))
 
     def _row_name(self, row: int) -> str:
-        file = self._file(row)
-        return f"{self.paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return f"{self._paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"
+
+
+READER = MindRecordReader

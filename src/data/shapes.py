@@ -1,93 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of drawn shapes: a small data set that needs no download and is the same bytes everywhere.
+"""Generated images of shapes, in memory or as files: a small data set without a download.
 
-Ten classes that stay themselves when flipped or turned by any angle. Position, size, stretch, angle, colours,
-background, clutter and noise vary. NumPy only, and of NumPy only what is stable: the frozen `RandomState`
-streams, float64 and element-wise arithmetic, so that no library version changes a byte.
+Ten classes that remain distinct when flipped or turned by any angle. Position, size, stretch, angle, colours,
+background, clutter and noise vary. The bytes are the same everywhere: of NumPy only the frozen `RandomState` streams,
+float64 and element-wise arithmetic are used, which no version changes.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from model_utils.errors import UserError
-from src.utils.files import make_folder, write_atomically
+from model_utils.schema import Config
+from src.data.base import ArrayReader
 
 Array = np.ndarray
-CHUNK = 256  # images drawn at a time; part of the data set's definition, since random draws go by chunk
-REACH = 1.15  # how far the corners of the shapes below come from their centre
-MIN_SIZE = 16  # below it the corners of a star and the gap between bars are lost
-
-
-# The shapes, as signed distances (negative inside) in a frame where a shape spans about -1 to 1.
+GENERATOR = 1  # to be raised when this module draws other images
+SEEDS = {"train": 1, "test": 2}  # of the splits in memory, which share no image
+CHUNK = 256  # images drawn at a time; part of the definition of the data set, because random draws go by chunk
+REACH = 1.15  # the largest distance of a corner of a shape from its centre
+MIN_SIZE = 16  # in smaller images the corners of a star and the gap between bars are lost
 
 
 def _box(u: Array, v: Array, half_u: float, half_v: float) -> Array:
     return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
 
 
-def _disc(u: Array, v: Array) -> Array:
-    return np.sqrt(u * u + v * v) - 0.92
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.sqrt(u * u + v * v) - 0.76) - 0.21
-
-
-def _square(u: Array, v: Array) -> Array:
-    return _box(u, v, 0.8, 0.8)
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) * (np.sqrt(3.0) / 2) + v / 2, -v) - 0.56
+def _circle(u: Array, v: Array) -> Array:
+    return np.sqrt(u * u + v * v)
 
 
 def _star(u: Array, v: Array) -> Array:
     """Five points: the angle is folded onto one half point, whose edge is a straight line."""
     fold = np.abs(np.mod(np.arctan2(u, v), 2 * np.pi / 5) - np.pi / 5)  # 0 in a notch, pi/5 at a tip
-    radius = np.sqrt(u * u + v * v)
-    return radius * (np.cos(fold) * 0.84 - np.sin(fold) * 0.543) - 0.378  # notches at 0.45, tips at 1.05
+    return _circle(u, v) * (np.cos(fold) * 0.84 - np.sin(fold) * 0.543) - 0.378  # notches at 0.45, tips at 1.05
 
 
-def _cross(u: Array, v: Array) -> Array:
-    return np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0))
-
-
-def _half_disc(u: Array, v: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + (v + 0.45) ** 2) - 1.05, -0.45 - v)
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(np.sqrt(u * u + v * v) - 1.0, 0.8 - np.sqrt((u - 0.5) ** 2 + v * v))
-
-
-def _bars(u: Array, v: Array) -> Array:
-    return _box(np.abs(u) - 0.56, v, 0.24, 0.82)
-
-
-def _corner(u: Array, v: Array) -> Array:
-    return np.minimum(_box(u, v + 0.54, 0.8, 0.26), _box(u + 0.54, v, 0.26, 0.8))
-
-
+# Signed distances (negative inside) in coordinates in which a shape spans about -1 to 1.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": _disc, "ring": _ring, "square": _square, "triangle": _triangle, "star": _star,
-    "cross": _cross, "half_disc": _half_disc, "crescent": _crescent, "bars": _bars, "corner": _corner,
-}  # fmt: skip
+    "disc": lambda u, v: _circle(u, v) - 0.92,
+    "ring": lambda u, v: np.abs(_circle(u, v) - 0.76) - 0.21,
+    "square": lambda u, v: _box(u, v, 0.8, 0.8),
+    "triangle": lambda u, v: np.maximum(np.abs(u) * (np.sqrt(3.0) / 2) + v / 2, -v) - 0.56,
+    "star": _star,
+    "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0)),
+    "half_disc": lambda u, v: np.maximum(np.sqrt(u * u + (v + 0.45) ** 2) - 1.05, -0.45 - v),
+    "crescent": lambda u, v: np.maximum(_circle(u, v) - 1.0, 0.8 - np.sqrt((u - 0.5) ** 2 + v * v)),
+    "bars": lambda u, v: _box(np.abs(u) - 0.56, v, 0.24, 0.82),
+    "corner": lambda u, v: np.minimum(_box(u, v + 0.54, 0.8, 0.26), _box(u + 0.54, v, 0.26, 0.8)),
+}
 SHAPE_NAMES: tuple[str, ...] = tuple(SHAPES)
 
 
-@dataclass(frozen=True)
-class _Colours:
-    """Per image, as (n, 1, 1, 3): the shape differs from the background by at least 45 grey levels."""
+def _draw_colours(rng: np.random.RandomState, count: int) -> tuple[Array, Array]:
+    """Background and shape colours, each (n, 1, 1, 3); they differ by at least 45 grey levels."""
 
-    back: Array
-    front: Array
-
-
-def _draw_colours(rng: np.random.RandomState, count: int) -> _Colours:
     def tint(strength: float) -> Array:
         colour = rng.uniform(-strength, strength, (count, 3))
         return colour - colour.mean(axis=1, keepdims=True)
@@ -98,7 +66,7 @@ def _draw_colours(rng: np.random.RandomState, count: int) -> _Colours:
     up = np.where(grey + step > 240.0, False, np.where(grey - step < 15.0, True, rng.rand(count, 1) < 0.5))
     back = grey + tint(35.0)
     front = np.where(up, grey + step, grey - step) + tint(60.0)
-    return _Colours(back[:, None, None, :], front[:, None, None, :])
+    return back[:, None, None, :], front[:, None, None, :]
 
 
 def _pixel_grid(size: int) -> tuple[Array, Array]:
@@ -111,20 +79,20 @@ def _column(rng: np.random.RandomState, low: float, high: float, count: int) -> 
     return rng.uniform(low, high, (count, 1, 1))
 
 
-def _draw_background(rng: np.random.RandomState, colours: _Colours, size: int) -> Array:
+def _draw_background(rng: np.random.RandomState, back: Array, size: int) -> Array:
     """A gradient and a wave of random direction over the background colour: (n, size, size, 3)."""
-    count = len(colours.back)
+    count = len(back)
     x, y = _pixel_grid(size)
     angle = _column(rng, 0.0, 2 * np.pi, count)
     shade = _column(rng, 0.0, 25.0, count) * (np.cos(angle) * x + np.sin(angle) * y)
     angle, phase = _column(rng, 0.0, 2 * np.pi, count), _column(rng, 0.0, 2 * np.pi, count)
     waves = _column(rng, 3.0, 18.0, count)
     shade += _column(rng, 0.0, 14.0, count) * np.sin(waves * (np.cos(angle) * x + np.sin(angle) * y) + phase)
-    return colours.back + shade[..., None]
+    return back + shade[..., None]
 
 
 def _coverage(distance: Array, size: int) -> Array:
-    """How much of a pixel is inside (0 to 1), from a distance in units of half a image."""
+    """How much of a pixel is inside (0 to 1), from a distance in units of half an image."""
     return np.clip(0.5 - distance * (size / 2), 0.0, 1.0)
 
 
@@ -132,27 +100,27 @@ def _blend(images: Array, cover: Array, colour: Array) -> None:
     images += cover[..., None] * (colour - images)
 
 
-def _add_clutter(rng: np.random.RandomState, images: Array, colours: _Colours) -> None:
-    """Two thin, faint lines and three specks in shades of the shape's colour; none is a class of its own."""
+def _add_clutter(rng: np.random.RandomState, images: Array, front: Array) -> None:
+    """Two thin, faint lines and three specks in shades of the shape's colour; none looks like a class."""
     count, size = images.shape[:2]
     x, y = _pixel_grid(size)
     for _ in range(2):
         angle, offset = _column(rng, 0.0, 2 * np.pi, count), _column(rng, -0.9, 0.9, count)
         line = np.abs(np.cos(angle) * x + np.sin(angle) * y - offset) - 0.03
-        _blend(images, _coverage(line, size) * _column(rng, 0.0, 0.5, count), colours.front)
+        _blend(images, _coverage(line, size) * _column(rng, 0.0, 0.5, count), front)
     for _ in range(3):
         left, top = _column(rng, -0.95, 0.95, count), _column(rng, -0.95, 0.95, count)
         speck = np.sqrt((x - left) ** 2 + (y - top) ** 2) - _column(rng, 0.04, 0.11, count)
-        _blend(images, _coverage(speck, size) * _column(rng, 0.0, 0.8, count), colours.front)
+        _blend(images, _coverage(speck, size) * _column(rng, 0.0, 0.8, count), front)
 
 
-def _add_shapes(rng: np.random.RandomState, images: Array, colours: _Colours, labels: Array) -> None:
-    """One shape a image, wholly inside it, at any angle."""
+def _add_shapes(rng: np.random.RandomState, images: Array, front: Array, labels: Array) -> None:
+    """One shape per image, completely inside it, at any angle."""
     count, size = images.shape[:2]
     x, y = _pixel_grid(size)
     radius = _column(rng, 0.42, 0.78, count)
-    room = 1.0 - radius * REACH
-    left, top = _column(rng, -1.0, 1.0, count) * room, _column(rng, -1.0, 1.0, count) * room
+    margin = 1.0 - radius * REACH
+    left, top = _column(rng, -1.0, 1.0, count) * margin, _column(rng, -1.0, 1.0, count) * margin
     angle, stretch = _column(rng, 0.0, 2 * np.pi, count), _column(rng, 0.88, 1.0, count)
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u = ((x - left) * cos + (y - top) * sin) / stretch
@@ -161,21 +129,20 @@ def _add_shapes(rng: np.random.RandomState, images: Array, colours: _Colours, la
     for label, shape in enumerate(SHAPES.values()):
         chosen = labels == label
         cover[chosen] = _coverage(shape(u[chosen], v[chosen]) * (radius * stretch)[chosen], size)
-    _blend(images, cover * _column(rng, 0.8, 1.0, count), colours.front)
+    _blend(images, cover * _column(rng, 0.8, 1.0, count), front)
 
 
 def _draw_chunk(rng: np.random.RandomState, labels: Array, size: int) -> Array:
-    colours = _draw_colours(rng, len(labels))
-    images = _draw_background(rng, colours, size)
-    _add_clutter(rng, images, colours)
-    _add_shapes(rng, images, colours, labels)
+    back, front = _draw_colours(rng, len(labels))
+    images = _draw_background(rng, back, size)
+    _add_clutter(rng, images, front)
+    _add_shapes(rng, images, front, labels)
     images += rng.standard_normal(images.shape) * rng.uniform(4.0, 16.0, (len(labels), 1, 1, 1))
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
-def draw_shapes(
-    count: int, *, seed: int | Sequence[int], size: int = 32, classes: int = len(SHAPE_NAMES)
-) -> tuple[Array, Array]:
+def draw_shapes(count: int, *, seed: int | Sequence[int], size: int = 32,
+                classes: int = len(SHAPE_NAMES)) -> tuple[Array, Array]:
     """`count` images (N, size, size, 3) uint8 and their labels (N,) uint8, a function of the arguments alone.
 
     The labels are the first `classes` of SHAPE_NAMES, equally often (give or take one), in random order.
@@ -193,40 +160,48 @@ def draw_shapes(
     return np.concatenate(chunks), labels.astype(np.uint8)
 
 
-def draw_splits(
-    train_count: int, test_count: int, *, seed: int, size: int = 32, classes: int = len(SHAPE_NAMES)
-) -> dict[str, tuple[Array, Array]]:
+class ShapesReader(ArrayReader):
+    """One split in memory (dataset=synthetic): always the same images."""
+
+    def __init__(self, config: Config, split: str) -> None:
+        count = config.synthetic_train_images if split == "train" else config.synthetic_test_images
+        super().__init__("generated shapes", SHAPE_NAMES, *draw_shapes(count, seed=SEEDS[split]))
+
+
+def draw_splits(train_count: int, test_count: int, *, seed: int, size: int = 32,
+                classes: int = len(SHAPE_NAMES)) -> dict[str, tuple[Array, Array]]:
     """Images and labels of `train` and `test`, from random streams of their own."""
-    counts = {"train": train_count, "test": test_count}
-    return {
-        split: draw_shapes(count, seed=(seed, stream), size=size, classes=classes)
-        for stream, (split, count) in enumerate(counts.items())
-    }
+    return {split: draw_shapes(count, seed=(seed, stream), size=size, classes=classes)
+            for stream, (split, count) in enumerate((("train", train_count), ("test", test_count)))}
 
 
-def cifar10_records(images: Array, labels: Array) -> bytes:
-    """The CIFAR-10 binary layout: per image one label byte, then the R, G and B planes row by row."""
-    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    return np.concatenate([labels[:, None], planes], axis=1).tobytes()
-
-
-def write_cifar10(
-    folder: str | os.PathLike[str], *, train_count: int = 10000, test_count: int = 2000, seed: int = 1
-) -> None:
-    """Write shapes of 32x32 pixels under `folder` as CIFAR-10 is published in binary form.
-
-    `cifar-10-batches-bin/data_batch_1.bin` to `_5.bin` and `batches.meta.txt` for training,
-    `cifar-10-verify-bin/test_batch.bin` for testing; files of these names are replaced.
-    UserError for fewer than five training images (one a file), UserError or OSError when it cannot write.
-    """
+def write_cifar10(folder: Path, *, train_count: int, test_count: int, seed: int) -> None:
+    """32x32 pixels in the binary layout of CIFAR-10: `cifar-10-batches-bin/` for training, `cifar-10-verify-bin/`."""
     if train_count < 5:
         raise UserError(f"CIFAR-10 has five batch files: at least 5 training images, not {train_count}")
+
+    def records(images: Array, labels: Array) -> bytes:  # one label byte, then the R, G and B planes row by row
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        return np.concatenate([labels[:, None], planes], axis=1).tobytes()
+
     splits = draw_splits(train_count, test_count, seed=seed)
-    train, test = Path(folder, "cifar-10-batches-bin"), Path(folder, "cifar-10-verify-bin")
-    for part in (train, test):
-        make_folder(part)
-    write_atomically(train / "batches.meta.txt", "\n".join(SHAPE_NAMES) + "\n")
+    train, test = folder / "cifar-10-batches-bin", folder / "cifar-10-verify-bin"
+    train.mkdir(parents=True)
+    test.mkdir()
+    (train / "batches.meta.txt").write_text("\n".join(SHAPE_NAMES) + "\n", encoding="utf-8")
     parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
     for number, (images, labels) in enumerate(parts, start=1):
-        write_atomically(train / f"data_batch_{number}.bin", cifar10_records(images, labels))
-    write_atomically(test / "test_batch.bin", cifar10_records(*splits["test"]))
+        (train / f"data_batch_{number}.bin").write_bytes(records(images, labels))
+    (test / "test_batch.bin").write_bytes(records(*splits["test"]))
+
+
+def write_folders(folder: Path, *, train_count: int, test_count: int, seed: int, size: int, classes: int) -> None:
+    """ImageNet style: train/<class>/00001.png and val/<class>/00001.png, numbered within the split."""
+    from PIL import Image
+
+    splits = draw_splits(train_count, test_count, seed=seed, size=size, classes=classes)
+    for split, name in (("train", "train"), ("test", "val")):
+        for class_name in SHAPE_NAMES[:classes]:
+            (folder / name / class_name).mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(*splits[split], strict=True), start=1):
+            Image.fromarray(image).save(folder / name / SHAPE_NAMES[label] / f"{number:05d}.png")

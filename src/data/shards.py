@@ -2,15 +2,15 @@
 """Which files in a folder are the shards of a split, and whether they are all there."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
 from pathlib import Path
 
-from src.data.base import split_folders
 from model_utils.errors import UserError
+from src.data.base import split_folders
 from src.utils.util import listed
 
 SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}
-NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
+NUMBER = re.compile(r"(.*?)(\d+)(-of-(\d+).*|\D*)")  # the number of a shard: before `-of-`, or the last one
 
 
 def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
@@ -19,64 +19,42 @@ def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
 
 
 def find_shards(data_dir: Path, split: str, endings: str) -> list[Path]:
-    """The files of a split in their order, by the split's word in their name; in the split's own folder any name does.
+    """The files of a split in their order: their names have the word of the split, or they are in the split's folder.
 
-    `endings` is a regular expression for what comes behind the word. UserError if some of a numbered set are missing,
-    or there are several sets.
+    `endings` is a regular expression for what comes after the word. UserError if some of a numbered set are missing,
+    or if there are several sets.
     """
     for word in SPLIT_WORDS[split]:
         files = _matching(data_dir, rf"(?:.*[-_.])?{word}(?:{endings})")
         if files:
-            return _in_a_row(_all_there(files))
+            return _complete(files, any_names=False)
     for folder in split_folders(data_dir, split):
         files = _matching(folder, rf".*(?:{endings})")
         if files:
-            return _all_there(files)
+            return _complete(files, any_names=True)
     return []
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    files = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.name.startswith(".")]
-    return sorted((path for path in files if path.is_file()), key=_natural_order)
+    """Files in natural order: x.mindrecord10 after x.mindrecord9."""
+    files = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.name.startswith(".")
+             and path.is_file()] if folder.is_dir() else []
+    return sorted(files, key=lambda path: [(0, int(part)) if part.isdigit() else (1, part)
+                                           for part in re.split(r"(\d+)", path.name)])
 
 
-def _natural_order(path: Path) -> list[tuple[int, int | str]]:
-    """x.mindrecord10 after x.mindrecord9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _in_a_row(files: list[Path]) -> list[Path]:
-    """UserError unless the names are the same but for one number, which counts up without a gap."""
-    kinds = {re.sub(r"\d+", "#", path.name): path.name for path in files}
-    if len(kinds) > 1:
-        raise UserError(f"{files[0].parent}: holds several sets of shards of one split: {', '.join(kinds.values())}; "
-                         "keep one")
-    columns = zip(*([int(number) for number in re.findall(r"\d+", path.name)] for path in files), strict=True)
-    for numbers in columns:
-        missing = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
-        if missing and len(set(numbers)) == len(files):
-            named = ", ".join(map(str, missing[:5]))
-            raise UserError(f"{files[0].parent}: shards are missing: number {named} between {files[0].name} and "
-                             f"{files[-1].name}")
-    return files
-
-
-def _all_there(files: Sequence[Path]) -> list[Path]:
-    sets: dict[tuple[str, str, str], set[int]] = {}
+def _complete(files: list[Path], *, any_names: bool) -> list[Path]:
+    sets: defaultdict[tuple[str, str, str | None], dict[int, str]] = defaultdict(dict)
     for path in files:
-        match = NUMBERED.fullmatch(path.name)
-        if match:
-            sets.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
-    kinds = [f"{stem}*-of-{count}{ending}" for stem, count, ending in sets]
-    folder = files[0].parent
-    if len(kinds) > 1 or (kinds and len(files) > sum(map(len, sets.values()))):
-        others = kinds or [path.name for path in files]
-        raise UserError(f"{folder}: holds several sets of shards of one split: {', '.join(others)}; keep one")
-    for (stem, count, ending), numbers in sets.items():
-        missing = sorted(set(range(int(count))) - numbers)
-        if missing:
-            names = [f"{stem}{number:0{len(count)}d}-of-{count}{ending}" for number in missing]
-            raise UserError(f"{folder}: shards are missing: {listed(names)}")
-    return list(files)
+        match = NUMBER.fullmatch(path.name)
+        kind, number = ((match[1], match[3], match[4]), int(match[2])) if match else ((path.name, "", ""), 0)
+        sets[kind][number] = path.name
+    if len(sets) > 1 and (not any_names or any(count for *_, count in sets)):
+        raise UserError(f"{files[0].parent}: holds several sets of shards of one split: "
+                        f"{listed(next(iter(names.values())) for names in sets.values())}; keep one")
+    for (stem, ending, count), names in sets.items():
+        numbers = range(int(count)) if count else range(min(names), max(names) + 1)
+        missing = [f"{stem}{number:0{len(count or '')}d}{ending}" for number in numbers if number not in names]
+        if missing and (count or not any_names):
+            raise UserError(f"{files[0].parent}: shards are missing: {listed(missing)}")
+    return files

@@ -1,183 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFRecord shards as slim writes them, read at random: one scan finds out where every image lies.
+"""TFRecord shards as slim writes them. A scan at the start finds every image and checks every label.
 
 MindData's own TFRecordDataset takes no sampler, gives ranks unequal parts and cannot begin in the middle of an epoch.
+Parsing whole records with protobuf would read all images at the start; this reads about 4 KB of each record.
 """
 
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from src.data.base import wrong_layout
-from src.data.class_names import complete_names, read_class_names
-from src.data.encoded import EncodedReader, raise_problems
-from src.data.shards import find_shards
-from src.data.tf_example import FOOTER, HEADER, bytes_value, find_features, integer_value, masked_crc
 from model_utils.errors import UserError
-from src.utils.wire import WireError
+from model_utils.schema import Config
+from src.data.base import EncodedReader, raise_problems
+from src.data.class_names import complete_names, read_class_names
+from src.data.shards import find_shards
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
 IMAGE, LABEL, NAME = b"image/encoded", b"image/class/label", b"image/class/synset"
-FEATURES = frozenset((IMAGE, LABEL, NAME))
-WINDOW_BYTES = 4096  # read at once when a record is looked through
+NAMES = (IMAGE, LABEL, NAME)
+HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its CRC; record; CRC of the record
+BYTES, INTEGERS = 1, 3  # the fields of a Feature
+WINDOW_BYTES = 4096
 SCAN_THREADS = 8  # they wait for the disk most of the time
 EXPECTED = """    data_dir/
       train-00000-of-01024 ...         tf.train.Example records with image/encoded and image/class/label,
       validation-00000-of-00128 ...    labels from 1, as slim writes them"""
+LOOKED_FOR = {"train": ["train-*-of-*"], "test": ["validation-*-of-*"]}
+find = partial(find_shards, endings=ENDINGS)
 
 
-def looked_for(split: str) -> list[str]:
-    return ["train-*-of-*"] if split == "train" else ["validation-*-of-*"]
+def masked_crc(data: bytes) -> int:
+    """CRC32C, rotated and shifted as TFRecord files have it."""
+    import google_crc32c  # optional on a device that reads other formats
 
-
-def find(data_dir: Path, split: str) -> list[Path] | None:
-    return find_shards(data_dir, split, ENDINGS) or None
-
-
-class Place(NamedTuple):
-    """Where a record and the image in it lie in their shard, in bytes, and the label as it is stored."""
-
-    number: int
-    record: int
-    size: int
-    image: int
-    image_size: int
-    label: int
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class _Window:
-    """Parts of one record, read from the file in pieces as they are needed."""
+    """Slices of a file, read in pieces of 4 KB. Unlike mmap, `os.pread` lets other threads run while it waits."""
 
-    def __init__(self, file: int, start: int, size: int) -> None:
-        self._file, self._start, self._size = file, start, size
-        self._buffer, self._at = b"", 0
+    def __init__(self, file: int) -> None:
+        self._file, self._start, self._piece = file, 0, b""
 
-    def __call__(self, position: int, length: int) -> bytes:
-        length = min(length, self._size - position)
-        offset = position - self._at
-        if offset < 0 or offset + length > len(self._buffer):
-            wanted = min(max(length, WINDOW_BYTES), self._size - position)
-            self._buffer, self._at, offset = os.pread(self._file, wanted, self._start + position), position, 0
-        return self._buffer[offset:offset + length]
+    def __getitem__(self, part: slice) -> bytes:
+        first, size = part.start - self._start, part.stop - part.start
+        if first < 0 or first + size > len(self._piece):
+            self._piece = os.pread(self._file, max(size, WINDOW_BYTES), part.start)
+            self._start, first = part.start, 0
+        return self._piece[first:first + size]
 
 
-class ShardScan:
-    """Finds the records of one shard; `problems` name the shard and the record that is wrong."""
+def _varint(data: _Window, at: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends."""
+    value = 0
+    for index, byte in enumerate(data[at:at + 10]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, at + index + 1
+    raise ValueError("a number has no end")
 
-    def __init__(self, path: Path, *, first_label: int, num_classes: int) -> None:
-        self._path, self._first, self._num_classes = path, first_label, num_classes
-        self.places: list[Place] = []
-        self.names: dict[int, str] = {}
+
+def _fields(data: _Window, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of the fields of a protobuf message; (number, value, -1) of an integer."""
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value, -1
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"wire type {kind}")
+        size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
+        if at + size > end:
+            raise ValueError("a field is longer than its message")
+        yield key >> 3, at, at + size
+        at += size
+
+
+def _features(data: _Window, start: int, end: int) -> dict[bytes, tuple[int, int, int]]:
+    """(kind, start, end) of the first value of the features that are asked for; (kind, value, -1) of an integer.
+
+    Example { 1: Features { 1: repeated { 1: name, 2: Feature { 1: bytes, 2: floats or 3: integers } } } }, where each
+    list is a message { 1: repeated value }; integers may be packed.
+    """
+    found = {}
+    for field, *features in _fields(data, start, end):
+        for number, first, last in _fields(data, *features) if field == 1 else ():
+            head = data[first:first + 32]
+            is_other = head[:1] == b"\n" and head[1] < 0x80 and head[2:2 + head[1]] not in NAMES  # its name comes first
+            if number != 1 or is_other:
+                continue
+            parts = {part: place for part, *place in _fields(data, first, last)}
+            name = data[slice(*parts[1])] if 1 in parts else b""
+            if name in NAMES and 2 in parts:
+                kind, *values = next(_fields(data, *parts[2]), (0, 0, 0))
+                number, first, last = next(_fields(data, *values), (0, 0, 0))
+                is_packed = kind == INTEGERS and last >= 0
+                if number == 1:
+                    found[name] = (kind, _varint(data, first)[0], -1) if is_packed else (kind, first, last)
+    return found
+
+
+class _Shard:
+    """Finds the records of one file. `problems` name wrong records; nothing can be found after a wrong length."""
+
+    def __init__(self, path: Path, first_label: int, num_classes: int) -> None:
+        self.places: list[tuple[int, ...]] = []  # number, start, size, start of the image, its size, label from 0
+        self.names: dict[int, str] = {}  # by label
         self.problems: list[str] = []
-        self._number = 0
-        with path.open("rb", buffering=0) as file:
-            try:
-                self._scan(file.fileno(), path.stat().st_size)
-            except UserError as error:  # behind it nothing can be found
-                self.problems.append(str(error))
-
-    def _scan(self, file: int, file_size: int) -> None:
+        self._first, self._last = first_label, first_label + num_classes - 1
+        file_size, start, number, cut = path.stat().st_size, 0, 0, None
         if not file_size:
-            raise UserError(f"{self._path}: is empty")
-        position = 0
-        while position < file_size:
-            size = self._checked_size(os.pread(file, HEADER.size, position))
-            start = position + HEADER.size
-            position = start + size + FOOTER.size
-            if position > file_size:
-                raise self._error(f"is cut short: {position - file_size} bytes are missing at the end of the file")
-            try:
-                self.places.append(self._place(_Window(file, start, size), start, size))
-            except UserError as error:
-                self.problems.append(str(error))
-            self._number += 1
+            self.problems.append(f"{path}: is empty")
+        with path.open("rb", buffering=0) as file:
+            self._data = _Window(file.fileno())
+            while start < file_size and not cut:
+                header = self._data[start:start + HEADER.size].ljust(HEADER.size, b"\0")
+                (size, crc), start = HEADER.unpack(header), start + HEADER.size
+                if start > file_size:
+                    cut = "is cut short in its header"
+                elif masked_crc(header[:8]) != crc:
+                    hint = " (gzip; only uncompressed TFRecord files are read)" if header[:2] == b"\x1f\x8b" else ""
+                    cut = f"has a wrong checksum of its length: the file is damaged or no TFRecord file{hint}"
+                elif start + size + FOOTER.size > file_size:
+                    cut = f"is cut short: {start + size + FOOTER.size - file_size} bytes are missing at its end"
+                try:
+                    if cut:
+                        raise ValueError(cut)
+                    self.places.append((number, start, size, *self._parse(start, start + size)))
+                except ValueError as error:
+                    self.problems.append(f"{path}: record {number} {error}")
+                start, number = start + size + FOOTER.size, number + 1
 
-    def _checked_size(self, header: bytes) -> int:
-        if len(header) < HEADER.size:
-            raise self._error("is cut short in its header")
-        size, crc = HEADER.unpack(header)
-        if masked_crc(header[:8]) != crc:
-            hint = " (gzip; only uncompressed TFRecord files are read)" if header[:2] == b"\x1f\x8b" else ""
-            raise self._error(f"has a wrong checksum of its length: the file is damaged or no TFRecord file{hint}")
-        return size
-
-    def _place(self, fetch: _Window, start: int, size: int) -> Place:
+    def _parse(self, start: int, end: int) -> tuple[int, int, int]:
+        """Start and size of the image, and the label from 0. ValueError if one of them is missing or wrong."""
         try:
-            features = find_features(fetch, size, FEATURES)
-            image = bytes_value(fetch, features[IMAGE]) if IMAGE in features else None
-            label = integer_value(fetch, features[LABEL]) if LABEL in features else None
-            if image is None or label is None:
-                missing = IMAGE if image is None else LABEL
-                raise self._error(f"has no feature {missing.decode()}")
-            self._check_label(label)
-            if NAME in features and label - self._first not in self.names:
-                first, last = bytes_value(fetch, features[NAME]) or (0, 0)
-                self.names[label - self._first] = fetch(first, last - first).decode("utf-8", "replace")
-        except WireError as error:
-            raise self._error(f"is no tf.train.Example: {error}") from None
-        return Place(self._number, start, size, start + image[0], image[1] - image[0], label)
-
-    def _check_label(self, label: int) -> None:
-        last = self._first + self._num_classes - 1
-        if not self._first <= label <= last:
-            hint = ("; --tfrecord_first_label=0 is for shards that count from 0" if label == 0 and self._first else "")
-            raise self._error(f"has the label {label}; labels run from {self._first} to {last}, because num_classes "
-                              f"is {self._num_classes}{hint}")
-
-    def _error(self, text: str) -> UserError:
-        return UserError(f"{self._path}: record {self._number} {text}")
-
-
-def scan_shards(paths: Sequence[Path], *, first_label: int, num_classes: int) -> list[ShardScan]:
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        return list(pool.map(lambda path: ShardScan(path, first_label=first_label, num_classes=num_classes), paths))
+            features = _features(self._data, start, end)
+        except ValueError as error:
+            raise ValueError(f"is no tf.train.Example: {error}") from None
+        for name, kind in ((IMAGE, BYTES), (LABEL, INTEGERS)):
+            if features.get(name, (0,))[0] != kind:
+                raise ValueError(f"has no feature {name.decode()}")
+        (_, image, image_end), (_, label, _) = features[IMAGE], features[LABEL]
+        label -= (label >> 63) << 64  # negative numbers are stored as their 64-bit complement
+        if not self._first <= label <= self._last:
+            hint = "; --tfrecord_first_label=0 is for shards that count from 0" if label == 0 else ""
+            raise ValueError(f"has the label {label}; labels run from {self._first} to {self._last}, because "
+                             f"num_classes is {self._last - self._first + 1}{hint}")
+        label -= self._first
+        if NAME in features and label not in self.names:
+            self.names[label] = self._data[slice(*features[NAME][1:])].decode("utf-8", "replace")
+        return image, image_end - image, label
 
 
 class TFRecordReader(EncodedReader):
-    """All records of a split, in the order of their shards. The scan checks everything but the images' own
-    checksums; these are checked whenever one is read. A lenient reader leaves out what is wrong, and says it in
-    `problems`."""
+    """All records of a split, in the order of their shards. The checksum of a record is checked when it is read."""
 
-    def __init__(self, data_dir: Path, split: str, *, num_classes: int, photos: bool = True,
-                 first_label: int = 1, lenient: bool = False) -> None:
-        paths = find(data_dir, split)
-        if not paths:
-            raise wrong_layout(data_dir, looked_for(split), EXPECTED)
-        scans = scan_shards(paths, first_label=first_label, num_classes=num_classes)
-        self.paths = paths
-        self.problems = [problem for scan in scans for problem in scan.problems]
-        self._ends = np.cumsum([len(scan.places) for scan in scans])
-        if not lenient or not self._ends[-1]:
-            raise_problems(self.problems)
-        self._places = np.array([place for scan in scans for place in scan.places], np.int64)
-        folders = (paths[0].parent, data_dir)
-        named = {label: name for scan in scans for label, name in scan.names.items()}
-        labels = self._places[:, Place._fields.index("label")] - first_label
-        names = read_class_names(folders, labels, first_label=first_label) or complete_names(named, num_classes)
-        shards = f"{len(paths)} TFRecord shard{'s' if len(paths) > 1 else ''}"
-        super().__init__(f"{shards} in {paths[0].parent}", names, labels, photos=photos)
+    def __init__(self, config: Config, split: str) -> None:
+        self._paths = find(Path(config.data_dir), split)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            shards = list(pool.map(lambda path: _Shard(path, config.tfrecord_first_label, config.num_classes),
+                                   self._paths))
+        problems = [problem for shard in shards for problem in shard.problems]
+        self._ends = np.cumsum([len(shard.places) for shard in shards])
+        if not self._ends[-1]:
+            raise_problems(problems)
+        self._places = np.array([place for shard in shards for place in shard.places], np.int64)
+        labels, folder = self._places[:, -1], self._paths[0].parent
+        names = {label: name for shard in shards for label, name in shard.names.items()}
+        super().__init__(f"{len(shards)} TFRecord shard{'s' if len(shards) > 1 else ''} in {folder}",
+                         read_class_names((folder, Path(config.data_dir)), labels,
+                                          first_label=config.tfrecord_first_label)
+                         or complete_names(names, config.num_classes), labels, photos=config.photos, problems=problems)
 
-    def _place(self, index: int) -> tuple[Path, Place]:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return self.paths[shard], Place(*self._places[index].tolist())
+    def _path(self, index: int) -> Path:
+        return self._paths[int(np.searchsorted(self._ends, index, side="right"))]
 
     def read(self, index: int) -> np.ndarray:
-        path, place = self._place(index)
+        _, start, size, image, image_size, _ = self._places[index].tolist()
         try:
-            # Opened for each record: a thousand shards held open are more than most systems allow.
-            with path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), place.size + FOOTER.size, place.record)
+            # Opened for each record: a thousand open shards are more than most systems allow.
+            with self._path(index).open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size + FOOTER.size, start)
         except OSError as error:
             raise UserError(f"{self.name(index)}: cannot be read: {error.strerror}") from None
-        record = data[:place.size]
-        if len(data) < place.size + FOOTER.size or FOOTER.unpack(data[place.size:])[0] != masked_crc(record):
+        if len(data) < size + FOOTER.size or FOOTER.unpack(data[size:])[0] != masked_crc(data[:size]):
             raise UserError(f"{self.name(index)} has a wrong checksum: it is damaged")
-        return np.frombuffer(record, np.uint8, place.image_size, place.image - place.record)
+        return np.frombuffer(data, np.uint8, image_size, image - start)
 
     def name(self, index: int) -> str:
-        path, place = self._place(index)
-        return f"{path}: record {place.number}"
+        return f"{self._path(index)}: record {self._places[index][0]}"
+
+
+READER = TFRecordReader

@@ -11,7 +11,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
-from src.data.build_data import build_reader, check_kind, check_numbering
+from src.data.formats import build_reader, check_kind, check_numbering
 from src.deploy.images import ImageError, Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k

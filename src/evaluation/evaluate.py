@@ -22,7 +22,7 @@ from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, ModelLoader, describe_model
 from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
-from src.data.build_data import build_reader, check_kind, check_numbering, data_folder
+from src.data.formats import build_reader, check_kind, check_numbering, data_folder
 from src.data.class_names import are_names
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k

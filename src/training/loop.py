@@ -22,7 +22,7 @@ from src.build import (
 )
 from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
-from src.data.build_data import build_reader, note_on_test_set
+from src.data.formats import build_reader, note_on_test_set
 from src.training.hooks import (
     AverageStatistics,
     Evaluate,

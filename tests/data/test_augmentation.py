@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of crops, flips and resizing, by what they do to a image that says where each of its pixels was."""
+"""The keys of crops, flips and resizing, by what they do to an image that says where each of its pixels was."""
 
 import numpy as np
 import pytest
-from packed import batches, eval_batches
-from helpers import Split, cifar_records, refusal, write_cifar10, write_image
+from helpers import Split, batches, cifar_records, eval_batches, refusal, write_image
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
-from src.weights.model_info import ModelInfo
 from src.build import build_network, build_train_data
-from src.data.build_data import build_reader
+from src.data.formats import build_reader
 from src.weights.agree import agree_with_weights, open_pre_trained
 from src.weights.checkpoint import save_checkpoint
 from src.weights.load import read_weights
+from src.weights.model_info import ModelInfo
 
 COUNT = 12
 PIXELS = "--image_mean=0,0,0", "--image_std=1,1,1"  # the input is the pixels, from 0 to 1
@@ -44,7 +43,7 @@ def train_images(data_dir, *flags):
 
 def eval_image(data_dir, *flags):
     config = config_of(data_dir, *flags)
-    return eval_batches(build_reader(config, "test"), preset=config.preset)[0][0][0]
+    return eval_batches(config, build_reader(config, "test"))[0][0][0]
 
 
 def spans(images):
@@ -97,7 +96,7 @@ def small_images(data_dir, workers, *flags):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+def test_a_flip_does_not_depend_on_the_crop(tmp_path, workers):
     _, is_flipped, moved = small_images(tmp_path, workers)
     for side in moved:
         assert len(np.unique(side)) == 9
@@ -106,7 +105,7 @@ def test_a_flip_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_black_square_does_not_depend_on_where_the_crop_lies(tmp_path, workers):
+def test_the_black_square_does_not_depend_on_the_crop(tmp_path, workers):
     images, is_flipped, moved = small_images(tmp_path, workers, "--cutout=8")
     black = (images == 0).all(axis=1)[:, 4:28, 4:28]  # not of the border
     whole = black.sum(axis=(1, 2)) == 64
@@ -127,19 +126,6 @@ def test_cutout_is_the_side_of_a_black_square(data_dir):
     assert heights.max() == widths.max() == 16  # less at the border
     assert len({mask.tobytes() for mask in changed}) > COUNT / 4
     assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--cutout=16"))
-
-
-@pytest.mark.parametrize("hflip", [0, 1])
-def test_hflip_holds_for_small_images_too(tmp_path, hflip):
-    written = write_cifar10(tmp_path)
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=80", f"--hflip={hflip}", *PIXELS])
-    images, labels = batches(build_train_data(config, Rank(0, 1, 2, "CPU")).dataset(0))[0]
-    columns = slice(None, None, -1 if hflip else 1)
-    sources = {image[8:24, 8:24].tobytes() for image in written.train.images}  # in every crop, moved by up to 4
-    pixels = (255 * images.transpose(0, 2, 3, 1)[:, :, columns]).round().astype(np.uint8)
-    found = [any(image[top:top + 16, left:left + 16].tobytes() in sources for top in range(4, 13)
-                 for left in range(4, 13)) for image in pixels]
-    assert all(found)
 
 
 def test_interpolation_is_how_pixels_are_mixed(data_dir):

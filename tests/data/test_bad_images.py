@@ -4,22 +4,14 @@
 from pathlib import Path
 
 import pytest
-from packed import (
-    PLAIN,
-    convert,
-    eval_batches,
-    open_format,
-    train_batches,
-    train_here,
-)
+from helpers import eval_batches, photo_config, train_batches, train_here, write_tfrecords
 
-from model_utils.config import get_config
 from model_utils.device_adapter import Rank
-from src.build import build_train_data, sink_size
-from src.data import packing
-from src.data.broken_images import naming_bad_images
-from src.training.resume import find_resume_point
 from model_utils.errors import UserError
+from src.build import build_train_data, sink_size
+from src.data.broken_images import naming_bad_images
+from src.data.formats import build_reader
+from src.training.resume import find_resume_point
 
 
 def break_images(folder: Path) -> tuple[str, ...]:
@@ -39,34 +31,33 @@ def test_a_broken_image_ends_the_run_with_its_name(copy_of):
     assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
 
 
-def test_a_image_that_is_gone_when_it_is_read(copy_of, formats):
-    reader = open_format(formats | {"folder": copy_of("folder")}, "folder", "train")
+def test_an_image_that_is_gone_when_it_is_read(copy_of):
+    config = photo_config(copy_of("folder"))
+    reader = build_reader(config, "train")
     Path("data/train/bee/image 11.png").unlink()
     with pytest.raises(UserError, match=r"bee/image 11\.png: cannot be read"), naming_bad_images(reader):
-        train_batches(reader)
+        train_batches(config, reader)
 
 
 def test_another_error_of_a_pipeline_is_not_taken_for_a_broken_image(formats):
     with pytest.raises(RuntimeError, match="the network is broken"), \
-            naming_bad_images(open_format(formats, "folder", "train")):
+            naming_bad_images(build_reader(photo_config(formats["folder"]), "train")):
         raise RuntimeError("the network is broken")
 
 
-def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, formats):
+@pytest.mark.parametrize(("mode", "rows"), [("replace", 20), ("skip", 16)])
+def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, rows):
     broken = break_images(copy_of("folder"))
-    folders = formats | {"folder": Path("data")}
-    reader = open_format(folders, "folder", "train")
-    for mode, rows in (("replace", 20), ("skip", 16)):  # 20 of 22 are left; the order has both bad ones in it
-        for epoch in range(2):
-            images = train_batches(reader, epoch=epoch, on_bad_image=mode)
-            assert sum(len(labels) for _, labels in images) == rows
-            lost = reader.traffic.take_lost()
-            assert sorted(reader.name(index) for index in lost) == [f"data/{name}" for name in broken[:2]]
-            assert reader.traffic.take_lost() == []
-    test = open_format(folders, "folder", "test")
-    for mode in ("replace", "skip"):
-        assert sum(len(labels) for _, labels in eval_batches(test, on_bad_image=mode)) == 10
-        assert [test.name(index) for index in test.traffic.take_lost()] == [f"data/{broken[2]}"]
+    config = photo_config("data", f"--on_bad_image={mode}")
+    reader, test = build_reader(config, "train"), build_reader(config, "test")
+    for epoch in range(2):  # 20 of 22 are left; the order has both bad ones in it
+        images = train_batches(config, reader, epoch=epoch)
+        assert sum(len(labels) for _, labels in images) == rows
+        lost = reader.tracker.take_lost()
+        assert sorted(reader.name(index) for index in lost) == [f"data/{name}" for name in broken[:2]]
+        assert reader.tracker.take_lost() == []
+    assert sum(len(labels) for _, labels in eval_batches(config, test)) == 10
+    assert [test.name(index) for index in test.tracker.take_lost()] == [f"data/{broken[2]}"]
 
 
 @pytest.mark.parametrize(("mode", "last_step", "fate"), [("replace", 5, "replaced by others"), ("skip", 4, "left out")])
@@ -97,18 +88,9 @@ def test_an_epoch_of_broken_images_alone(copy_of, mode):
     assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
 
 
-def test_an_evaluation_of_broken_images_alone(copy_of):
-    folder = copy_of("folder")
-    for path in folder.glob("val/*/*"):
-        path.write_bytes(b"")
-    outcome = train_here("--on_bad_image=skip", "--mode=train_and_evaluate")
-    assert outcome.status == 2 and "no image can be read" in outcome.err
-
-
 def test_broken_images_and_data_sinking_or_several_devices(formats):
     def flags(*more):
-        return get_config(["--dataset=imagenet2012", "--num_classes=3", f"--data_dir={formats['folder']}",
-                           "--batch_size=4", "--on_bad_image=skip", *more])
+        return photo_config(formats["folder"], "--on_bad_image=skip", *more)
 
     with pytest.raises(UserError, match="--on_bad_image=replace"):
         build_train_data(flags(), Rank(0, 2, 1, "CPU"))
@@ -120,18 +102,29 @@ def test_broken_images_and_data_sinking_or_several_devices(formats):
     assert sink_size(flags("--on_bad_image=error"), Rank(0, 1, 1, "Ascend"), 5) == 5
 
 
-@pytest.mark.parametrize("to", ["tfrecord", "mindrecord"])
-def test_broken_images_in_records_are_named_and_left_out_too(tmp_path, monkeypatch, formats, to):
-    monkeypatch.setattr(packing, "content_of", lambda reader, index, read=packing.content_of:
-                        b"no image" if index == 7 else read(reader, index))
-    monkeypatch.setattr(packing, "size_of", lambda content: (1, 1))
-    monkeypatch.setattr(packing, "same_image", lambda *args: True)
-    assert convert(formats["folder"], to, tmp_path / to, "--split=train").status == 0
-    reader = open_format({to: tmp_path / to}, to, "train")
+@pytest.mark.parametrize("kind", ["tfrecord", "mindrecord"])
+def test_broken_images_in_records_are_named_and_skipped_too(copy_of, tmp_path, kind):
+    folders = copy_of("folder")
+    (folders / "train/ant/image 07.png").write_bytes(b"no image")
+    packed = tmp_path / kind
+    if kind == "tfrecord":
+        write_tfrecords(folders, packed, shards=1)
+    else:
+        from mindspore.mindrecord import FileWriter
+
+        packed.mkdir()
+        writer = FileWriter(str(packed / "train.mindrecord"), 1)
+        writer.add_schema({"image": {"type": "bytes"}, "label": {"type": "int32"}}, "images")
+        writer.write_raw_data([{"image": path.read_bytes(), "label": label}
+                               for label, name in enumerate(("ant", "bee", "cow"))
+                               for path in sorted((folders / "train" / name).iterdir())])
+        writer.commit()
+    config = photo_config(packed)
+    reader = build_reader(config, "train")
     with pytest.raises(UserError, match=r"(record|row) 7: cannot be decoded"), naming_bad_images(reader):
-        train_batches(reader, preset=PLAIN)
-    assert sum(len(labels) for _, labels in train_batches(reader, on_bad_image="replace")) == 20
-    assert reader.traffic.take_lost() == [7]
+        train_batches(config, reader)
+    images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
+    assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
 
 
 def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):

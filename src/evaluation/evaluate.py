@@ -22,8 +22,8 @@ from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, ModelLoader, describe_model
 from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
-from src.data.formats import build_reader, check_kind, check_numbering, data_folder
 from src.data.class_names import are_names
+from src.data.formats import build_reader, check_kind, check_numbering, data_folder
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
 from src.evaluation.plots import plot_confusion
@@ -103,10 +103,10 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
 
 def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> None:
     """Log how many images of all ranks could not be read, and this rank's by name. A meeting point of all ranks."""
-    lost = reader.traffic.take_lost() if reader.traffic else []
+    lost = reader.tracker.take_lost() if reader.tracker else []
     total = int(sum_integers([len(lost)], rank.world_size)[0])
     if total:
-        names = f":\n{reader.traffic.describe(lost)}" if lost else ""
+        names = f":\n{reader.tracker.describe(lost)}" if lost else ""
         get_logger().warning("warning: %d image%s could not be read %s and %s %s%s", total, "s" if total > 1 else "",
                              when, "were" if total > 1 else "was", fate, names)
 

@@ -25,8 +25,7 @@ from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights.agree import Start, agree_with_weights
-from src.weights.load import fill, match_weights, read_weights, report
+from src.weights.load import Start, agree, fill, match_weights, read_weights, report
 
 SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
 
@@ -96,7 +95,7 @@ def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:
             network = build_network(config, rank)
         match = match_weights(start.weights, network, swaps_head=True, strict=config.pre_trained_strict)
         fill(network, start.weights, match)
-        lines = report(start.weights, match, network, start.taken)
+        lines = report(start.weights, match, network, start.changes)
     frozen = freeze(network, config.freeze)
     if start.weights is not None and set(frozen) & set(match.new):
         raise UserError(f"freeze: {config.freeze} freezes {listed(sorted(set(frozen) & set(match.new)))}, which begin "
@@ -229,7 +228,7 @@ class ModelLoader:
     def load(self, path: Path) -> LoadedModel:
         """The network of the checkpoint, with all of its weights. UserError if some are missing or do not fit."""
         weights = read_weights(path)
-        config, taken = agree_with_weights(self._asked, weights)
+        config, taken = agree(self._asked, weights)
         if self._network is None or config.model_dump() != self._config.model_dump():
             with drawn_later():
                 self._network = build_network(config, self._rank, for_export=self._for_export)

@@ -127,12 +127,12 @@ def check_outputs(config: Config, items: Sequence[Any]) -> None:
 
 def open_model(config: Config) -> Model:
     """The model that `model_path` names, in the engine for it. An error that the user can mend carries a status."""
-    from src.weights.formats import SUFFIXES
+    from src.weights.model_info import CHECKPOINT_SUFFIXES
 
     path = Path(config.model_path)
     if not path.is_file():
         raise UserError(f"model_path: there is no file {path}")
-    model = open_checkpoint(config, path) if path.suffix.lower() in SUFFIXES else open_exported(config, path)
+    model = open_checkpoint(config, path) if path.suffix.lower() in CHECKPOINT_SUFFIXES else open_exported(config, path)
     if not model.config.include_top and (not config.result_dir or config.save or config.annotate):
         raise UserError(f"model_path: {path} was made without its classifier and answers with features, not with "
                           "classes: --result_dir=FOLDER writes them, and --save and --annotate have nothing to say")

@@ -26,7 +26,7 @@ from src.training.saving import SaveError
 from src.training.state import Conductor, Throughput, TrainState
 from src.utils.logging import get_logger
 from src.utils.signals import StopSignals, stopped
-from src.weights.agree import open_pre_trained, without_file
+from src.weights.load import open_pre_trained, without_file
 
 
 class TrainResult(NamedTuple):

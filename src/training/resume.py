@@ -17,8 +17,7 @@ import numpy as np
 from model_utils.errors import UserError
 from src.training.state import TrainState
 from src.utils.util import newest_first
-from src.weights.checkpoint import STATE_KEY, as_arrays, is_counter
-from src.weights.checkpoint_file import Contents, read_file, write_file
+from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
@@ -134,19 +133,19 @@ def log_bytes(point: ResumePoint, rank: int, log_name: str) -> int | None:
     """How long this rank's log was when the state was written; None where that is not known of a log of this name."""
     if point.record["settings"].get("log_name") != log_name or rank >= point.record["environment"]["ranks"]:
         return None
-    own = point.contents if rank == 0 else read_file(state_file(point.folder, point.step, rank), must_be_verified=True)
+    own = point.contents if rank == 0 else read_file(state_file(point.folder, point.step, rank))
     return json.loads(own.texts[STATE_KEY])["log_bytes"] or None  # 0 where the log had been moved away
 
 
 def _verified(path: Path) -> ResumePoint:
     """The state of a main file, after every rank's part of it was found whole."""
-    contents = read_file(path, must_be_verified=True)
+    contents = read_file(path)
     if STATE_KEY not in contents.texts:
         raise UserError(f"{path}: is not a state to resume from")
     record = json.loads(contents.texts[STATE_KEY])
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
-        read_file(state_file(folder, record["step"], rank), must_be_verified=True)
+        read_file(state_file(folder, record["step"], rank))
     return ResumePoint(folder, record, contents, (), _states(folder))
 
 
@@ -220,7 +219,7 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
     arrays = dict(point.contents.arrays)
     own = state_file(point.folder, point.step, rank)
     if 0 < rank < point.record["environment"]["ranks"]:
-        arrays |= read_file(own, must_be_verified=True).arrays
+        arrays |= read_file(own).arrays
     for parameter in parameters:
         if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
             continue  # dropout or a dynamic loss scale that begins now

@@ -13,31 +13,28 @@ HEAD = "classifier.6"
 HIDDEN = ("classifier.0", "classifier.3")
 OUR_NORM = {part: part for part in ("gamma", "beta", "moving_mean", "moving_variance")}
 TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-OUR_CLASSIFIER = {layer: layer for layer in (*HIDDEN, HEAD)}
-TIMM_CLASSIFIER = dict(zip((*HIDDEN, HEAD), ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), strict=True))
+TIMM_CLASSIFIER = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": HEAD}
 
 
-class Zoo(NamedTuple):
-    """How a project names what we call `layers.N.part`, the parts of a batch normalisation, and the dense layers.
+class Project(NamedTuple):
+    """What a project calls our `layers.N.part`, and what is known of its VGG.
 
-    All of them count convolutions, normalisations, activations and poolings alike, and have the epsilon 1e-5.
+    All of them number convolutions, normalisations, activations and poolings in one sequence, and use the epsilon 1e-5.
     """
 
     label: str
-    features: str
-    norm: dict[str, str]
-    classifier: dict[str, str]
-    always_has_bias: bool = False  # its convolutions cannot be built without
-    uses_imagenet_statistics: bool = False  # its published weights were trained with ImageNet's mean and deviation
-    never_has_bias: bool = False  # its convolutions are built without
+    features: str = "features"
+    norm: dict[str, str] = OUR_NORM
+    conv_bias: bool | None = None  # whether its convolutions have a bias; None: as one likes
+    uses_imagenet_statistics: bool = True  # its published weights are trained with ImageNet's mean and deviation
 
 
-ZOOS: dict[str, Zoo] = {
-    "ours": Zoo("this project", "layers", OUR_NORM, OUR_CLASSIFIER),
-    "model_zoo": Zoo("the model zoo", "layers", OUR_NORM, OUR_CLASSIFIER),
-    "mindcv": Zoo("MindCV", "features", OUR_NORM, OUR_CLASSIFIER, uses_imagenet_statistics=True, never_has_bias=True),
-    "torchvision": Zoo("torchvision", "features", TORCH_NORM, OUR_CLASSIFIER, True, True),
-    "timm": Zoo("timm", "features", TORCH_NORM, TIMM_CLASSIFIER, True, True),
+PROJECTS: dict[str, Project] = {
+    "ours": Project("this project", "layers", uses_imagenet_statistics=False),
+    "model_zoo": Project("the model zoo", "layers", uses_imagenet_statistics=False),
+    "mindcv": Project("MindCV", conv_bias=False),
+    "torchvision": Project("torchvision", norm=TORCH_NORM, conv_bias=True),
+    "timm": Project("timm", norm=TORCH_NORM, conv_bias=True),
 }
 
 WRAPPERS = r"(?:(?:module|_orig_mod|model|network|backbone|net)\.)*"  # what people put around a network
@@ -48,19 +45,11 @@ BOOK_KEEPING = re.compile(
     r"step_num|loss_scale|scale_sense|scale_window|current_iterator_step|last_overflow_iterator_step|current_step|"
     r"beta[12]_power|(.*\.)?dropout_step|run\.losses")
 UNKNOWN = "unknown names"  # the reason why such are left out
-COUNTERS = re.compile(r".*\.num_batches_tracked")
 NORM_PARTS = {**OUR_NORM, "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
-class Names(NamedTuple):
-    """Our name -> theirs, and theirs -> why it is left out."""
-
-    theirs: dict[str, str]
-    left_out: dict[str, str]
-
-
-def translate(dimensions: Mapping[str, int]) -> Names:
-    """Our names for the tensors of a file, of which the number of dimensions is known."""
+def translate(dimensions: Mapping[str, int]) -> tuple[dict[str, str], dict[str, str]]:
+    """From the names in a file, with the number of dimensions of each: our name -> theirs, theirs -> why left out."""
     layers = {name: match for name in dimensions if (match := LAYER.fullmatch(name))}
     norms = {match[1] for name, match in layers.items()
              if match[2] in NORM_PARTS or (match[2] == "weight" and dimensions[name] == 1)}
@@ -74,7 +63,7 @@ def translate(dimensions: Mapping[str, int]) -> Names:
             left_out[name] = f"the same as {theirs[ours]}"
         else:
             theirs[ours] = name
-    return Names(theirs, left_out)
+    return theirs, left_out
 
 
 def _our_name(name: str, norms: set[str]) -> str | None:
@@ -84,19 +73,18 @@ def _our_name(name: str, norms: set[str]) -> str | None:
             part = {"weight": "gamma", "bias": "beta", **NORM_PARTS}.get(part, "")
         return f"layers.{index}.{part}" if part in ("weight", "bias", *OUR_NORM) else None
     if match := DENSE.fullmatch(name):
-        layer = next((ours for ours, timm in TIMM_CLASSIFIER.items() if timm == match[1]), match[1])
-        return f"{layer}.{match[2]}"
+        return f"{TIMM_CLASSIFIER.get(match[1], match[1])}.{match[2]}"
     return None
 
 
 def _reason(name: str) -> str:
-    if COUNTERS.fullmatch(name):
+    if name.endswith(".num_batches_tracked"):
         return "counters of PyTorch"
     return "book-keeping of a training run" if BOOK_KEEPING.fullmatch(name) else UNKNOWN
 
 
-def recognise_zoo(names: Iterable[str], *, is_torch: bool) -> str:
-    """Whose names these are, of the keys of ZOOS; `is_torch` says that PyTorch people use this kind of file."""
+def recognise_project(names: Iterable[str], *, is_torch: bool) -> str:
+    """The key in PROJECTS of the project with such names; `is_torch`: the file format is one that PyTorch users use."""
     text = "\n".join(names)
     if re.search(r"^(.*\.)?pre_logits\.", text, re.MULTILINE):
         return "timm"
@@ -107,12 +95,12 @@ def recognise_zoo(names: Iterable[str], *, is_torch: bool) -> str:
     return "torchvision" if is_torch or "running_mean" in text else "mindcv"
 
 
-def their_name(zoo: Zoo, ours: str) -> str:
-    """The name in a zoo of a parameter that we call `ours`."""
-    layer, _, part = ours.rpartition(".")
-    if layer in zoo.classifier:
-        return f"{zoo.classifier[layer]}.{part}"
-    return f"{zoo.features}.{layer.partition('.')[2]}.{zoo.norm.get(part, part)}"
+def their_name(project: Project, ours: str) -> str:
+    """The name in a project of a parameter that we call `ours`. Not for timm, whose dense layers have other names."""
+    if not ours.startswith("layers."):
+        return ours
+    _, index, part = ours.split(".")
+    return f"{project.features}.{index}.{project.norm.get(part, part)}"
 
 
 class Layout(NamedTuple):
@@ -139,7 +127,7 @@ def positions(network: str, batch_norm: bool) -> tuple[set[int], set[int]]:
 def missing_names(layout: Layout, names: Container[str]) -> list[str]:
     """The parameters (by our names) that a whole network of this layout has and `names` lacks.
 
-    A network may stand without its head or its classifier.
+    A network without head or without classifier is whole.
     """
     convolutions, norms = positions(layout.network, layout.batch_norm)
     parts = ("weight", "bias") if layout.has_bias else ("weight",)
@@ -178,22 +166,21 @@ def _map_area(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def _width(network: str, batch_norm: bool, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """The width that gives these channel and unit counts; UserError if none does."""
+    convolutions = {name: shape for name, shape in shapes.items() if len(shape) == 4}
     hidden = shapes.get(f"{HIDDEN[0]}.weight", (None,))[0]
-    candidates = [1.0] + ([hidden / HIDDEN_UNITS] if hidden else [])
-    candidates += [shape[0] / max(CONFIGURATIONS[network]) for shape in shapes.values() if len(shape) == 4]
-    width = next((value for value in candidates if fits_width(network, batch_norm, value, shapes)), None)
-    if width is None and any(fits_width(network, batch_norm, value, {name: shape for name, shape in shapes.items()
-                                                                     if len(shape) == 4}) for value in candidates):
-        raise UserError(f"its dense layers have {hidden} units, which {network} has not with convolutions as these")
-    if width is None:
-        counts = [shape[0] for name, shape in shapes.items() if name.startswith("layers.") and len(shape) == 4]
-        raise UserError(f"its convolutions have {', '.join(map(str, counts))} channels, which no width of "
-                         f"{network} has")
-    return width
+    candidates = [1.0, *([hidden / HIDDEN_UNITS] if hidden else [])]
+    candidates += [shape[0] / max(CONFIGURATIONS[network]) for shape in convolutions.values()]
+    for width in candidates:
+        if fits_width(network, batch_norm, width, shapes):
+            return width
+    if any(fits_width(network, batch_norm, width, convolutions) for width in candidates):
+        raise UserError(f"its dense layers have {hidden} units, which no {network} with such convolutions has")
+    raise UserError(f"its convolutions have {', '.join(str(shape[0]) for shape in convolutions.values())} channels, "
+                    f"which no width of {network} has")
 
 
 def fits_width(network: str, batch_norm: bool, width: float, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether this width gives the channel and unit counts of these shapes, as far as they are there."""
+    """Whether this width gives the channel and unit counts of those of these shapes that have one."""
     channels = [item for item in scaled_channels(network, width) if item != POOL]
     expected = {f"layers.{index}.weight": count
                 for index, count in zip(sorted(positions(network, batch_norm)[0]), channels, strict=True)}
@@ -202,6 +189,6 @@ def fits_width(network: str, batch_norm: bool, width: float, shapes: Mapping[str
 
 
 def square_image(map_area: int) -> tuple[int, int] | None:
-    """The square image that leaves a feature map of so many pixels, if there is one."""
+    """The square image whose last feature map has this many pixels, or None."""
     side = math.isqrt(map_area)
     return (side * SIDE_MULTIPLE,) * 2 if side * side == map_area else None

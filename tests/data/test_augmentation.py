@@ -11,9 +11,8 @@ from model_utils.device_adapter import Rank, set_up_device
 from src.weights.model_info import ModelInfo
 from src.build import build_network, build_train_data
 from src.data.build_data import build_reader
-from src.weights.agree import agree_with_weights, open_pre_trained
 from src.weights.checkpoint import save_checkpoint
-from src.weights.load import read_weights
+from src.weights.load import agree, open_pre_trained, read_weights
 
 COUNT = 12
 PIXELS = "--image_mean=0,0,0", "--image_std=1,1,1"  # the input is the pixels, from 0 to 1
@@ -167,9 +166,9 @@ def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, 
     config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic")
     path = tmp_path / "own.ckpt"
     save_checkpoint(path, build_network(config, set_up_device(config)), ModelInfo.of(config, ("a", "b")))
-    found, _ = agree_with_weights(config_of(data_dir, *tiny), read_weights(path))
+    found, _ = agree(config_of(data_dir, *tiny), read_weights(path))
     assert (found.crop_pct, found.interpolation) == (1.0, "bicubic")
-    tried, _ = agree_with_weights(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
+    tried, _ = agree(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
     assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
     trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config
     assert (trained_on.crop_pct, trained_on.interpolation) == (0.875, "bilinear")

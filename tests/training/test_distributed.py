@@ -27,8 +27,7 @@ from src import build
 from src.data.build_data import build_reader
 from src.data.synthetic import SyntheticReader
 from src.evaluation.metrics import Counts
-from src.weights.checkpoint import save_checkpoint
-from src.weights.checkpoint_file import read_file
+from src.weights.checkpoint import read_file, save_checkpoint
 from src.weights.model_info import ModelInfo
 
 LOSS = re.compile(r"epoch: \d+ step: \d+, loss is \S+")

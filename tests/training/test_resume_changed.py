@@ -16,7 +16,7 @@ from src.training.saving import SaveStates
 from src.training.state import TrainState
 from src.utils import run_folder
 from src.utils.signals import StopSignals
-from src.weights.checkpoint_file import read_file
+from src.weights.checkpoint import read_file
 
 HEAD = "classifier.6.weight"
 
@@ -29,10 +29,10 @@ def reference(tmp_path_factory):
 
 def test_the_head_takes_its_new_rates_too(reference, tmp_path):
     folder = reference.stopped_after(5, tmp_path)
-    before = read_file(folder / "resume" / "step-00000005.state", must_be_verified=True).arrays
+    before = read_file(folder / "resume" / "step-00000005.state").arrays
     outcome = run_main("train", *reference.flags, "--lr=1e-9", "--max_epoch=3", f"--resume={folder}", "--resume_force")
     assert outcome.status == 0, outcome.err
-    after = read_file(folder / "ckpt_0" / "0-3_5.ckpt", must_be_verified=True).arrays
+    after = read_file(folder / "ckpt_0" / "0-3_5.ckpt").arrays
     np.testing.assert_allclose(after[HEAD], before[HEAD], atol=1e-6)
 
 
@@ -44,7 +44,7 @@ def test_with_another_batch_the_run_goes_on_from_the_end_of_an_epoch(reference, 
     assert "of 16 images and has 2 of 40: the run goes on from the end of epoch 1, which is step 2\n" in outcome.out
     assert [row[:2] for row in rows(folder)[1:]] == [["1", "5"], ["2", "4"]]
     assert loss_lines(folder)[-1].startswith("epoch: 2 step: 2,")
-    state = read_file(folder / "resume" / "step-00000004.state", must_be_verified=True)
+    state = read_file(folder / "resume" / "step-00000004.state")
     assert state.arrays["global_step"].item() == 4  # where the optimizer looks up its next rate
 
 
@@ -142,7 +142,7 @@ def test_states_hold_every_loss_where_losses_are_seldom_read(reference, tmp_path
     monkeypatch.setattr(resume, "KEPT_STATES", 100)
     outcome = run_main("train", *reference.flags, f"--ckpt_path={tmp_path}")
     assert outcome.status == 0, outcome.err
-    state = read_file(next(tmp_path.glob("*/resume/step-00000003.state")), must_be_verified=True)
+    state = read_file(next(tmp_path.glob("*/resume/step-00000003.state")))
     assert len(state.arrays["run.losses"]) == 3
 
 
@@ -221,7 +221,7 @@ def test_a_forced_momentum_takes_effect(reference, tmp_path):
     folder = reference.stopped_after(5, tmp_path)
     outcome = run_main("train", *reference.flags, "--momentum=0.5", f"--resume={folder}", "--resume_force")
     assert outcome.status == 0 and "momentum: 0.9, now 0.5" in outcome.out
-    ours, theirs = (read_file(item / "ckpt_0" / "0-2_5.ckpt", must_be_verified=True).arrays[HEAD]
+    ours, theirs = (read_file(item / "ckpt_0" / "0-2_5.ckpt").arrays[HEAD]
                     for item in (folder, reference.folder))
     assert not np.array_equal(ours, theirs)
 

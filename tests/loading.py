@@ -11,6 +11,7 @@ from reference_vgg import random_vgg
 
 from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
+from model_utils.errors import UserError
 from src import build
 
 make = cache(random_vgg)
@@ -33,7 +34,7 @@ def say(path: Path, *flags: str) -> str:
 
 def refusal(path: Path, *flags: str) -> str:
     """The error with which a file is refused; it names the file, and no traceback would be shown."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         loader(*flags).load(path)
     assert str(path) in str(caught.value) and caught.value.exit_status == 2
     return str(caught.value)

@@ -13,7 +13,7 @@ from src.weights.checkpoint import INFO_KEY
 from src.weights.formats import SAFETENSORS, WRITTEN_SUFFIXES, as_float32, read_weight_file, write_weight_file
 from src.weights.load import Weights, grouped, read_weights, summary
 from src.weights.model_info import ModelInfo
-from src.weights.names import PROJECTS, missing_names, square_image, their_name
+from src.weights.names import PROJECTS, missing_names, their_name
 
 
 def convert(source: Path, target: Path, names: str | None = None) -> list[str]:
@@ -67,11 +67,10 @@ def convert(source: Path, target: Path, names: str | None = None) -> list[str]:
 def published_info(weights: Weights) -> ModelInfo | None:
     """What is known of published weights, so that evaluating the new file needs no flag."""
     layout, dataset = weights.layout, "imagenet2012"
-    image_size = square_image(layout.map_area) if layout.map_area else None
-    if not weights.project.uses_imagenet_statistics or not layout.num_classes or not image_size:
+    if not weights.project.uses_imagenet_statistics or not layout.num_classes or not layout.image_size:
         return None
     mean, std = DATASETS[dataset].statistics
     return ModelInfo(network=layout.network, num_classes=layout.num_classes, class_names=weights.class_names,
-                     image_size=image_size, image_mean=mean, image_std=std, batch_norm=layout.batch_norm,
+                     image_size=layout.image_size, image_mean=mean, image_std=std, batch_norm=layout.batch_norm,
                      has_bias=layout.has_bias, pad_mode="pad", padding=1, include_top=True, width=layout.width,
                      dataset=dataset)

@@ -17,21 +17,9 @@ from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
 from src.weights.checkpoint import INFO_KEY, STATE_KEY, find_checkpoints, network_weights
 from src.weights.formats import CKPT, as_float32, is_float, read_weight_file, type_name
 from src.weights.model_info import ModelInfo
-from src.weights.names import (
-    HEAD,
-    HIDDEN,
-    PROJECTS,
-    UNKNOWN,
-    Layout,
-    Project,
-    fits_width,
-    recognise_layout,
-    recognise_project,
-    square_image,
-    translate,
-)
+from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
 
-MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "pad_mode", "padding", "average_pool")
+MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "average_pool")
 
 
 class Weights(NamedTuple):
@@ -70,7 +58,8 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path}: is the state of a run, for train.py --resume; the checkpoints of the run are in "
                         "ckpt_0 next to its folder")
     info = ModelInfo.from_json(file.texts[INFO_KEY], path) if INFO_KEY in file.texts else None
-    found, left_out = translate({name: array.ndim for name, array in file.arrays.items()})
+    project, found, left_out = translate({name: array.ndim for name, array in file.arrays.items()},
+                                         is_torch=file.kind != CKPT)
     left_out |= dict.fromkeys(file.others, "no tensors")
     arrays, names = {}, {}
     for ours, name in found.items():
@@ -87,7 +76,6 @@ def read_weights(path: Path) -> Weights:
         layout = recognise_layout({name: array.shape for name, array in arrays.items()})
     except UserError as error:
         raise UserError(f"{path}: {error}; it holds {listed(file.arrays) or 'no tensors'}") from None
-    project = recognise_project(names.values(), is_torch=file.kind != CKPT)
     project = "ours" if info and project == "model_zoo" else project
     return Weights(path, PROJECTS[project], arrays, names, left_out, layout, info, file.is_verified)
 
@@ -102,10 +90,7 @@ def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tup
     else. The keys in `own` stay as they are.
     """
     facts = model_facts(config, weights)
-    same_padding = (_pixels(facts.get("pad_mode"), facts.get("padding"))
-                    == _pixels(config.pad_mode, config.effective_padding))
-    own = {*own, *(("pad_mode", "padding") if same_padding else ()),
-           *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try other values is usual
+    own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
     fitting, changes = config.giving_way({name: value for name, value in facts.items() if name not in own},
                                          f"the checkpoint {weights.path}")
     if fitting.image_mean and not config.image_mean:
@@ -116,33 +101,27 @@ def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tup
     return fitting, changes
 
 
-def _pixels(pad_mode: str | None, padding: int | None) -> int | None:
-    """What a 3x3 convolution adds on every side."""
-    return 1 if pad_mode == "same" else padding
-
-
 def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
     """What the file says of its model, by the names of the keys.
 
     Several widths and image sizes may fit weights of other projects: those of the Config do if they are among them.
     """
-    info, layout = weights.info, weights.layout
-    if info:
-        facts = info.config_values()
+    layout = weights.layout
+    if weights.info:
+        facts = weights.info.config_values()
     else:
         facts = {"network": layout.network, "batch_norm": layout.batch_norm, "has_bias": layout.has_bias}
-        if not fits_width(layout.network, layout.batch_norm, config.width, weights.shapes):
+        if sizes(layout.network, False, config.width) != sizes(layout.network, False, layout.width):
             facts["width"] = layout.width
         if layout.num_classes:
             facts["num_classes"] = layout.num_classes
         if layout.map_area and layout.map_area != POOLED_SIDE**2:
             facts["average_pool"] = False
-        if layout.map_area and math.prod(side // SIDE_MULTIPLE for side in config.image_size) != layout.map_area:
-            square = square_image(layout.map_area)
-            facts |= {"image_size": square} if square else {}
+        if layout.image_size and math.prod(side // SIDE_MULTIPLE for side in config.image_size) != layout.map_area:
+            facts["image_size"] = layout.image_size
         if weights.project.uses_imagenet_statistics:
             facts["image_mean"], facts["image_std"] = DATASETS["imagenet2012"].statistics
-    asks_for_pool = config.average_pool and (info is None or config.is_flag("average_pool"))
+    asks_for_pool = config.average_pool and (not weights.info or config.is_flag("average_pool"))
     if asks_for_pool and layout.map_area == POOLED_SIDE**2:
         facts = {name: value for name, value in facts.items() if name not in ("image_size", "average_pool")}
     return facts

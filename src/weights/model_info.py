@@ -70,5 +70,7 @@ class ModelInfo(BaseModel):
                       **{name: value for name, value in known.items() if value is not None})
 
     def config_values(self) -> dict[str, Any]:
-        """The settings that the model decides, by the names of their keys."""
-        return {name: value for name, value in self if value is not None and name not in ("class_names", "dataset")}
+        """The settings that the model decides, by the names of their keys. Padding is none: all allowed values of
+        `pad_mode` and `padding` add one pixel."""
+        return {name: value for name, value in self if value is not None
+                and name not in ("class_names", "dataset", "pad_mode", "padding")}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from model_utils.errors import UserError
-from src.weights import checkpoint_file
-from src.weights.checkpoint_file import read_file, write_file
+from src.weights import checkpoint
+from src.weights.checkpoint import read_file, write_file
 
 MARK = "vgg_model"
 
@@ -51,7 +51,7 @@ def test_mindspores_own_checkpoints_are_read(tmp_path, arrays):
     entries = [{"name": "w", "data": weight}, {"name": "b", "data": weight.astype(mindspore.bfloat16)},
                {"name": "s", "data": mindspore.Tensor(3, mindspore.int32)}]
     mindspore.save_checkpoint(entries, str(file), append_dict={"epoch": 7})
-    contents = read_file(file, own_mark=MARK)
+    contents = read_file(file)
     assert not contents.is_verified
     np.testing.assert_array_equal(contents.arrays["w"], arrays["layers.0.weight"])
     np.testing.assert_allclose(contents.arrays["b"], arrays["layers.0.weight"], rtol=2**-8)
@@ -59,7 +59,7 @@ def test_mindspores_own_checkpoints_are_read(tmp_path, arrays):
 
 
 def test_large_tensors_are_written_in_slices(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr(checkpoint_file, "SLICE_BYTES", 64)
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)
     file = tmp_path / "sliced.ckpt"
     write_file(file, {}, arrays.items())
     np.testing.assert_array_equal(read_file(file).arrays["layers.0.weight"], arrays["layers.0.weight"])
@@ -72,7 +72,7 @@ def test_a_file_cut_off_anywhere_is_refused(path, tmp_path):
     for length in range(0, len(whole), 7):
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match="cut.ckpt: is not a checkpoint, or is damaged"):
-            read_file(cut, own_mark=MARK)
+            read_file(cut)
 
 
 def test_a_file_with_any_bit_changed_is_refused(path, tmp_path):
@@ -82,7 +82,7 @@ def test_a_file_with_any_bit_changed_is_refused(path, tmp_path):
         changed[place] ^= 1 << place % 8
         altered.write_bytes(changed)
         with pytest.raises(UserError, match="altered.ckpt: is not a checkpoint, or is damaged"):
-            read_file(altered, own_mark=MARK)
+            read_file(altered)
 
 
 @pytest.mark.parametrize("contents", [b"", b"hello, I am a text file\n", b"\x80\x04\x95", b"PK\x03\x04" + bytes(50)])

@@ -95,7 +95,7 @@ def build_start(start: Start, rank: Rank) -> tuple[nn.Cell, list[str]]:
             network = build_network(config, rank)
         match = match_weights(start.weights, network, swaps_head=True, strict=config.pre_trained_strict)
         fill(network, start.weights, match)
-        lines = report(start.weights, match, network, start.changes)
+        lines = report(start.weights, match, network, start.taken)
     frozen = freeze(network, config.freeze)
     if start.weights is not None and set(frozen) & set(match.new):
         raise UserError(f"freeze: {config.freeze} freezes {listed(sorted(set(frozen) & set(match.new)))}, which begin "

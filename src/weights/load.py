@@ -91,14 +91,14 @@ def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tup
     """
     facts = model_facts(config, weights)
     own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
-    fitting, changes = config.giving_way({name: value for name, value in facts.items() if name not in own},
+    fitting, taken = config.giving_way({name: value for name, value in facts.items() if name not in own},
                                          f"the checkpoint {weights.path}")
     if fitting.image_mean and not config.image_mean:
         if not weights.info:
-            changes.append("image_mean and image_std of ImageNet, which such weights are trained with")
+            taken.append("image_mean and image_std of ImageNet, which such weights are trained with")
         elif (fitting.image_mean, fitting.image_std) != DATASETS[config.dataset].statistics:
-            changes.append("image_mean and image_std of the file's training images")
-    return fitting, changes
+            taken.append("image_mean and image_std of the file's training images")
+    return fitting, taken
 
 
 def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Start(NamedTuple):
 
     config: Config  # fits the weights
     weights: Weights | None  # None: initial values
-    changes: list[str]  # what the weights changed in the Config
+    taken: list[str]  # what the Config took from the file
 
 
 def open_pre_trained(config: Config) -> Start:
@@ -153,8 +153,8 @@ def open_pre_trained(config: Config) -> Start:
     own |= {name for name in ("image_mean", "image_std") if getattr(config, name)}
     if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):
         own.add("average_pool")
-    config, changes = agree(config, weights, own=own)
-    return Start(config, weights, changes)
+    config, taken = agree(config, weights, own=own)
+    return Start(config, weights, taken)
 
 
 def without_file(config: Config, settings: Mapping[str, Any]) -> Start:
@@ -240,12 +240,12 @@ def summary(weights: Weights) -> str:
             f"has_bias={layout.has_bias}, {layout.num_classes or 'no'} classes, {', '.join(types)}")
 
 
-def report(weights: Weights, match: Match, network: nn.Cell, changes: Iterable[str]) -> list[str]:
+def report(weights: Weights, match: Match, network: nn.Cell, taken: Iterable[str]) -> list[str]:
     """What happened, in lines: source, settings that the file decided, loaded, new and left-out tensors."""
     counts = {parameter.name: parameter.size for parameter in network_weights(network)}
     values = sum(counts[name] for name in match.loaded)
     lines = [f"weights: {summary(weights)}"]
-    lines += [f"  taken from the file: {item}" for item in changes]
+    lines += [f"  taken from the file: {item}" for item in taken]
     lines.append(f"  loaded: {len(match.loaded)} of the network's {len(counts)} tensors, "
                  f"{values:,} of {sum(counts.values()):,} values")
     lines += grouped("new, with the recipe's initial values", match.new)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import mindspore
 import numpy as np
 import pytest
-from foreign_files import torchvision, write_pth
+from foreign_files import make, torchvision, write_pth
 from helpers import Outcome, only_folder, run_main, run_python, write_class_folders
-from loading import make
 from mindspore import nn
 
 from model_utils.config import get_config

@@ -35,10 +35,6 @@ class Weights(NamedTuple):
     is_verified: bool
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self.arrays.items()}
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Their names if the file has them, else their numbers."""
         return self.info.class_names if self.info else tuple(map(str, range(self.layout.num_classes or 0)))
@@ -212,7 +208,7 @@ def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str,
     """The parameters of the layers that every run may replace, and why it does."""
     first = f"{HIDDEN[0]}.weight"
     if first in problems and first in weights.arrays:
-        theirs, ours = (shapes[first][1] for shapes in (weights.shapes, wanted))
+        theirs, ours = math.prod(weights.arrays[first].shape[1:]), wanted[first][1]
         hint = "; --average_pool=True keeps it" if weights.layout.map_area == POOLED_SIDE**2 else ""
         why = f"the classifier of the file takes {theirs} features, images of this size have {ours}{hint}"
         return {name: why for name in wanted if name.startswith("classifier.")}

@@ -9,6 +9,7 @@ from model_utils.errors import UserError
 from model_utils.schema import DATASETS, INTERPOLATIONS, NETWORKS, Config, Preset
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
+Side = Annotated[int, Field(ge=32, le=2**16, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -21,7 +22,7 @@ class ModelInfo(BaseModel):
     network: Literal[NETWORKS]
     num_classes: PositiveInt
     class_names: tuple[str, ...]
-    image_size: tuple[PositiveInt, PositiveInt]
+    image_size: tuple[Side, Side]
     image_mean: tuple[Share, Share, Share]
     image_std: tuple[PositiveShare, PositiveShare, PositiveShare]
     batch_norm: bool

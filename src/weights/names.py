@@ -25,7 +25,7 @@ class Project(NamedTuple):
     label: str
     features: str = "features"
     norm: dict[str, str] = OUR_NORM
-    conv_bias: bool | None = None  # whether its convolutions have a bias; None: as one likes
+    conv_bias: bool | None = None  # whether its convolutions have a bias; None: some have, some have not
     uses_imagenet_statistics: bool = True  # its published weights are trained with ImageNet's mean and deviation
 
 
@@ -40,11 +40,11 @@ PROJECTS: dict[str, Project] = {
 WRAPPERS = r"(?:(?:module|_orig_mod|model|network|backbone|net)\.)*"  # what people put around a network
 LAYER = re.compile(WRAPPERS + r"(?:features|layers)\.(\d+)\.(\w+)")
 DENSE = re.compile(WRAPPERS + r"(classifier\.[036]|pre_logits\.fc[12]|head\.fc)\.(weight|bias)")
-BOOK_KEEPING = re.compile(
+TRAINING_STATE = re.compile(
     r"(moments|moment[12]|accum|stat|optimizer|adam\w*|resume)\..*|learning_rate|momentum|global_step|epoch_num|"
     r"step_num|loss_scale|scale_sense|scale_window|current_iterator_step|last_overflow_iterator_step|current_step|"
     r"beta[12]_power|(.*\.)?dropout_step|run\.losses")
-UNKNOWN = "unknown names"  # the reason why such are left out
+UNKNOWN = "unknown names"  # a reason for leaving tensors out
 NORM_PARTS = {**OUR_NORM, "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
@@ -74,7 +74,7 @@ def translate(dimensions: Mapping[str, int], *, is_torch: bool) -> tuple[str, di
         elif name.endswith(".num_batches_tracked"):
             left_out[name] = "counters of PyTorch"
         else:
-            left_out[name] = "book-keeping of a training run" if BOOK_KEEPING.fullmatch(name) else UNKNOWN
+            left_out[name] = "state of a training run" if TRAINING_STATE.fullmatch(name) else UNKNOWN
     text = "\n".join(theirs.values())
     if re.search(r"\bpre_logits\.", text):
         return "timm", theirs, left_out
@@ -125,7 +125,7 @@ def sizes(network: str, batch_norm: bool, width: float) -> dict[str, int]:
 
 
 def missing_names(layout: Layout, names: Container[str]) -> list[str]:
-    """The parameters that a network of this layout has and `names` lacks. Head and classifier may lack as a whole."""
+    """The parameters that a network of this layout has and `names` lacks. It may lack head or classifier."""
     expected = [name for name in sizes(layout.network, layout.batch_norm, layout.width)
                 if layout.map_area is not None or not name.startswith("classifier.")]
     expected += [] if layout.num_classes is None else [f"{HEAD}.weight", f"{HEAD}.bias"]

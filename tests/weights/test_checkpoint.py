@@ -164,8 +164,9 @@ def test_a_resume_state_is_no_checkpoint():
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("network", "resnet50"), ("num_classes", 3), ("image_size", [0, 32]), ("image_mean", [0.5]), ("width", -1),
-    ("image_std", [0.1, 0, 0.1]), ("dataset", "mnist"), ("crop_pct", "all"), ("batch_norm", None), ("new_key", 1)])
+    ("network", "resnet50"), ("num_classes", 3), ("image_size", [33, 32]), ("image_size", [32]), ("width", -1),
+    ("image_mean", [0.5]), ("image_std", [0.1, 0, 0.1]), ("dataset", "mnist"), ("crop_pct", "all"), ("new_key", 1),
+    ("batch_norm", None)])
 def test_a_model_record_that_cannot_be_is_one_error(tmp_path, key, value):
     contents = read_file(FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt")
     record = json.dumps(json.loads(contents.texts[INFO_KEY]) | {key: value})

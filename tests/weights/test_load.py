@@ -134,7 +134,7 @@ def test_the_report_of_training_from_another_zoo(tmp_path):
 def test_moments_and_counters_of_a_training_run_are_left_out_by_name(tmp_path):
     text = say(write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=True))))
     assert "(names of the model zoo)" in text
-    assert "moments.layers.0.weight" in text and "(book-keeping of a training run)" in text
+    assert "moments.layers.0.weight" in text and "(state of a training run)" in text
     assert "carries no checksum" in text
 
 

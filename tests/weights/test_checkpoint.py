@@ -174,15 +174,3 @@ def test_a_model_record_that_cannot_be_is_one_error(tmp_path, key, value):
     outcome = run_main("eval", f"--pre_trained={tmp_path / 'a.ckpt'}", "--dataset=synthetic", "--device_target=CPU",
                        f"--ckpt_path={tmp_path / 'runs'}")
     assert outcome.status == 2 and str(tmp_path / "a.ckpt") in outcome.err and "Traceback" not in outcome.err
-
-
-def test_folders_and_patterns_name_checkpoints(tmp_path):
-    for name in ("a.ckpt", "b.pth", "notes.txt", ".hidden.ckpt", "sub/c.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = checkpoint.find_checkpoints(str(tmp_path))
-    assert sorted(path.name for path in found) == ["a.ckpt", "b.pth", "c.safetensors"]
-    assert checkpoint.find_checkpoints(str(tmp_path / "*.pth")) == [tmp_path / "b.pth"]
-    assert checkpoint.find_checkpoints(str(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        checkpoint.find_checkpoints(str(tmp_path / "*.pt"))

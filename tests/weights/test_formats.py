@@ -9,9 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 from foreign_files import (
+    load,
     make,
     mindcv,
     refusal_of,
+    say,
     to_bfloat16,
     torch_pickled,
     torchvision,
@@ -93,8 +95,6 @@ def test_tensors_are_found_in_what_training_scripts_save(tmp_path, wrap):
 @pytest.mark.parametrize("write", [write_pth, write_legacy_pth, write_safetensors])
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
 def test_other_precisions_become_float32(tmp_path, write, kind):
-    from foreign_files import load, say
-
     arrays = torchvision(make("vgg11", batch_norm=True))
     floats = {name for name, values in arrays.items() if values.dtype.kind == "f"}
     stored = {name: to_bfloat16(arrays[name]) if kind == "bfloat16" else arrays[name].astype(kind) for name in floats}

@@ -23,9 +23,8 @@ from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights.agree import agree_with_weights
 from src.weights.checkpoint import network_weights
-from src.weights.load import Weights, fill, match_weights, read_weights, report
+from src.weights.load import Start, agree, fill, match_weights, read_weights, report
 
 
 class TrainData(NamedTuple):
@@ -75,8 +74,9 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> VG
     return network
 
 
-def build_start(config: Config, rank: Rank, weights: Weights | None, taken: list[str]) -> tuple[VGG, list[str]]:
+def build_start(start: Start, rank: Rank) -> tuple[VGG, list[str]]:
     """The network to train, filled with the weights to start from and frozen as asked; and a report of both."""
+    config, weights = start.config, start.weights
     if weights is None:
         network, new, lines = build_network(config, rank), {}, []
     else:
@@ -84,7 +84,7 @@ def build_start(config: Config, rank: Rank, weights: Weights | None, taken: list
             network = build_network(config, rank)
         match = match_weights(weights, network, swaps_head=True, strict=config.pre_trained_strict)
         fill(network, weights, match)
-        new, lines = match.new, report(weights, match, network, taken)
+        new, lines = match.new, report(weights, match, network, start.taken)
     if untrained := sorted(set(freeze(network, config.freeze)) & set(new)):
         raise UserError(f"freeze: {config.freeze} freezes {listed(untrained)}, which are not in pre_trained: they "
                         "would keep their initial values")
@@ -157,7 +157,7 @@ class ModelLoader:
     def load(self, path: Path) -> LoadedModel:
         """The network of the checkpoint, with all of its weights. UserError if some are missing or do not fit."""
         weights = read_weights(path)
-        config, taken = agree_with_weights(self._asked, weights)
+        config, taken = agree(self._asked, weights)
         if self._network is None or config.model_dump() != self._config.model_dump():
             with drawn_later():
                 self._network = build_network(config, self._rank, for_export=self._for_export)

@@ -1,229 +1,292 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as other projects write them: their names, and their file formats byte by byte."""
+"""Weights as other projects have them: a VGG in NumPy, its parameters under their names, in their file formats."""
 
-import json
+import pickle
 import struct
+import sys
+import types
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import mindspore
 import numpy as np
-from reference_vgg import Reference
+import pytest
+from safetensors.numpy import save_file
+
+from model_utils.config import get_config
+from model_utils.device_adapter import set_up_device
+from model_utils.errors import UserError
+from src import build
 
 Arrays = dict[str, np.ndarray]
 
+# The network, as its parameters by our names. The logits of loaded weights are compared with those that NumPy computes.
 
-# Names. All of these projects count convolutions, normalisations, activations and poolings in one row.
-
-
-def numbered(model: Reference) -> Iterator[tuple[int, Any]]:
-    """Each convolution with its number."""
-    number = 0
-    for block in model.blocks:
-        for layer in block:
-            yield number, layer
-            number += 3 if layer.norm else 2
-        number += 1
+EPSILON = 1e-5  # of the batch normalisation, in PyTorch and in MindSpore
+CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
-def feature_arrays(model: Reference, prefix: str, norm_parts: tuple[str, str, str, str]) -> Arrays:
-    arrays = {}
-    for number, layer in numbered(model):
-        arrays[f"{prefix}.{number}.weight"] = layer.weight
-        if layer.bias is not None:
-            arrays[f"{prefix}.{number}.bias"] = layer.bias
-        for part, values in zip(norm_parts, layer.norm or (), strict=False):
-            arrays[f"{prefix}.{number + 1}.{part}"] = values
+@cache
+def make(network: str, *, batch_norm: bool, bias: bool = True, classes: int = 7, map_side: int = 2,
+         channels: tuple[int, ...] = (8, 16, 32, 64, 64), hidden: int = 512) -> Arrays:
+    """Weights under which every tensor, and the epsilon too, changes the logits."""
+    random = np.random.RandomState(0)
+
+    def draw(*shape: int, fan_in: float = 1.0) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    arrays, index, in_channels = {}, 0, 3
+    for layers, count in zip(CONVOLUTIONS[network], channels, strict=True):
+        for _ in range(layers):
+            arrays[f"layers.{index}.weight"] = draw(count, in_channels, 3, 3, fan_in=4.5 * in_channels)
+            if bias:
+                arrays[f"layers.{index}.bias"] = draw(count, fan_in=100)
+            if batch_norm:
+                variance = random.uniform(2e-5, 2e-4, count).astype(np.float32)  # so small that the epsilon counts
+                arrays |= {f"layers.{index + 1}.gamma": 0.01 + draw(count, fan_in=9e4),
+                           f"layers.{index + 1}.beta": draw(count, fan_in=100),
+                           f"layers.{index + 1}.moving_mean": draw(count, fan_in=100),
+                           f"layers.{index + 1}.moving_variance": variance}
+            index += 3 if batch_norm else 2
+            in_channels = count
+        index += 1
+    units = (in_channels * map_side**2, hidden, hidden, classes)
+    for number, fan_in, fan_out in zip((0, 3, 6), units[:-1], units[1:], strict=True):
+        arrays |= {f"classifier.{number}.weight": draw(fan_out, fan_in, fan_in=fan_in / 2),
+                   f"classifier.{number}.bias": draw(fan_out, fan_in=100)}
     return arrays
 
 
-def dense_arrays(model: Reference, names: tuple[str, str, str]) -> Arrays:
-    return {f"{name}.{part}": values for name, layer in zip(names, model.dense, strict=True)
-            for part, values in zip(("weight", "bias"), layer, strict=True)}
+def reference_logits(arrays: Arrays, images: np.ndarray, *, pooled_side: int | None = None) -> np.ndarray:
+    x = images.astype(np.float64)
+    convolutions = [int(name.split(".")[1]) for name, values in arrays.items() if values.ndim == 4]
+    for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        weight = arrays[f"layers.{index}.weight"]
+        x = np.tensordot(windows, weight, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
+        x = x + arrays.get(f"layers.{index}.bias", np.zeros(len(weight)))[:, None, None]
+        has_norm = f"layers.{index + 1}.gamma" in arrays
+        if has_norm:
+            gamma, beta, mean, variance = (arrays[f"layers.{index + 1}.{part}"][:, None, None] for part in OUR_NORM)
+            x = (x - mean) / np.sqrt(variance + EPSILON) * gamma + beta
+        x = np.maximum(x, 0)
+        if following != index + (3 if has_norm else 2):  # a pooling is numbered between them
+            count, channels, height, width = x.shape
+            x = x.reshape(count, channels, height // 2, 2, width // 2, 2).max(axis=(3, 5))
+    x = average_pool(x, pooled_side) if pooled_side else x
+    x = x.reshape(len(x), -1)
+    for number in (0, 3, 6):
+        x = x @ arrays[f"classifier.{number}.weight"].T + arrays[f"classifier.{number}.bias"]
+        x = x if number == 6 else np.maximum(x, 0)
+    return x
 
 
-MINDSPORE_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-TORCH_NORM = ("weight", "bias", "running_mean", "running_var")
-CLASSIFIER = ("classifier.0", "classifier.3", "classifier.6")
+def average_pool(x: np.ndarray, side: int) -> np.ndarray:
+    """Adaptive: cell i is the mean from floor(i * size / side) to ceil((i + 1) * size / side)."""
+
+    def edges(size: int) -> list[slice]:
+        return [slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+
+    rows = [[x[:, :, rows, columns].mean(axis=(2, 3)) for columns in edges(x.shape[3])] for rows in edges(x.shape[2])]
+    return np.array(rows).transpose(2, 3, 0, 1)
 
 
-def model_zoo(model: Reference) -> Arrays:
+def random_images() -> np.ndarray:
+    return np.random.RandomState(9).standard_normal((2, 3, 64, 64)).astype(np.float32)
+
+
+# The names of other projects, which all number convolutions, normalisations, activations and poolings alike.
+
+OUR_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+TIMM_DENSE = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+
+
+def model_zoo(arrays: Arrays) -> Arrays:
     """With the moments and counters that its training left in the checkpoint."""
-    arrays = feature_arrays(model, "layers", MINDSPORE_NORM) | dense_arrays(model, CLASSIFIER)
     moments = {f"moments.{name}": np.ones_like(values) for name, values in arrays.items() if "moving" not in name}
     return arrays | moments | {"learning_rate": np.float32(0.1), "momentum": np.float32(0.9),
                                "global_step": np.array([7], np.int32)}
 
 
-def mindcv(model: Reference) -> Arrays:
-    return feature_arrays(model, "features", MINDSPORE_NORM) | dense_arrays(model, CLASSIFIER)
+def mindcv(arrays: Arrays) -> Arrays:
+    return {name.replace("layers.", "features."): values for name, values in arrays.items()}
 
 
-def counters(model: Reference) -> Arrays:
-    return {f"features.{number + 1}.num_batches_tracked": np.int64(3)
-            for number, layer in numbered(model) if layer.norm}
+def torchvision(arrays: Arrays) -> Arrays:
+    found = {}
+    for name, values in mindcv(arrays).items():
+        layer, part = name.rsplit(".", 1)
+        found[f"{layer}.{TORCH_NORM.get(part, part)}"] = values
+        if part == "moving_variance":
+            found[f"{layer}.num_batches_tracked"] = np.array(3)
+    return found
 
 
-def torchvision(model: Reference) -> Arrays:
-    return feature_arrays(model, "features", TORCH_NORM) | counters(model) | dense_arrays(model, CLASSIFIER)
-
-
-def timm(model: Reference) -> Arrays:
+def timm(arrays: Arrays) -> Arrays:
     """Its hidden layers are convolutions over the whole map."""
-    arrays = feature_arrays(model, "features", TORCH_NORM) | counters(model)
-    arrays |= dense_arrays(model, ("pre_logits.fc1", "pre_logits.fc2", "head.fc"))
-    hidden, features = arrays["pre_logits.fc1.weight"].shape
-    side = model.map_side
-    arrays["pre_logits.fc1.weight"] = arrays["pre_logits.fc1.weight"].reshape(hidden, features // side**2, side, side)
-    arrays["pre_logits.fc2.weight"] = arrays["pre_logits.fc2.weight"].reshape(hidden, hidden, 1, 1)
-    return arrays
+    found = {}
+    for name, values in torchvision(arrays).items():
+        layer, part = name.rsplit(".", 1)
+        if part == "weight" and layer in ("classifier.0", "classifier.3"):
+            side = round((values.shape[1] / max(len(item) for item in arrays.values() if item.ndim == 4)) ** 0.5)
+            side = side if layer == "classifier.0" else 1
+            values = values.reshape(len(values), -1, side, side)
+        found[f"{TIMM_DENSE.get(layer, layer)}.{part}"] = values
+    return found
 
 
-# Half precision, which NumPy has only one of
+def without(arrays: Arrays, *names: str) -> Arrays:
+    return {name: values for name, values in arrays.items() if name not in names}
 
 
-class BFloat16(NamedTuple):
-    """Stands in for an array: the upper halves of float32 values."""
-
-    halves: np.ndarray
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> "BFloat16":
-        return cls((np.asarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16))
-
-    def widened(self) -> np.ndarray:
-        return (self.halves.astype(np.uint32) << 16).view(np.float32)
+# Their file formats. `BFloat16` marks the upper halves of float32 values, for which NumPy has no type.
 
 
-def raw(values: Any) -> np.ndarray:
-    return values.halves if isinstance(values, BFloat16) else np.asarray(values)
+class BFloat16(np.ndarray):
+    pass
 
 
-# MindSpore
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(BFloat16)
 
 
 def write_ckpt(path: Path, arrays: Arrays) -> Path:
-    """By MindSpore itself, as the model zoo and MindCV do it."""
-    entries = [{"name": name, "data": mindspore.Tensor(values)} for name, values in arrays.items()]
-    mindspore.save_checkpoint(entries, str(path))
+    """By MindSpore itself, as the model zoo and MindCV do it: without a checksum."""
+    mindspore.save_checkpoint([{"name": name, "data": mindspore.Tensor(values)} for name, values in arrays.items()],
+                              str(path.with_suffix(".ckpt")))
+    return path.with_suffix(".ckpt").rename(path)
+
+
+def write_safetensors(path: Path, arrays: Arrays) -> Path:
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
+    marked = [name for name, values in arrays.items() if isinstance(values, BFloat16)]
+    if marked:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = content[8:8 + length].replace(b'"U16"', b'"BF16"')
+        path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length:])
     return path
-
-
-# safetensors
-
-
-SAFETENSORS_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int8": "I8"}
-
-
-def write_safetensors(path: Path, arrays: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    body = b""
-    for name, values in sorted(arrays.items()):
-        content = raw(values).tobytes()
-        kind = "BF16" if isinstance(values, BFloat16) else SAFETENSORS_TYPES[values.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(raw(values).shape),
-                        "data_offsets": [len(body), len(body) + len(content)]}
-        body += content
-    encoded = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + body)
-    return path
-
-
-# PyTorch: a small pickler that writes what `torch.save` writes, and what it must not contain
 
 
 STORAGES = {"float64": "Double", "float32": "Float", "float16": "Half", "int64": "Long", "int8": "Char"}
-ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 
 
-class Pickler:
-    """Writes a pickle of texts, numbers, dictionaries and tensors; `storages` then holds the bytes of the tensors.
+class TorchPickler(pickle.Pickler):
+    """Writes arrays as `torch.save` writes tensors; `storages` then has the bytes of each.
 
-    With `is_legacy` the storages are described as in the files from before 2020.
+    `lead` numbers of something else are stored before each tensor. `view` is what old files say of each storage.
     """
 
-    def __init__(self, *, is_legacy: bool = False, lead: int = 0, is_big_endian: bool = False) -> None:
-        self.storages: dict[str, tuple[int, bytes]] = {}  # key -> count of numbers, bytes
-        self._is_legacy, self._lead, self._is_big_endian = is_legacy, lead, is_big_endian
+    def __init__(self, file: Any, lead: int = 0, order: str = "<", view: tuple[None, ...] = ()) -> None:
+        super().__init__(file, protocol=2)
+        self.storages: dict[str, np.ndarray] = {}
+        self._lead, self._order, self._view = lead, order, view
 
-    def dump(self, value: Any) -> bytes:
-        return b"\x80\x02" + self.item(value) + b"."
+    def persistent_id(self, item: Any) -> Any:
+        if not isinstance(item, types.SimpleNamespace):
+            return None
+        return ("storage", item.kind, item.key, "cpu", item.count, *self._view)
 
-    def item(self, value: Any) -> bytes:
-        if isinstance(value, bytes):  # opcodes, as they are
-            return value
-        if isinstance(value, str):
-            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-        if value is None or isinstance(value, bool):
-            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-        if isinstance(value, int):
-            return b"J" + struct.pack("<i", value)
-        if isinstance(value, (list, dict)):
-            return self._container(value)
-        return self._tensor(value)
-
-    def _container(self, value: list[Any] | dict[str, Any]) -> bytes:
-        if isinstance(value, list):
-            return b"](" + b"".join(map(self.item, value)) + b"e"
-        items = b"".join(self.item(key) + self.item(item) for key, item in value.items())
-        # The versions of the modules hang on it as an attribute.
-        return ORDERED_DICT + b"(" + items + b"u" + b"}" + self.item("_metadata") + ORDERED_DICT + b"sb"
-
-    def _tuple(self, numbers: tuple[int, ...]) -> bytes:
-        return b"(" + b"".join(map(self.item, numbers)) + b"t"
-
-    def _tensor(self, values: Any) -> bytes:
-        """Arrays keep their strides, so that a transposed one is stored as its memory lies."""
-        array, key = raw(values), str(len(self.storages))
-        kind = "BFloat16" if isinstance(values, BFloat16) else STORAGES[array.dtype.name]
-        memory = np.concatenate([np.full(self._lead, 7, array.dtype), np.ravel(array, order="K")])
-        if self._is_big_endian:
-            memory = memory.astype(memory.dtype.newbyteorder(">"))
-        self.storages[key] = (memory.size, memory.tobytes())
-        view = b"N" if self._is_legacy else b""
-        storage = (b"(" + self.item("storage") + f"ctorch\n{kind}Storage\n".encode() + self.item(key)
-                   + self.item("cpu") + self.item(memory.size) + view + b"tQ")
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + self.item(self._lead) + self._tuple(array.shape)
-                + self._tuple(strides) + b"\x89" + ORDERED_DICT + b"tR")
+    def reducer_override(self, item: Any) -> Any:
+        if not isinstance(item, np.ndarray):
+            return NotImplemented
+        kind = "BFloat16" if isinstance(item, BFloat16) else STORAGES[item.dtype.name]
+        memory = np.concatenate([np.full(self._lead, 7, item.dtype), np.ravel(np.asarray(item), order="K")])
+        key = str(len(self.storages))
+        self.storages[key] = memory.astype(memory.dtype.newbyteorder(self._order))
+        storage = types.SimpleNamespace(kind=getattr(sys.modules["torch"], f"{kind}Storage"), key=key,
+                                        count=memory.size)
+        strides = tuple(stride // item.itemsize for stride in item.strides)
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (storage, self._lead, item.shape, strides, False,
+                                                                OrderedDict())
 
 
-def write_pth(path: Path, value: Any, *, lead: int = 0, byteorder: str = "little") -> Path:
-    """The zip archive of today; `lead` numbers of something else stand before each tensor in its storage."""
-    pickler = Pickler(lead=lead, is_big_endian=byteorder == "big")
-    pickled = pickler.dump(value)
+def torch_pickled(value: Any, file: Any, **options: Any) -> dict[str, np.ndarray]:
+    """Pickle it with the names that PyTorch's classes and functions have; returns the storages."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for kind in (*STORAGES.values(), "BFloat16"):
+        setattr(torch, f"{kind}Storage", type(f"{kind}Storage", (), {"__module__": "torch"}))
+    utils._rebuild_tensor_v2 = types.FunctionType((lambda *_: None).__code__, {}, "_rebuild_tensor_v2")
+    utils._rebuild_tensor_v2.__module__, utils._rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    if isinstance(value, dict):
+        value = OrderedDict(value)
+        value._metadata = OrderedDict()  # the versions of the modules, an attribute in every state dict
+    with mock.patch.dict(sys.modules, {"torch": torch, "torch._utils": utils}):
+        pickler = TorchPickler(file, **options)
+        pickler.dump(value)
+    return pickler.storages
+
+
+def write_archive(path: Path, pickled: bytes, storages: Arrays, byteorder: str = "little") -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/byteorder", byteorder)
-        for key, (_, content) in pickler.storages.items():
-            archive.writestr(f"archive/data/{key}", content)
+        for key, values in storages.items():
+            archive.writestr(f"archive/data/{key}", values.tobytes())
         archive.writestr("archive/version", "3\n")
     return path
 
 
-def write_legacy_pth(path: Path, value: Any) -> Path:
-    """The row of pickles from before 2020, as torchvision's older files are."""
-    pickler = Pickler(is_legacy=True)
-    magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
-    system = {"protocol_version": 1001, "little_endian": True}
-    out = magic + b"\x80\x02M\xe9\x03." + pickler.dump(system) + pickler.dump(value)
-    out += pickler.dump(list(pickler.storages))
-    for count, content in pickler.storages.values():
-        out += struct.pack("<q", count) + content
-    path.write_bytes(out)
+def write_pth(path: Path, value: Any, *, lead: int = 0, byteorder: str = "little") -> Path:
+    """The zip archive of PyTorch since 1.6."""
+    with path.with_suffix(".pkl").open("w+b") as file:
+        storages = torch_pickled(value, file, lead=lead, order=">" if byteorder == "big" else "<")
+    write_archive(path, path.with_suffix(".pkl").read_bytes(), storages, byteorder)
+    path.with_suffix(".pkl").unlink()
     return path
 
 
-Writer = Callable[[Path, dict[str, Any]], Path]
+def write_legacy_pth(path: Path, value: Any) -> Path:
+    """The sequence of pickles of PyTorch before 1.6, as torchvision's VGG files are."""
+    with path.open("wb") as file:
+        for item in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
+            pickle.dump(item, file, protocol=2)
+        storages = torch_pickled(value, file, view=(None,))
+        pickle.dump(list(storages), file, protocol=2)
+        for values in storages.values():
+            file.write(struct.pack("<q", values.size) + values.tobytes())
+    return path
 
-FORMATS: dict[str, tuple[Callable[[Reference], Arrays], Writer, str]] = {  # names, format, ending
+
+FORMATS: dict[str, tuple[Callable[[Arrays], Arrays], Callable[[Path, Arrays], Path], str]] = {
     "model zoo": (model_zoo, write_ckpt, ".ckpt"),
     "MindCV": (mindcv, write_ckpt, ".ckpt"),
     "torchvision": (torchvision, write_pth, ".pth"),
-    "torchvision before 2020": (torchvision, write_legacy_pth, ".pth"),
+    "torchvision before PyTorch 1.6": (torchvision, write_legacy_pth, ".pth"),
     "torchvision safetensors": (torchvision, write_safetensors, ".safetensors"),
     "timm": (timm, write_safetensors, ".safetensors"),
     "timm pth": (timm, write_pth, ".pt"),
 }
+
+
+# Loading, as eval.py, export.py and infer.py do it
+
+
+def load(path: Path, *flags: str) -> build.LoadedModel:
+    """Op by op: a network is called once here, and compiling it would take longer."""
+    config = get_config(["--device_target=CPU", "--graph_mode=False", *flags])
+    return build.ModelLoader(config, set_up_device(config)).load(path)
+
+
+def logits(path: Path, images: np.ndarray, *flags: str) -> np.ndarray:
+    return load(path, *flags).network.set_train(False)(mindspore.Tensor(images)).asnumpy()
+
+
+def say(path: Path, *flags: str) -> str:
+    """The report of loading a file to evaluate it."""
+    return "\n".join(load(path, *flags).report)
+
+
+def refusal_of(path: Path, *flags: str) -> str:
+    """The error with which a file is refused; it names the file."""
+    with pytest.raises(UserError) as caught:
+        load(path, *flags)
+    assert str(path) in str(caught.value) and caught.value.exit_status == 2
+    return str(caught.value)

@@ -54,7 +54,7 @@ def set_up(config: Config, *, with_data: bool = True) -> Bench:
     import mindspore
 
     from src import build
-    from src.weights.agree import open_pre_trained
+    from src.weights.load import open_pre_trained
 
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)

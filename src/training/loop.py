@@ -39,7 +39,7 @@ from src.training.state import Hook, Pace, RunCallback, TrainState
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
-from src.weights.agree import open_pre_trained, without_file
+from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
 SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
@@ -67,7 +67,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
     mindspore.set_seed(config.seed)
     data = build_train_data(config, rank)
     test = build_test_reader(config, data.reader)
-    network, lines = build_start(config, rank, start.weights, start.taken)
+    network, lines = build_start(start, rank)
     learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build_model(config, rank, network, learning_rates)
     state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,

@@ -27,8 +27,7 @@ from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import log_file
 from src.utils.signals import StopSignals
-from src.weights.checkpoint import STATE_KEY, as_arrays, is_counter
-from src.weights.checkpoint_file import Contents, read_file, write_file
+from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
@@ -55,7 +54,7 @@ class ResumePoint(NamedTuple):
         """The length of this rank's log when the state was written; None if that is not known of a log of this name."""
         if self.record["settings"].get("log_name") != log_name or rank.rank >= self.record["environment"]["ranks"]:
             return None
-        own = self.contents if rank.rank == 0 else _read(state_file(self.folder, self.step, rank.rank))
+        own = self.contents if rank.rank == 0 else read_file(state_file(self.folder, self.step, rank.rank))
         return json.loads(own.texts[STATE_KEY])["log_bytes"] or None  # 0 if the log had been moved away
 
     def check_untouched(self) -> None:
@@ -221,20 +220,16 @@ def _states(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(f"{FOLDER}/*.state"))
 
 
-def _read(path: Path) -> Contents:
-    return read_file(path, must_be_verified=True)
-
-
 def _verified(path: Path) -> ResumePoint:
     """The state of a main file, after every rank's part of it was found whole."""
-    contents = _read(path)
+    contents = read_file(path)
     if STATE_KEY not in contents.texts:
         raise UserError(f"{path}: is not a state to resume from")
     record = json.loads(contents.texts[STATE_KEY])
     record.setdefault("images", record.get("pictures"))  # its name in states of the first version
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
-        _read(state_file(folder, record["step"], rank))
+        read_file(state_file(folder, record["step"], rank))
     return ResumePoint(folder, record, contents, [], _states(folder))
 
 
@@ -298,7 +293,7 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
     other images. UserError if the state lacks a parameter."""
     arrays, record = dict(point.contents.arrays), point.record
     if 0 < rank < record["environment"]["ranks"]:
-        arrays |= _read(state_file(point.folder, point.step, rank)).arrays
+        arrays |= read_file(state_file(point.folder, point.step, rank)).arrays
     for parameter in parameters:
         if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
             continue  # dropout or a dynamic loss scale that begins now

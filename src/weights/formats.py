@@ -1,159 +1,263 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights, whoever wrote them: MindSpore's .ckpt, .safetensors, PyTorch's .pth and .pt.
+"""Files of weights as arrays, whoever wrote them: MindSpore's .ckpt, .safetensors, PyTorch's .pth and .pt.
 
-What a file is shows in its first bytes, not in its name. Arrays are views of the mapped file: one that is larger than
-the memory is read and converted tensor by tensor.
+The format follows from the first bytes, not from the name. Nothing that is pickled in a file is run.
 """
 
+import io
 import json
 import math
-import mmap
 import os
-import struct
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import safetensors
+from safetensors.numpy import save
 
 from model_utils.errors import UserError
-from src.weights.checkpoint_file import read_file, write_file
-from src.weights.torch_files import is_torch_file, read_torch_file, write_torch_file
-from src.weights.torch_pickle import BFLOAT16, TorchFileError
+from src.utils.files import write_atomically
+from src.weights.checkpoint import BFLOAT16, read_file, write_file
 
 CKPT, SAFETENSORS, TORCH = "ckpt", "safetensors", "torch"
-SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS, ".pth": TORCH, ".pt": TORCH}
+WRITTEN_SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
 CKPT_START = b"\n"  # the first field of a protobuf message
-LARGEST_HEADER_BYTES = 100 << 20
-SAFETENSORS_TYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16, "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"), "U8": np.dtype("u1"), "BOOL": np.dtype("?")}
-OTHER_STARTS = {  # what people also name so, and what to tell them
+ZIP_START = b"PK\x03\x04"
+LEGACY_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # PyTorch before 1.6
+LARGEST_HEADER_BYTES = 100 << 20  # of a safetensors file
+OTHER_STARTS = {  # what people also give these names, and what to tell them
     b"\x89HDF": "it is an HDF5 file, as Keras writes them", b"version https://git-lfs": "it is a Git LFS pointer: the "
     "real file was not downloaded", b"<": "it is a web page: the download went wrong"}
+SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4",
+                     "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 class WeightFile(NamedTuple):
-    """What a file holds, under its own names. The arrays are views of the file, in the types it has."""
+    """What a file holds, under its own names, in its own types."""
 
     kind: str
     arrays: dict[str, np.ndarray]
     texts: dict[str, str]
     others: list[str]  # names of what is neither tensor nor text
-    is_verified: bool  # False: no checksum vouched for the contents
+    is_verified: bool  # False: a .ckpt without a checksum
 
 
-def read_weight_file(path: Path, *, own_mark: str = "") -> WeightFile:
-    """Read any of the formats; UserError names the file and what is wrong with it.
-
-    A .ckpt that holds the text `own_mark` was written by this project and must have its checksum.
-    """
+def read_weight_file(path: Path) -> WeightFile:
+    """Read any of the formats. UserError if the file is damaged, refused, or something else."""
     try:
         with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise UserError(f"{path}: is empty")
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            if is_torch_file(data):
-                arrays, others = read_torch_file(file, data)
-                return WeightFile(TORCH, arrays, {}, others, False)
+            start = file.read(32)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except TorchFileError as error:
-        raise UserError(f"{path}: cannot be read as a PyTorch file: {error}") from None
-    if is_safetensors(data):
-        return _read_safetensors(path, data)
-    _refuse_strangers(path, data)
-    contents = read_file(path, own_mark=own_mark)
+    if not start:
+        raise UserError(f"{path}: is empty")
+    if start.startswith((ZIP_START, LEGACY_START)):
+        arrays, others = _read_torch(path)
+        return WeightFile(TORCH, arrays, {}, others, True)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER_BYTES:
+        arrays, texts = _read_safetensors(path)
+        return WeightFile(SAFETENSORS, arrays, texts, [], True)
+    for beginning, reason in OTHER_STARTS.items():
+        if start.startswith(beginning):
+            raise UserError(f"{path}: is no file of weights: {reason}")
+    if path.suffix.lower() in (".safetensors", ".pth", ".pt") and not start.startswith(CKPT_START):
+        raise UserError(f"{path}: is damaged, or is no {path.suffix} file: it does not begin like one")
+    contents = read_file(path)
     return WeightFile(CKPT, contents.arrays, contents.texts, [], contents.is_verified)
 
 
-def _refuse_strangers(path: Path, data: memoryview) -> None:
-    for start, reason in OTHER_STARTS.items():
-        if bytes(data[:len(start)]) == start:
-            raise UserError(f"{path}: is no file of weights: {reason}")
-    if SUFFIXES.get(path.suffix.lower(), CKPT) != CKPT and bytes(data[:1]) != CKPT_START:
-        raise UserError(f"{path}: is not what its name says, or is damaged: it does not begin like a "
-                         f"{path.suffix} file")
+def write_weight_file(path: Path, kind: str, texts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a .ckpt or .safetensors file. OSError if the disk is full or must not be written to."""
+    if kind == CKPT:
+        write_file(path, texts, arrays.items())
+    else:
+        write_atomically(path, save(dict(arrays), dict(texts) or None))
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
     """A copy as contiguous float32: half precision is widened, double precision rounded."""
-    if array.dtype == BFLOAT16 or array.dtype == BFLOAT16.newbyteorder():
-        wide = array["bfloat16"].astype("<u4", order="C")
-        wide <<= 16
-        return wide.view("<f4")
+    if array.dtype.names:
+        return (array["bfloat16"].astype("<u4", order="C") << 16).view("<f4")
     return array.astype("<f4", order="C")
 
 
 def is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.names == BFLOAT16.names
+    return array.dtype.kind == "f" or array.dtype.names is not None
 
 
 def type_name(array: np.ndarray) -> str:
-    return "bfloat16" if array.dtype.names == BFLOAT16.names else array.dtype.newbyteorder("=").name
+    return "bfloat16" if array.dtype.names else array.dtype.newbyteorder("=").name
 
 
-# safetensors: the length of a JSON header, the header, and the raw bytes
-
-
-def is_safetensors(data: memoryview) -> bool:
-    return len(data) > 8 and bytes(data[8:9]) == b"{" and int.from_bytes(data[:8], "little") <= LARGEST_HEADER_BYTES
-
-
-def _read_safetensors(path: Path, data: memoryview) -> WeightFile:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    data = path.read_bytes()
     try:
-        length = int.from_bytes(data[:8], "little")
-        if 8 + length > len(data):
-            raise ValueError("it was cut off")
-        header = json.loads(bytes(data[8:8 + length]))
-        texts = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
-        body = data[8 + length:]
-        arrays = {name: _safetensor(name, entry, body) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = str(error) if type(error) is ValueError else "its header is damaged"
-        raise UserError(f"{path}: cannot be read as a safetensors file: {reason}") from None
-    return WeightFile(SAFETENSORS, arrays, texts, [], False)
+        entries = safetensors.deserialize(data)
+        texts = json.loads(data[8:8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+        arrays = {name: np.frombuffer(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
+                  for name, entry in entries}
+    except KeyError as error:
+        raise UserError(f"{path}: holds numbers of the type {error.args[0]}, which is not read here") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file, it is damaged or cut off: {error}") from None
+    return arrays, texts
 
 
-def _safetensor(name: str, entry: Mapping[str, Any], body: memoryview) -> np.ndarray:
-    if entry["dtype"] not in SAFETENSORS_TYPES:
-        raise ValueError(f"`{name}` has the type {entry['dtype']}, which is not read here")
-    dtype, shape, (start, end) = SAFETENSORS_TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"`{name}` has another size than its shape says")
-    if end > len(body):
-        raise ValueError("it was cut off")
-    return np.frombuffer(body[start:end], dtype).reshape(shape)
+# PyTorch: a pickle that describes tensors, and their bytes beside it
+
+TORCH_TYPES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": BFLOAT16, "DoubleStorage": "<f8",
+               "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
+               "ByteStorage": "u1", "BoolStorage": "?"}
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")  # where scripts put the tensors
+MOST_TUPLES = 50_000  # in a pickle: some five per tensor; hashing deeper nested ones would overflow the stack
+ADVICE = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 
 
-def _write_safetensors(path: Path, texts: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]],
-                       arrays: Iterable[np.ndarray]) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(texts)} if texts else {}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for array in arrays:
-            file.write(memoryview(np.ascontiguousarray(array, "<f4").reshape(-1)).cast("B"))
-        file.flush()
-        os.fsync(file.fileno())
+class _Storage(NamedTuple):
+    """A row of numbers in the file."""
+
+    kind: str
+    key: str
+    count: int
 
 
-def write_weight_file(path: Path, kind: str, texts: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]],
-                      read: Callable[[str], np.ndarray]) -> None:
-    """Write float32 tensors of these names and shapes, each read when it is its turn. OSError if there is no room.
+class _Tensor(NamedTuple):
+    """A view of a storage. Offset and strides count numbers."""
 
-    PyTorch files have no place for texts.
-    """
-    if kind == CKPT:
-        write_file(path, texts, ((name, read(name)) for name in shapes))
-    elif kind == SAFETENSORS:
-        _write_safetensors(path, texts, shapes, map(read, shapes))
-    else:
-        write_torch_file(path, shapes.items(), map(read, shapes))
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...],
+                    *_: object) -> _Tensor:
+    """Stands for PyTorch's function of this name."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise UserError("it describes a tensor that cannot be")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) > storage.count or 0 not in shape and last >= storage.count:
+        raise UserError("it describes a tensor that is larger than its numbers")
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(tensor: _Tensor, *_: object) -> _Tensor:
+    return tensor
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes dictionaries, lists, numbers, texts and descriptions of tensors. Whatever else is asked for is refused."""
+
+    storages: dict[str, _Storage]
+    # No class of NumPy among these: a pickle may call __setstate__ of what it is given.
+    ALLOWED = {"collections.OrderedDict": OrderedDict, "torch._utils._rebuild_tensor": _rebuild_tensor,
+               "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+               "torch._utils._rebuild_parameter": _rebuild_parameter}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("torch", "torch.cuda") and name in TORCH_TYPES:
+            return name
+        if f"{module}.{name}" not in self.ALLOWED:
+            raise UserError(f"it asks for `{module}.{name}`, which is refused: only tensors are read; {ADVICE}")
+        return self.ALLOWED[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        word, kind, key, _device, count, *_ = pid
+        if word != "storage" or kind not in TORCH_TYPES or type(key) is not str or type(count) is not int:
+            raise UserError("it describes a storage that cannot be")
+        self.storages[key] = _Storage(kind, key, count)
+        return self.storages[key]
+
+
+def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+    """The object of the pickle that begins here, and the storages it names; the file is then at its end."""
+    start, tuples = file.tell(), 0
+    for opcode, argument, position in pickletools.genops(file):
+        # Python's table of objects is made as large as the largest index in the pickle.
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > position:
+            raise UserError("its pickle asks for more memory than the file can need")
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > MOST_TUPLES:
+            raise UserError(f"its pickle has more than {MOST_TUPLES:,} tuples; {ADVICE}")
+    file.seek(start)
+    unpickler = _Unpickler(file, encoding="utf-8")
+    unpickler.storages = {}
+    return unpickler.load(), unpickler.storages
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors, and the names of what else the file holds."""
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(len(ZIP_START)) == ZIP_START
+            file.seek(0)
+            tensors, others, contents, order = _read_archive(file) if is_archive else _read_legacy(file)
+        return {name: _array(tensor, contents, order) for name, tensor in tensors.items()}, others
+    except UserError as error:
+        raise UserError(f"{path}: cannot be read as a PyTorch file: {error}") from None
+    except Exception as error:  # the documentation of pickle has no complete list of what damaged bytes raise
+        raise UserError(f"{path}: cannot be read as a PyTorch file: it is damaged, or was cut off "
+                        f"({type(error).__name__}: {error})") from None
+
+
+_Parts = tuple[dict[str, _Tensor], list[str], dict[str, bytes], str]  # tensors, other names, bytes, byte order
+
+
+def _read_archive(file: BinaryIO) -> _Parts:
+    """A zip archive of the pickle and a file for each storage; zipfile compares the checksums."""
+    with zipfile.ZipFile(file) as archive:
+        if sum(item.file_size for item in archive.infolist()) > os.fstat(file.fileno()).st_size:
+            raise UserError("its archive claims to hold more bytes than the file has")
+        pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if pickled is None:
+            raise UserError("it is a zip archive without data.pkl: PyTorch did not write it")
+        folder = pickled.removesuffix("data.pkl")
+        root, _ = _unpickle(io.BytesIO(archive.read(pickled)))
+        tensors, others = _state_dict(root)
+        contents = {key: archive.read(f"{folder}data/{key}") for key in {item.storage.key for item in tensors.values()}}
+        is_big = f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big"
+    return tensors, others, contents, ">" if is_big else "<"
+
+
+def _read_legacy(file: BinaryIO) -> _Parts:
+    """A mark, the version, the system, the object and the keys of the storages, all pickled; then the count and the
+    bytes of each storage."""
+    _, _, (system, _), (root, storages), (keys, _) = (_unpickle(file) for _ in range(5))
+    contents = {}
+    for key in keys:
+        item_bytes = np.dtype(TORCH_TYPES[storages[key].kind]).itemsize
+        contents[key] = file.read(int.from_bytes(file.read(8), "little") * item_bytes)
+    tensors, others = _state_dict(root)
+    return tensors, others, contents, "<" if system["little_endian"] else ">"
+
+
+def _state_dict(root: Any) -> tuple[dict[str, _Tensor], list[str]]:
+    """The tensors of a dictionary, or of one in it, and the names of the rest."""
+    if not isinstance(root, dict):
+        raise UserError(f"it holds no state dict; {ADVICE}")
+    tensors = {str(key): value for key, value in root.items() if isinstance(value, _Tensor)}
+    if tensors:
+        return tensors, [str(key) for key in root if str(key) not in tensors]
+    inner = [key for key, value in root.items() if isinstance(value, dict)
+             and any(isinstance(item, _Tensor) for item in value.values())]
+    chosen = next((key for key in STATE_DICT_KEYS if key in inner), inner[0] if len(inner) == 1 else None)
+    if chosen is None:
+        raise UserError(f"it holds no state dict; {ADVICE}")
+    tensors, others = _state_dict(root[chosen])
+    return tensors, others + [str(key) for key in root if key != chosen]
+
+
+def _array(tensor: _Tensor, contents: Mapping[str, bytes], order: str) -> np.ndarray:
+    storage = tensor.storage
+    dtype = np.dtype(TORCH_TYPES[storage.kind]).newbyteorder(order)
+    numbers = np.frombuffer(contents[storage.key], dtype, storage.count)[tensor.offset:]
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)

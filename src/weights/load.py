@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anyone's VGG weights under our names: read, compared with a network, loaded, and reported."""
+"""Weights of any project under our names: read, agreed with the Config, compared with a network, loaded, reported."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,32 +11,22 @@ import numpy as np
 from mindspore import nn
 
 from model_utils.errors import UserError
-from model_utils.schema import DATASETS
+from model_utils.schema import DATASETS, Config
 from src.utils.util import listed
 from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
-from src.weights.checkpoint import INFO_KEY, STATE_KEY, network_weights, read_info
+from src.weights.checkpoint import INFO_KEY, STATE_KEY, find_checkpoints, network_weights
 from src.weights.formats import CKPT, as_float32, is_float, read_weight_file, type_name
 from src.weights.model_info import ModelInfo
-from src.weights.names import (
-    HEAD,
-    HIDDEN,
-    UNKNOWN,
-    ZOOS,
-    Layout,
-    Zoo,
-    fits_width,
-    recognise_layout,
-    recognise_zoo,
-    square_image,
-    translate,
-)
+from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
+
+MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "average_pool")
 
 
 class Weights(NamedTuple):
-    """The tensors of a file by our names, as views of the file in its types, and which VGG they belong to."""
+    """The tensors of a file by our names, in its types, and which VGG they belong to."""
 
     path: Path
-    zoo: Zoo
+    project: Project
     arrays: dict[str, np.ndarray]
     names: dict[str, str]  # our name -> the file's
     left_out: dict[str, str]  # the file's name -> why
@@ -45,88 +35,135 @@ class Weights(NamedTuple):
     is_verified: bool
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self.arrays.items()}
-
-    @property
     def class_names(self) -> tuple[str, ...]:
-        """Their names where the file knows them, else their numbers."""
+        """Their names if the file has them, else their numbers."""
         return self.info.class_names if self.info else tuple(map(str, range(self.layout.num_classes or 0)))
 
     @property
     def trained_on(self) -> str | None:
-        """The kind of data set, where it is known."""
+        """The kind of data set, if it is known."""
         if self.info:
             return self.info.dataset
-        return "imagenet2012" if self.zoo.uses_imagenet_statistics else None
+        return "imagenet2012" if self.project.uses_imagenet_statistics else None
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a checkpoint of this project or another one's; UserError if it is damaged, refused, or holds no VGG."""
-    file = read_weight_file(path, own_mark=INFO_KEY)
+    """Read a file of this project or another one; UserError if it is damaged, refused, or holds no VGG."""
+    file = read_weight_file(path)
     if STATE_KEY in file.texts:
-        raise UserError(f"{path}: is the state of a run, with which train.py --resume goes on; its checkpoints are in "
-                         "ckpt_0 beside its folder")
-    names = translate({name: array.ndim for name, array in file.arrays.items()})
-    theirs = {ours: name for ours, name in names.theirs.items() if is_float(file.arrays[name])}
-    left_out = {name: f"numbers of the type {type_name(file.arrays[name])}"
-                for ours, name in names.theirs.items() if ours not in theirs}
-    left_out |= names.left_out | dict.fromkeys(file.others, "no tensors")
-    info = read_info(file.texts[INFO_KEY], path) if INFO_KEY in file.texts else None
-    arrays = {ours: _flat(file.arrays[name]) if ours.startswith("classifier") else file.arrays[name]
-              for ours, name in theirs.items()}
-    for ours in _needless_biases(arrays, info):
-        del arrays[ours]
-        left_out[theirs.pop(ours)] = "zeros for a bias that the network does not have"
+        raise UserError(f"{path}: is the state of a run, for train.py --resume; the checkpoints of the run are in "
+                        "ckpt_0 next to its folder")
+    info = ModelInfo.from_json(file.texts[INFO_KEY], path) if INFO_KEY in file.texts else None
+    project, found, left_out = translate({name: array.ndim for name, array in file.arrays.items()},
+                                         is_torch=file.kind != CKPT)
+    left_out |= dict.fromkeys(file.others, "no tensors")
+    arrays, names = {}, {}
+    for ours, name in found.items():
+        array = file.arrays[name]
+        if not is_float(array):
+            left_out[name] = f"numbers of the type {type_name(array)}"
+        elif info and not info.has_bias and ours.startswith("layers.") and ours.endswith(".bias") and not array.any():
+            left_out[name] = "zeros for a bias that the network does not have"
+        else:
+            # timm's dense layers are convolutions over the whole feature map, with their numbers in our order
+            is_dense = ours.startswith("classifier.") and array.ndim == 4
+            arrays[ours], names[ours] = array.reshape(len(array), -1) if is_dense else array, name
     try:
         layout = recognise_layout({name: array.shape for name, array in arrays.items()})
     except UserError as error:
         raise UserError(f"{path}: {error}; it holds {listed(file.arrays) or 'no tensors'}") from None
-    zoo = recognise_zoo(theirs.values(), is_torch=file.kind != CKPT)
-    zoo = "ours" if info and zoo == "model_zoo" else zoo
-    return Weights(path, ZOOS[zoo], arrays, theirs, left_out, layout, info, file.is_verified or file.kind != CKPT)
+    project = "ours" if info and project == "model_zoo" else project
+    return Weights(path, PROJECTS[project], arrays, names, left_out, layout, info, file.is_verified)
 
 
-def _flat(array: np.ndarray) -> np.ndarray:
-    """A dense layer's weight that is written as a convolution over the whole map: the order of its numbers is ours."""
-    return array.reshape(len(array), -1) if array.ndim == 4 else array
+# The Config and the file
 
 
-def _needless_biases(arrays: Mapping[str, np.ndarray], info: ModelInfo | None) -> list[str]:
-    """Zeros that were written because another project's network has no convolution without a bias."""
-    if info is None or info.has_bias:
-        return []
-    return [name for name, array in arrays.items() if name.startswith("layers.") and name.endswith(".bias")
-            and not array.any()]
+def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tuple[Config, list[str]]:
+    """The Config that fits a file of weights, and what changed, to be reported.
+
+    What the file says of its model replaces values of the recipe and defaults. UserError if a flag says something
+    else. The keys in `own` stay as they are.
+    """
+    facts = model_facts(config, weights)
+    own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
+    fitting, taken = config.giving_way({name: value for name, value in facts.items() if name not in own},
+                                         f"the checkpoint {weights.path}")
+    if fitting.image_mean and not config.image_mean:
+        if not weights.info:
+            taken.append("image_mean and image_std of ImageNet, which such weights are trained with")
+        elif (fitting.image_mean, fitting.image_std) != DATASETS[config.dataset].statistics:
+            taken.append("image_mean and image_std of the file's training images")
+    return fitting, taken
 
 
-def model_facts(weights: Weights, *, width: float, image_size: tuple[int, int], average_pool: bool) -> dict[str, Any]:
-    """What the file says of its model, by the keys of a recipe. The arguments are what the recipe says: what fits the
-    file is not repeated where several values would."""
+def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
+    """What the file says of its model, by the names of the keys.
+
+    Several widths and image sizes may fit weights of other projects: those of the Config do if they are among them.
+    """
+    layout = weights.layout
     if weights.info:
         facts = weights.info.config_values()
     else:
-        facts = _recognised_facts(weights, width=width, image_size=image_size)
-    pools = average_pool and weights.layout.map_area == POOLED_SIDE**2
-    return {name: value for name, value in facts.items() if not (pools and name in ("image_size", "average_pool"))}
-
-
-def _recognised_facts(weights: Weights, *, width: float, image_size: tuple[int, int]) -> dict[str, Any]:
-    layout = weights.layout
-    facts: dict[str, Any] = {"network": layout.network, "batch_norm": layout.batch_norm, "has_bias": layout.has_bias}
-    if not fits_width(layout.network, layout.batch_norm, width, weights.shapes):
-        facts["width"] = layout.width
-    if layout.num_classes:
-        facts["num_classes"] = layout.num_classes
-    if layout.map_area:
-        if layout.map_area != POOLED_SIDE**2:
+        facts = {"network": layout.network, "batch_norm": layout.batch_norm, "has_bias": layout.has_bias}
+        if sizes(layout.network, False, config.width) != sizes(layout.network, False, layout.width):
+            facts["width"] = layout.width
+        if layout.num_classes:
+            facts["num_classes"] = layout.num_classes
+        if layout.map_area and layout.map_area != POOLED_SIDE**2:
             facts["average_pool"] = False
-        square = square_image(layout.map_area)
-        if square and math.prod(side // SIDE_MULTIPLE for side in image_size) != layout.map_area:
-            facts["image_size"] = square
-    if weights.zoo.uses_imagenet_statistics:
-        facts["image_mean"], facts["image_std"] = DATASETS["imagenet2012"].statistics
+        if layout.image_size and math.prod(side // SIDE_MULTIPLE for side in config.image_size) != layout.map_area:
+            facts["image_size"] = layout.image_size
+        if weights.project.uses_imagenet_statistics:
+            facts["image_mean"], facts["image_std"] = DATASETS["imagenet2012"].statistics
+    asks_for_pool = config.average_pool and (not weights.info or config.is_flag("average_pool"))
+    if asks_for_pool and layout.map_area == POOLED_SIDE**2:
+        facts = {name: value for name, value in facts.items() if name not in ("image_size", "average_pool")}
     return facts
+
+
+class Start(NamedTuple):
+    """What training starts from."""
+
+    config: Config  # fits the weights
+    weights: Weights | None  # None: initial values
+    taken: list[str]  # what the Config took from the file
+
+
+def open_pre_trained(config: Config) -> Start:
+    """Read the weights that `pre_trained` names, to train on. UserError if that is not one file, or holds no VGG.
+
+    Classes, image size and normalisation are the run's own if it says anything about them.
+    """
+    if not config.pre_trained:
+        return Start(config, None, [])
+    if Path(config.pre_trained).is_dir():
+        raise UserError(f"pre_trained: {config.pre_trained} is a folder; training starts from one file")
+    paths = find_checkpoints(config.pre_trained)
+    if len(paths) > 1:
+        raise UserError(f"pre_trained: {config.pre_trained} names {len(paths)} files; training starts from one, "
+                        f"such as the newest, {paths[0]}")
+    weights = read_weights(paths[0])
+    own = {"num_classes", "image_size", "include_top", "crop_pct", "interpolation"}
+    own |= {name for name in ("image_mean", "image_std") if getattr(config, name)}
+    if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):
+        own.add("average_pool")
+    config, taken = agree(config, weights, own=own)
+    return Start(config, weights, taken)
+
+
+def without_file(config: Config, settings: Mapping[str, Any]) -> Start:
+    """The start of a run that is resumed from a state with these settings. The state holds all weights, so the file
+    that the run began with may be gone; what it decided about the model stays."""
+    if not config.pre_trained:
+        return Start(config, None, [])
+    decided = {name: settings[name] for name in MODEL_KEYS if not config.is_flag(name)}
+    decided |= {name: tuple(settings[name]) for name in ("image_mean", "image_std") if not getattr(config, name)}
+    return Start(config.taking(decided, "the resume state"), None, [])
+
+
+# The file and the network
 
 
 class Match(NamedTuple):
@@ -140,60 +177,51 @@ class Match(NamedTuple):
 def match_weights(weights: Weights, network: nn.Cell, *, swaps_head: bool, strict: bool = True) -> Match:
     """Compare a file with a network. UserError lists what is missing or has another shape.
 
-    With `swaps_head` (to train on) a head of other classes, or a classifier for another image size, begins anew;
-    without `strict` whatever else does not fit does so too.
+    With `swaps_head` (to train on) a head of other classes, or a classifier for another image size, keeps its initial
+    values. Without `strict`, so does whatever else does not fit.
     """
     wanted = {parameter.name: parameter.shape for parameter in network_weights(network)}
-    problems = {name: _problem(weights, name, shape) for name, shape in wanted.items()
-                if name not in weights.arrays or weights.arrays[name].shape != shape}
+    problems = {}
+    for name, shape in wanted.items():
+        if name not in weights.arrays:
+            problems[name] = "is missing"
+        elif weights.arrays[name].shape != shape:
+            problems[name] = f"is {weights.arrays[name].shape}, not {shape}"
     swapped = _swapped(weights, problems, wanted) if swaps_head else {}
     rest = {name: why for name, why in problems.items() if name not in swapped}
     unused = {name: "no such layer in the network" for name in weights.arrays if name not in wanted}
     if rest and strict:
-        raise UserError(_refusal(weights, rest, unused, swaps_head=swaps_head))
+        wrong = [f"{weights.names.get(name, name)} {why}" for name, why in rest.items()]
+        extra = [weights.names[name] for name in unused]
+        extra += [name for name, why in weights.left_out.items() if why == UNKNOWN]
+        lines = [f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, separator='; ')}",
+                 *([f"  not used: {listed(extra)}"] if extra else []),
+                 *(["  --pre_trained_strict=False loads what fits and leaves the rest at its initial values"]
+                   if swaps_head else [])]
+        raise UserError("\n".join(lines))
     new = swapped | rest
     left_out = {weights.names[name]: why for name, why in (new | unused).items() if name in weights.arrays}
     return Match([name for name in wanted if name not in new], new, left_out | weights.left_out)
 
 
-def _problem(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
-    return f"is {weights.arrays[name].shape}, not {shape}" if name in weights.arrays else "is missing"
-
-
 def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """The parameters of layers that begin anew as a matter of course, and why."""
+    """The parameters of the layers that every run may replace, and why it does."""
     first = f"{HIDDEN[0]}.weight"
     if first in problems and first in weights.arrays:
-        theirs, ours = (shapes[first][1] for shapes in (weights.shapes, wanted))
+        theirs, ours = math.prod(weights.arrays[first].shape[1:]), wanted[first][1]
         hint = "; --average_pool=True keeps it" if weights.layout.map_area == POOLED_SIDE**2 else ""
         why = f"the classifier of the file takes {theirs} features, images of this size have {ours}{hint}"
         return {name: why for name in wanted if name.startswith("classifier.")}
     if not any(name.startswith(f"{HEAD}.") for name in problems):
         return {}
     has_head = f"{HEAD}.weight" in weights.arrays
-    count = wanted[f"{HEAD}.weight"][0]
     theirs = f"the file's head has {weights.layout.num_classes} classes" if has_head else "the file has no head"
+    count = wanted[f"{HEAD}.weight"][0]
     return {name: f"{theirs}, this run has {count}" for name in wanted if name.startswith(f"{HEAD}.")}
 
 
-def _refusal(weights: Weights, problems: Mapping[str, str], unused: Iterable[str], *, swaps_head: bool) -> str:
-    """The text of the error for weights that do not fill the network."""
-    wrong = [f"{weights.names.get(name, name)} {why}" for name, why in problems.items()]
-    extra = [weights.names[name] for name in unused] + [
-        name for name, why in weights.left_out.items() if why == UNKNOWN]
-    lines = [f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, separator='; ')}"]
-    if extra:
-        lines.append(f"  not used: {listed(extra)}")
-    if swaps_head:
-        lines.append("  --pre_trained_strict=False loads what fits and leaves the rest at its initial values")
-    return "\n".join(lines)
-
-
 def fill(network: nn.Cell, weights: Weights, match: Match) -> None:
-    """Put the matching tensors into the network; what is left of it gets its initial values.
-
-    A parameter takes over the memory of its tensor, so that nothing is copied twice.
-    """
+    """Put the matching tensors into the network; its other parameters get their initial values."""
     loaded = set(match.loaded)
     for parameter in network_weights(network):
         if parameter.name in loaded:
@@ -204,7 +232,7 @@ def fill(network: nn.Cell, weights: Weights, match: Match) -> None:
 def summary(weights: Weights) -> str:
     """The file, whose names it has, and which VGG it holds."""
     layout, types = weights.layout, sorted({type_name(array) for array in weights.arrays.values()})
-    return (f"{weights.path} (names of {weights.zoo.label}): {layout.network}, batch_norm={layout.batch_norm}, "
+    return (f"{weights.path} (names of {weights.project.label}): {layout.network}, batch_norm={layout.batch_norm}, "
             f"has_bias={layout.has_bias}, {layout.num_classes or 'no'} classes, {', '.join(types)}")
 
 

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model is: the record in our checkpoints, beside exported files and in converted weights. No MindSpore here."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from model_utils.schema import DATASETS, Config, Preset
+from model_utils.errors import UserError
+from model_utils.schema import DATASETS, INTERPOLATIONS, NETWORKS, Config, Preset
+
+CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
+Side = Annotated[int, Field(ge=32, le=2**16, multiple_of=32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class ModelInfo(BaseModel):
@@ -13,22 +19,28 @@ class ModelInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    network: str
-    num_classes: int
+    network: Literal[NETWORKS]
+    num_classes: PositiveInt
     class_names: tuple[str, ...]
-    image_size: tuple[int, int]
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
+    image_size: tuple[Side, Side]
+    image_mean: tuple[Share, Share, Share]
+    image_std: tuple[PositiveShare, PositiveShare, PositiveShare]
     batch_norm: bool
     has_bias: bool
-    pad_mode: str
-    padding: int
+    pad_mode: Literal["same", "pad"]
+    padding: Literal[0, 1]
     include_top: bool
-    width: float
-    dataset: str
+    width: float = Field(gt=0, le=4)
+    dataset: Literal[tuple(DATASETS)]
     average_pool: bool = False
-    crop_pct: float | None = None  # None in files written before this field existed
-    interpolation: str | None = None
+    crop_pct: PositiveShare | None = None  # None in files written before this field existed
+    interpolation: Literal[tuple(INTERPOLATIONS)] | None = None
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "ModelInfo":
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} names for {self.num_classes} classes")
+        return self
 
     @classmethod
     def of(cls, config: Config, class_names: tuple[str, ...]) -> "ModelInfo":
@@ -36,6 +48,17 @@ class ModelInfo(BaseModel):
         values = {name: getattr(config, name) for name in cls.model_fields if name in type(config).model_fields}
         return cls(**values | {"class_names": class_names, "image_mean": preset.mean, "image_std": preset.std,
                                "padding": config.effective_padding})
+
+    @classmethod
+    def from_json(cls, text: str, source: object) -> "ModelInfo":
+        """The record as a file has it; UserError names `source` and the first value that cannot be."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the record"
+            raise UserError(f"{source}: its description of the model is damaged, or from another version of this "
+                            f"program: {where}: {first['msg']}") from None
 
     @property
     def photos(self) -> bool:
@@ -48,5 +71,7 @@ class ModelInfo(BaseModel):
                       **{name: value for name, value in known.items() if value is not None})
 
     def config_values(self) -> dict[str, Any]:
-        """The settings that the model decides, by the names of their keys."""
-        return {name: value for name, value in self if value is not None and name not in ("class_names", "dataset")}
+        """The settings that the model decides, by the names of their keys. Padding is none: all allowed values of
+        `pad_mode` and `padding` add one pixel."""
+        return {name: value for name, value in self if value is not None
+                and name not in ("class_names", "dataset", "pad_mode", "padding")}

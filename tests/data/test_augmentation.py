@@ -9,7 +9,7 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src.build import build_network, build_train_data
 from src.data.formats import build_reader
-from src.weights.agree import agree_with_weights, open_pre_trained
+from src.weights.load import agree, open_pre_trained
 from src.weights.checkpoint import save_checkpoint
 from src.weights.load import read_weights
 from src.weights.model_info import ModelInfo
@@ -153,9 +153,9 @@ def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, 
     config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic")
     path = tmp_path / "own.ckpt"
     save_checkpoint(path, build_network(config, set_up_device(config)), ModelInfo.of(config, ("a", "b")))
-    found, _ = agree_with_weights(config_of(data_dir, *tiny), read_weights(path))
+    found, _ = agree(config_of(data_dir, *tiny), read_weights(path))
     assert (found.crop_pct, found.interpolation) == (1.0, "bicubic")
-    tried, _ = agree_with_weights(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
+    tried, _ = agree(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
     assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
     trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config
     assert (trained_on.crop_pct, trained_on.interpolation) == (0.875, "bilinear")

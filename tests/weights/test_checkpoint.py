@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints and resume states: read back bit for bit, also by MindSpore, and refused if they are damaged."""
+
+import json
+import shutil
+import subprocess
+
+import mindspore
+import numpy as np
+import pytest
+from foreign_files import load
+from helpers import ROOT, run_main
+
+from model_utils.errors import UserError
+from src.weights import checkpoint
+from src.weights.checkpoint import INFO_KEY, STATE_KEY, read_file, write_file
+from src.weights.formats import as_float32
+from src.weights.load import read_weights
+
+FIRST_VERSION = ROOT / "tests" / "files" / "first_version"
+TEXT = '{"names": ["äpfel", "猫"]}'
+
+
+@pytest.fixture
+def arrays():
+    random = np.random.RandomState(0)
+    return {"layers.0.weight": random.randn(4, 3, 3, 3).astype(np.float32), "half": random.randn(5).astype(np.float16),
+            "single": np.array(2.5, np.float32), "run.losses": random.randn(3), "none": np.zeros(0, np.float64),
+            "steps": np.arange(3, dtype=np.int32), "flag": np.array([True, False])}
+
+
+@pytest.fixture
+def path(tmp_path, arrays):
+    write_file(tmp_path / "a.state", {STATE_KEY: TEXT}, arrays.items())
+    return tmp_path / "a.state"
+
+
+def check_same(found, wanted):
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_every_type_is_read_back_bit_for_bit(path, arrays):
+    contents = read_file(path)
+    assert contents.is_verified and contents.texts == {STATE_KEY: TEXT}
+    check_same(contents.arrays, arrays)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_mindspore_reads_and_verifies_it(path, arrays, tmp_path):
+    loaded = mindspore.load_checkpoint(str(shutil.copy(path, tmp_path / "a.ckpt")), crc_check=True)
+    assert np.array_equal(loaded["layers.0.weight"].asnumpy(), arrays["layers.0.weight"])
+    assert loaded["single"].shape == () and loaded[STATE_KEY] == TEXT
+
+
+@pytest.mark.parametrize("crc_check", [True, False])
+def test_checkpoints_that_mindspore_wrote_are_read(tmp_path, arrays, crc_check):
+    weight = mindspore.Tensor(arrays["layers.0.weight"])
+    entries = [{"name": "w", "data": weight}, {"name": "b", "data": weight.astype(mindspore.bfloat16)},
+               {"name": "s", "data": mindspore.Tensor(3, mindspore.int32)}]
+    mindspore.save_checkpoint(entries, str(tmp_path / "a.ckpt"), append_dict={"epoch": 7}, crc_check=crc_check)
+    contents = read_file(tmp_path / "a.ckpt")
+    assert contents.is_verified == crc_check
+    assert np.array_equal(contents.arrays["w"], arrays["layers.0.weight"])
+    np.testing.assert_allclose(as_float32(contents.arrays["b"]), arrays["layers.0.weight"], rtol=2**-8)
+    assert contents.arrays["s"] == 3 and contents.arrays["epoch"] == 7
+
+
+def test_large_tensors_are_written_in_slices(tmp_path, arrays, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)
+    write_file(tmp_path / "sliced.ckpt", {}, arrays.items())
+    check_same(read_file(tmp_path / "sliced.ckpt").arrays, arrays)
+    loaded = mindspore.load_checkpoint(str(tmp_path / "sliced.ckpt"), crc_check=True)
+    assert np.array_equal(loaded["layers.0.weight"].asnumpy(), arrays["layers.0.weight"])
+
+
+def refuse(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path.name}: is not a checkpoint, or is damaged") as caught:
+        read_file(path)
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("key", [INFO_KEY, STATE_KEY])
+def test_our_files_are_refused_if_cut_off_or_altered(tmp_path, arrays, key):
+    write_file(tmp_path / "whole.ckpt", {key: TEXT}, arrays.items())
+    whole, random = (tmp_path / "whole.ckpt").read_bytes(), np.random.RandomState(1)
+    entry_ends = [len(whole) - checkpoint.TRAILER_BYTES]  # where only the missing checksum shows the damage
+    for length in [0, 1, *entry_ends, len(whole) - 1, *random.randint(2, len(whole), 30)]:
+        refuse(tmp_path / "cut.ckpt", whole[:length])
+    for bit in random.randint(0, 8 * len(whole), 60):
+        altered = bytearray(whole)
+        altered[bit // 8] ^= 1 << bit % 8
+        refuse(tmp_path / "altered.ckpt", altered)
+
+
+@pytest.mark.parametrize(("dims", "content"), [
+    ([2**40], b"1234"), ([-1, 3], b"1234"), ([2], b"123"), ([1] * 70, b"1234")])
+def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path, dims, content):
+    message = checkpoint.Checkpoint()
+    entry = message.value.add()
+    entry.tag, entry.tensor.tensor_type, entry.tensor.tensor_content = "w", "Float32", content
+    entry.tensor.dims.extend(dims)
+    refuse(tmp_path / "a.ckpt", message.SerializeToString())
+
+
+def test_an_interrupted_write_leaves_the_old_file(path, arrays):
+    def interrupted():
+        yield from list(arrays.items())[:2]
+        raise OSError(28, "No space left on device")
+
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        write_file(path, {}, interrupted())
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here (it takes root and the right to mount)")
+    try:
+        write_file(folder / "a.ckpt", {STATE_KEY: "old"}, [("w", np.zeros(1000, np.float32))])
+        with pytest.raises(OSError, match="No space left"):
+            write_file(folder / "a.ckpt", {STATE_KEY: "new"}, [("w", np.zeros(100_000, np.float32))])
+        assert read_file(folder / "a.ckpt").texts == {STATE_KEY: "old"}
+        assert [item.name for item in folder.iterdir()] == ["a.ckpt"]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# What the first version wrote
+
+
+def test_a_checkpoint_of_the_first_version_loads(tmp_path):
+    path = FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt"
+    model, contents = load(path), read_file(path)
+    assert model.config.network == "vgg11" and model.config.width == 0.03125 and model.config.image_size == (32, 32)
+    assert model.class_names[:2] == ("airplane", "automobile") and model.trained_on == "cifar10"
+    info = read_weights(path).info
+    assert info.image_mean == (0.4914, 0.4822, 0.4465) and info.batch_norm and not info.has_bias
+    first = model.network.layers[0].weight.asnumpy()
+    np.testing.assert_allclose(first.ravel()[:3], [-0.07407977, 0.2199599, 0.09306759], rtol=1e-6)
+    assert first.tobytes() == contents.arrays["layers.0.weight"].tobytes()
+    write_file(tmp_path / "again.ckpt", contents.texts, contents.arrays.items())
+    assert (tmp_path / "again.ckpt").read_bytes() == path.read_bytes()  # and the first version would read ours
+
+
+def test_a_resume_state_of_the_first_version_is_read():
+    contents = read_file(FIRST_VERSION / "resume" / "step-00000006.state")
+    assert contents.is_verified and json.loads(contents.texts[STATE_KEY])["step"] == 6
+    assert contents.arrays["run.losses"].dtype == np.float64 and "moments.classifier.6.bias" in contents.arrays
+
+
+def test_a_resume_state_is_no_checkpoint():
+    state = FIRST_VERSION / "resume" / "step-00000006.state"
+    with pytest.raises(UserError, match="train.py --resume"):
+        read_weights(state)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("network", "resnet50"), ("num_classes", 3), ("image_size", [33, 32]), ("image_size", [32]), ("width", -1),
+    ("image_mean", [0.5]), ("image_std", [0.1, 0, 0.1]), ("dataset", "mnist"), ("crop_pct", "all"), ("new_key", 1),
+    ("batch_norm", None)])
+def test_a_model_record_that_cannot_be_is_one_error(tmp_path, key, value):
+    contents = read_file(FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt")
+    record = json.dumps(json.loads(contents.texts[INFO_KEY]) | {key: value})
+    write_file(tmp_path / "a.ckpt", {INFO_KEY: record}, contents.arrays.items())
+    outcome = run_main("eval", f"--pre_trained={tmp_path / 'a.ckpt'}", "--dataset=synthetic", "--device_target=CPU",
+                       f"--ckpt_path={tmp_path / 'runs'}")
+    assert outcome.status == 2 and str(tmp_path / "a.ckpt") in outcome.err and "Traceback" not in outcome.err

@@ -40,8 +40,10 @@ from src.data.folder import FolderReader  # noqa: E402
 from src.data.formats import FORMATS, build_reader, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
 from src.data.shards import shard_name  # noqa: E402
-from src.utils.files import printable  # noqa: E402
-from src.utils.util import writing  # noqa: E402
+from src.utils.files import (
+    printable,  # noqa: E402
+    writing,  # noqa: E402
+)
 
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.device_adapter import mindspore_version  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.util import writing  # noqa: E402
+from src.utils.files import writing  # noqa: E402
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.util import writing  # noqa: E402
+from src.utils.files import writing  # noqa: E402
 
 RECORD = "shapes.json"  # what was asked for, and every file with its size
 

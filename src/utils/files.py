@@ -30,6 +30,15 @@ def replaced_when_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """UserError that names this file or folder if the system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """The file holds either the old content or the new one, never half of it, even if the power fails.
 

@@ -8,7 +8,8 @@ from helpers import eval_batches, photo_config, train_batches, train_here, write
 
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
-from src.build import build_train_data, sink_size
+from src.build import build_train_data
+from src.training.loop import sink_size
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader
 from src.training.resume import find_resume_point

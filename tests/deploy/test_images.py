@@ -12,7 +12,7 @@ from PIL import Image
 
 from model_utils.errors import UserError
 from model_utils.schema import Preset
-from src.dataset import image_transforms
+from src.dataset import eval_transforms
 from src.deploy.images import ImageError, decode, find_images, prepare, read_image, read_list, unique_names
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,7 +48,7 @@ def check_same(pixels: np.ndarray, stored: bytes | np.ndarray, preset: Preset, *
     builds of OpenCV may round differently."""
     encoded = isinstance(stored, bytes)
     rows = ds.NumpySlicesDataset(([np.frombuffer(stored, np.uint8) if encoded else stored],), ["image"], shuffle=False)
-    rows = rows.map(image_transforms(preset, None, photos=photos, encoded=encoded), "image")
+    rows = rows.map(eval_transforms(preset, photos=photos, encoded=encoded), "image")
     theirs = next(rows.create_tuple_iterator(num_epochs=1, output_numpy=True))[0]
     ours = prepare(pixels, preset, photos=photos)
     assert ours.dtype == theirs.dtype == np.float32

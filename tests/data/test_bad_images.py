@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from helpers import eval_batches, photo_config, train_batches, train_here, write_tfrecords
 
+from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from src.build import build_train_data
 from src.training.loop import sink_size
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader
-from src.training.resume import find_resume_point
+from src.training.resume import find_point
 
 
 def break_images(folder: Path) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, r
     assert [test.name(index) for index in test.tracker.take_lost()] == [f"data/{broken[2]}"]
 
 
-@pytest.mark.parametrize(("mode", "last_step", "fate"), [("replace", 5, "replaced by others"), ("skip", 4, "left out")])
+@pytest.mark.parametrize(("mode", "last_step", "fate"), [("replace", 5, "replaced by others"), ("skip", 4, "skipped")])
 def test_a_run_goes_on_without_broken_images_and_says_which(copy_of, mode, last_step, fate):
     broken = break_images(copy_of("folder"))
     outcome = train_here(f"--on_bad_image={mode}", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1")
@@ -75,7 +76,7 @@ def test_a_run_goes_on_without_broken_images_and_says_which(copy_of, mode, last_
     run = next(Path("runs").iterdir())
     assert [line.split(",")[1] for line in (run / "metrics.csv").read_text().splitlines()] == ["step", "5", "10"]
     assert {path.name for path in (run / "ckpt_0").iterdir()} == {"0-1_5.ckpt", "0-2_5.ckpt"}
-    point = find_resume_point(str(run), Path("runs"))  # the optimizer looks its learning rate up under this number:
+    point = find_point(get_config([f"--resume={run}"]), Rank())  # the optimizer looks its learning rate up under this number:
     assert point.contents.arrays["global_step"].item() == 10  # steps that were left out count
 
 
@@ -135,7 +136,7 @@ def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
     flags = ("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
     outcome = train_here(*flags)
     assert outcome.status == 2 and "data/val/bee/image 04.png: is empty" in outcome.err
-    point = find_resume_point("newest", Path("runs"))
+    point = find_point(get_config(["--resume", "--ckpt_path=runs"]), Rank())
     assert point.step == point.record["steps_per_epoch"]
     assert len((point.folder / "metrics.csv").read_text().split()) == 2
     broken.write_bytes(content)

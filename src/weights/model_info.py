@@ -19,7 +19,7 @@ class ModelInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    network: Literal[NETWORKS]
+    network: Literal[tuple(NETWORKS)]
     num_classes: PositiveInt
     class_names: tuple[str, ...]
     image_size: tuple[Side, Side]

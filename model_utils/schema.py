@@ -210,7 +210,7 @@ class DataKeys(Keys):
 class NetworkKeys(Keys):
     """Network"""
 
-    network: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = key("vgg16", "depth", resume="fixed")
+    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth", resume="fixed")
     batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from model_utils.errors import UserError
+from src.utils.sampler import fill_batch
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -128,9 +129,8 @@ def predict(engine: Engine, images: np.ndarray, times_ms: list[float] | None = N
     answers to what fills it are dropped. `times_ms` gets the time of each call."""
     size, answers = engine.batch_size or FREE_BATCH, []
     for start in range(0, len(images), size):
-        batch = part = images[start:start + size]
-        if engine.batch_size:
-            batch = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+        part = images[start:start + size]
+        batch = fill_batch(part, size) if engine.batch_size else part
         begin = time.perf_counter()
         answers.append(run_batch(engine, batch)[:len(part)])
         if times_ms is not None:

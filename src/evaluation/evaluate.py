@@ -31,6 +31,7 @@ from src.utils.files import free_name, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import new_run_folder, open_run_folder
+from src.utils.sampler import fill_batch
 from src.weights.checkpoint import find_checkpoints, fingerprint
 
 
@@ -82,12 +83,6 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Ev
     if not of_all_ranks.seen:
         raise UserError(f"{reader.source}: no image can be read")
     return Evaluation(of_all_ranks, summed[-2] / 1000)
-
-
-def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:
-    """The last batch filled up with its first image: the network is compiled for one size only."""
-    missing = batch_size - len(images)
-    return np.concatenate([images, np.repeat(images[:1], missing, axis=0)]) if missing else images
 
 
 def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Evaluation:

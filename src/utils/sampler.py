@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rank reads which image, and in which order: pure functions to arrays of indices."""
+"""Which rank reads which image, and in which order; and full batches. NumPy only."""
 
 import numpy as np
 
@@ -26,3 +26,9 @@ def train_shard(count: int, *, rank: int, world_size: int, batch_size: int, seed
 def eval_shard(count: int, *, rank: int, world_size: int) -> np.ndarray:
     """This rank's images in an evaluation: every image on exactly one rank, so that some may get none."""
     return np.arange(rank, count, world_size, dtype=np.int64)
+
+
+def fill_batch(images: np.ndarray, batch_size: int) -> np.ndarray:
+    """An incomplete batch filled up with its first image: a network is compiled for one size only."""
+    missing = batch_size - len(images)
+    return np.concatenate([images, np.repeat(images[:1], missing, axis=0)]) if missing else images

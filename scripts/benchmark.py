@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -44,8 +44,8 @@ PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps
 
 
 def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
+    if int(text) < 1:
+        raise ValueError
     return int(text)
 
 
@@ -151,27 +151,12 @@ def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str,
 def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not PARTS.issubset(record):
-        raise UserError(f"{path}: is not a file that benchmark.py --json has written")
-    return record
+        return {name: record[name] for name in PARTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a file that benchmark.py --json has written: {error}") from None
 
 
 # --- tables
-
-
-class Line(NamedTuple):
-    """A row of a result, with its record and case."""
-
-    record: Mapping[str, Any]
-    what: str
-    case: str
-    name: str
-    row: Mapping[str, Any]
-    first: Mapping[str, Any]  # the row that it is compared with
 
 
 def case_text(case: Mapping[str, Any]) -> str:
@@ -181,48 +166,9 @@ def case_text(case: Mapping[str, Any]) -> str:
     return f"{case['network']}{width}, {height}x{side}, batch {case['batch_size']}{device}"
 
 
-def number(value: float) -> str:
-    """With the three or four digits that a benchmark can tell."""
-    return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
-
-
-def figure(key: str, form: Callable[[float], str] = number) -> Callable[[Line], str]:
-    return lambda line: form(line.row[key]) if key in line.row else ""
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def of_first(line: Line) -> str:
-    """The images per second if both have them, else the figure itself, as a share of the first row's."""
-    key = "images_per_s" if "images_per_s" in line.row else "median"
-    if key not in line.first or (key == "median" and ("images_per_s" in line.first
-                                                      or line.row["unit"] != line.first["unit"])):
-        return ""
-    return percent(line.row[key] / line.first[key])
-
-
 def setting_text(record: Mapping[str, Any]) -> str:
     settings = [f"{name}={value}" for name, value in record["environment"].items()]
     return ", ".join([f"MindSpore {record['versions']['mindspore']}", *settings])
-
-
-COLUMNS: dict[str, Callable[[Line], str]] = {  # a column without any value is left out
-    "network": lambda line: line.case,
-    "with": lambda line: setting_text(line.record),
-    "measured": lambda line: line.name,
-    "median": lambda line: f"{number(line.row['median'])} {line.row['unit']}",
-    "smallest to largest": lambda line: f"{number(line.row['min'])} to {number(line.row['max'])}",
-    "n": lambda line: str(line.row["n"]),
-    "images/s": figure("images_per_s"),
-    "of the first": of_first,
-    "GFLOP": figure("gflop_per_step"),
-    "GFLOP/s": figure("gflop_per_s"),
-    "of the matrix rate": figure("share_of_matmul", percent),
-    "efficiency": figure("efficiency", percent),
-    "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms"),
-}
 
 
 def source_text(record: Mapping[str, Any]) -> str:
@@ -234,22 +180,49 @@ def source_text(record: Mapping[str, Any]) -> str:
                                    record["date"], blocks, f"flags `{flags}`" if flags else None]))
 
 
+def number(value: float) -> str:
+    """With the three or four digits that a benchmark can tell."""
+    return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The columns of one row; empty if it has no such figure."""
+    row, first = result["rows"][name], next(iter(result["rows"].values()))
+
+    def figure(key: str, form: Callable[[float], str] = number) -> str:
+        return form(row[key]) if key in row else ""
+
+    compared = "images_per_s" if "images_per_s" in row else "median"
+    same_kind = ("images_per_s" in row) == ("images_per_s" in first) and row["unit"] == first["unit"]
+    return {"network": case_text(result["case"]), "with": setting_text(record), "measured": name,
+            "median": f"{number(row['median'])} {row['unit']}",
+            "smallest to largest": f"{number(row['min'])} to {number(row['max'])}", "n": str(row["n"]),
+            "images/s": figure("images_per_s"),
+            "of the first": percent(row[compared] / first[compared]) if same_kind else "",
+            "GFLOP": figure("gflop_per_step"), "GFLOP/s": figure("gflop_per_s"),
+            "of the matrix rate": figure("share_of_matmul", percent),
+            "efficiency": figure("efficiency", percent),  # in records of earlier versions
+            "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms")}
+
+
 def tables(*records: Mapping[str, Any]) -> str:
     """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
-    lines = [Line(record, result["what"], case_text(result["case"]), name, row, next(iter(result["rows"].values())))
-             for record in records for result in record["results"] for name, row in result["rows"].items()]
-    differ = len({setting_text(record) for record in records}) > 1
+    differ = len(set(map(setting_text, records))) > 1
+    by_task: dict[str, list[dict[str, str]]] = {}
+    for record in records:
+        for result in record["results"]:
+            by_task.setdefault(result["what"], []).extend(cells(record, result, name) for name in result["rows"])
     parts = []
-    for what in dict.fromkeys(line.what for line in lines):
-        columns = [[title, *(column(line) for line in lines if line.what == what)]
-                   for title, column in COLUMNS.items() if title != "with" or differ]
-        columns = [column for column in columns if any(column[1:])]
-        widths = [max(3, *map(len, column)) for column in columns]
-        rows = [list(row) for row in zip(*columns, strict=True)]
-        rows.insert(1, ["-" * width for width in widths])
-        parts.append(f"**{TITLES[what]}**")
-        parts.append("\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                               + " |" for row in rows))
+    for what, lines in by_task.items():
+        titles = [title for title in lines[0] if any(line[title] for line in lines) and (title != "with" or differ)]
+        widths = [max(3, len(title), *(len(line[title]) for line in lines)) for title in titles]
+        rows = [titles, ["-" * width for width in widths], *([line[title] for title in titles] for line in lines)]
+        parts += [f"**{TITLES[what]}**", "\n".join(
+            "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)]
     return "\n\n".join(parts)
 
 

@@ -23,21 +23,23 @@ POOLED_SIDE = 7
 def build_network(about: dict[str, Any]) -> nn.Module:
     cells: list[nn.Module] = []
     in_channels = 3
-    for item in about["channels"]:
-        if not item:
+    for channels in about["channels"]:
+        if not channels:
             cells.append(nn.MaxPool2d(2))
             continue
-        cells.append(nn.Conv2d(in_channels, item, 3, padding=1, bias=about["has_bias"]))
+        cells.append(nn.Conv2d(in_channels, channels, 3, padding=1, bias=about["has_bias"]))
         if about["batch_norm"]:
-            cells.append(nn.BatchNorm2d(item))
+            cells.append(nn.BatchNorm2d(channels))
         cells.append(nn.ReLU(inplace=True))
-        in_channels = item
+        in_channels = channels
     if about["average_pool"]:
         cells.append(nn.AdaptiveAvgPool2d(POOLED_SIDE))
     if about["units"]:
-        first, second, head = (nn.Linear(*units) for units in about["units"])
-        hidden = [[dense, nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])] for dense in (first, second)]
-        cells += [nn.Flatten(), *hidden[0], *hidden[1], head]
+        *hidden, head = about["units"]
+        cells.append(nn.Flatten())
+        for units in hidden:
+            cells += [nn.Linear(*units), nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
+        cells.append(nn.Linear(*head))
     network = nn.Sequential(*cells)
     count = sum(item.numel() for item in network.parameters())
     if count != about["parameters"]:
@@ -56,7 +58,7 @@ def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Op
 def build_step(about: dict[str, Any], memory_format: torch.memory_format,
                precision: Callable[[], AbstractContextManager]) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
-    network = build_network(about).to(memory_format=memory_format)
+    network = build_network(about).to(memory_format=memory_format).train(about["mode"] == "train")
     images = torch.randn(about["batch_size"], 3, *about["image_size"]).to(memory_format=memory_format)
     labels = torch.randint(0, about["num_classes"], (about["batch_size"],))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
@@ -73,13 +75,12 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
         with torch.inference_mode(), precision():
             return network(images).float().numpy()
 
-    network.train(about["mode"] == "train")
-    return {"train": train, "forward": forward}[about["mode"]]
+    return train if about["mode"] == "train" else forward
 
 
-def build_operator(kind: str, shape: list[int], out: int, is_first: bool, *, has_bias: bool) -> Callable[[], object]:
+def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, is_first: bool) -> Callable[[], None]:
     """Forward and backward of one layer alone."""
-    layer = {"convolution": lambda: nn.Conv2d(shape[1], out, 3, padding=1, bias=has_bias), "ReLU": nn.ReLU,
+    layer = {"convolution": lambda: nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"]), "ReLU": nn.ReLU,
              "batch normalisation": lambda: nn.BatchNorm2d(out), "pooling": lambda: nn.MaxPool2d(2),
              "dense": lambda: nn.Linear(shape[1], out)}[kind]()
     images = torch.randn(*shape, requires_grad=not is_first)
@@ -93,35 +94,26 @@ def build_operator(kind: str, shape: list[int], out: int, is_first: bool, *, has
     return run
 
 
-def build_update(about: dict[str, Any]) -> Callable[[], object]:
-    network = build_network(about)
-    for item in network.parameters():
-        item.grad = torch.randn_like(item)
-    return build_optimizer(network, about).step
-
-
 def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
     if about["mode"] == "operators":
-        layers = {name: build_operator(*layer, has_bias=about["has_bias"]) for name, *layer in about["operators"]}
-        return {**layers, "optimizer": build_update(about)}
+        network = build_network(about)
+        for item in network.parameters():
+            item.grad = torch.randn_like(item)
+        return {**{name: build_operator(about, *layer) for name, *layer in about["operators"]},
+                "optimizer": build_optimizer(network, about).step}
     bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    plain, last = torch.contiguous_format, torch.channels_last
-    return {"PyTorch eager, float32": build_step(about, plain, nullcontext),
-            "PyTorch eager, float32, channels-last": build_step(about, last, nullcontext),
-            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, last, bfloat16)}
-
-
-def main() -> None:
-    about = json.loads(sys.stdin.readline())
-    torch.manual_seed(about["seed"])
-    contenders = build_contenders(about)
-    print(json.dumps({"torch": torch.__version__, "contenders": list(contenders)}), flush=True)
-    for line in sys.stdin:
-        step, start = contenders[line.strip()], time.perf_counter()
-        for _ in range(about["steps"]):
-            step()
-        print((time.perf_counter() - start) / about["steps"], flush=True)
+    return {"PyTorch eager, float32": build_step(about, torch.contiguous_format, nullcontext),
+            "PyTorch eager, float32, channels-last": build_step(about, torch.channels_last, nullcontext),
+            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, torch.channels_last, bfloat16)}
 
 
 if __name__ == "__main__":
-    main()
+    settings = json.loads(sys.stdin.readline())
+    torch.manual_seed(settings["seed"])
+    contenders = build_contenders(settings)
+    print(json.dumps({"torch": torch.__version__, "contenders": list(contenders)}), flush=True)
+    for line in sys.stdin:
+        step, start = contenders[line.strip()], time.perf_counter()
+        for _ in range(settings["steps"]):
+            step()
+        print((time.perf_counter() - start) / settings["steps"], flush=True)

@@ -170,24 +170,20 @@ def operators(task: Task) -> Contenders:
     # Of a second network: a layer that is measured by itself loses the names of its parameters.
     network = build.build_network(bench.config, bench.rank).set_train()
     layers = measure.layers_of(network, bench.config)
-    counts, kinds = Counter(layer.name for layer in layers), {layer.name: layer for layer in layers}
-    titles, runs, gflops = {}, {}, {"optimizer": None}
-    for name, layer in kinds.items():
-        titles[name] = f"{name} ({counts[name]}x)"
-        runs[name] = passes(layer, is_first=layer is layers[0])
-        gflops[name] = layer.flop * (2 if layer is layers[0] else 3) / 1e9
+    counts = Counter(layer.name for layer in layers)
+    runs = [(layer.name, f"{layer.name} ({counts[layer.name]}x)", passes(layer, is_first=layer is layers[0]),
+             layer.flop * (2 if layer is layers[0] else 3) / 1e9)
+            for layer in {layer.name: layer for layer in layers}.values()]
     optimizer = bench.model.train_network.optimizer
     gradients = tuple(random_like(item.shape) for item in optimizer.parameters)
     smallest = min(optimizer.parameters, key=lambda item: item.size)
-    titles["optimizer"] = "optimizer, all parameters"
-    runs["optimizer"] = lambda: (optimizer(gradients), smallest.asnumpy())
-    torch = task.torch_python and TorchProcess(task, network, "operators", operators=[
-        [name, layer.kind, layer.shape, layer.out, layer is layers[0]] for name, layer in kinds.items()])
+    runs.append(("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()), None))
+    torch = TorchProcess(task, network, "operators") if task.torch_python else None
     contenders: Contenders = {}
-    for name, run in runs.items():
-        contenders[titles[name]] = Contender(partial(seconds_per_call, run, task.steps), gflop=gflops[name])
+    for name, title, run, gflop in runs:
+        contenders[title] = Contender(partial(seconds_per_call, run, task.steps), gflop=gflop)
         if torch:
-            contenders[f"PyTorch: {titles[name]}"] = Contender(partial(torch.ask, name), gflop=gflops[name])
+            contenders[f"PyTorch: {title}"] = Contender(partial(torch.ask, name), gflop=gflop)
     return contenders | measure.matmul(bench.rank.device_target)
 
 
@@ -322,17 +318,16 @@ class TorchProcess:
 
     version: str | None = None  # of the last one that answered, for the record
 
-    def __init__(self, task: Task, network: Any, mode: str, **more: Any) -> None:
-        """It gets all that it must know to build and train the same network. 0 among the channels is a pooling."""
-        config, self._python, layers = task.config, task.torch_python, measure.layers_of(network, task.config)
-        same = ("batch_norm", "has_bias", "average_pool", "batch_size", "image_size", "num_classes", "smoothing", "lr",
-                "momentum", "use_nesterov", "weight_decay", "seed")
-        request = {"mode": mode, "steps": task.steps, "dropout_rate": config.effective_dropout,
-                   "channels": [layer.out if layer.kind == "convolution" else 0 for layer in layers
-                                if layer.kind in ("convolution", "pooling")],
-                   "units": [(layer.shape[1], layer.out) for layer in layers if layer.kind == "dense"],
+    def __init__(self, task: Task, network: Any, mode: str) -> None:
+        """It gets all that it must know to build and train the same network; `mode` is train, forward or operators."""
+        self._python = task.torch_python
+        same = ("has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov",
+                "weight_decay", "seed")
+        request = {"mode": mode, "steps": task.steps, "dropout_rate": task.config.effective_dropout,
+                   "layers": [(layer.name, layer.kind, layer.shape, layer.out)
+                              for layer in measure.layers_of(network, task.config)],
                    "parameters": int(sum(item.size for item in network.trainable_params())),
-                   **{key: getattr(config, key) for key in same}, **more}
+                   **{key: getattr(task.config, key) for key in same}}
         self._errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -362,7 +357,7 @@ class TorchProcess:
 
 
 def torch_contenders(task: Task, network: Any, gflop: float, *, mode: str) -> Contenders:
-    """PyTorch's contenders for a network of ours, none if they are not asked for; `mode` is train or forward."""
+    """PyTorch's contenders for a network of ours; none if they are not asked for."""
     if task.torch_python is None:
         return {}
     torch = TorchProcess(task, network, mode)

@@ -20,26 +20,23 @@ from torch import nn
 POOLED_SIDE = 7
 
 
-def build_network(about: dict[str, Any]) -> nn.Module:
+def build_layer(about: dict[str, Any], kind: str, shape: list[int], out: int) -> nn.Module:
+    if kind == "convolution":
+        return nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"])
+    if kind == "dense":
+        return nn.Linear(shape[1], out)
+    return {"batch normalisation": nn.BatchNorm2d(out), "pooling": nn.MaxPool2d(2),
+            "ReLU": nn.ReLU(inplace=about["mode"] != "operators")}[kind]
+
+
+def build_network(about: dict[str, Any]) -> nn.Sequential:
     cells: list[nn.Module] = []
-    in_channels = 3
-    for channels in about["channels"]:
-        if not channels:
-            cells.append(nn.MaxPool2d(2))
-            continue
-        cells.append(nn.Conv2d(in_channels, channels, 3, padding=1, bias=about["has_bias"]))
-        if about["batch_norm"]:
-            cells.append(nn.BatchNorm2d(channels))
-        cells.append(nn.ReLU(inplace=True))
-        in_channels = channels
-    if about["average_pool"]:
-        cells.append(nn.AdaptiveAvgPool2d(POOLED_SIDE))
-    if about["units"]:
-        *hidden, head = about["units"]
-        cells.append(nn.Flatten())
-        for units in hidden:
-            cells += [nn.Linear(*units), nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
-        cells.append(nn.Linear(*head))
+    for _, kind, shape, out in about["layers"]:
+        if kind == "dense" and isinstance(cells[-1], nn.Linear):
+            cells += [nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
+        elif kind == "dense":
+            cells += [nn.AdaptiveAvgPool2d(POOLED_SIDE), nn.Flatten()] if about["average_pool"] else [nn.Flatten()]
+        cells.append(build_layer(about, kind, shape, out))
     network = nn.Sequential(*cells)
     count = sum(item.numel() for item in network.parameters())
     if count != about["parameters"]:
@@ -59,8 +56,8 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
                precision: Callable[[], AbstractContextManager]) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
     network = build_network(about).to(memory_format=memory_format).train(about["mode"] == "train")
-    images = torch.randn(about["batch_size"], 3, *about["image_size"]).to(memory_format=memory_format)
-    labels = torch.randint(0, about["num_classes"], (about["batch_size"],))
+    images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
+    labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
 
     def train() -> float:
@@ -78,11 +75,10 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
     return train if about["mode"] == "train" else forward
 
 
-def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, is_first: bool) -> Callable[[], None]:
+def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, *, is_first: bool
+                   ) -> Callable[[], None]:
     """Forward and backward of one layer alone."""
-    layer = {"convolution": lambda: nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"]), "ReLU": nn.ReLU,
-             "batch normalisation": lambda: nn.BatchNorm2d(out), "pooling": lambda: nn.MaxPool2d(2),
-             "dense": lambda: nn.Linear(shape[1], out)}[kind]()
+    layer = build_layer(about, kind, shape, out)
     images = torch.randn(*shape, requires_grad=not is_first)
     slope = torch.randn_like(layer(images))
 
@@ -99,7 +95,8 @@ def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
         network = build_network(about)
         for item in network.parameters():
             item.grad = torch.randn_like(item)
-        return {**{name: build_operator(about, *layer) for name, *layer in about["operators"]},
+        return {**{name: build_operator(about, *layer, is_first=number == 0)
+                   for number, (name, *layer) in enumerate(about["layers"])},
                 "optimizer": build_optimizer(network, about).step}
     bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     return {"PyTorch eager, float32": build_step(about, torch.contiguous_format, nullcontext),

@@ -71,7 +71,8 @@ def test_operators_beside_pytorch_add_up_to_the_step(tmp_path):
     assert {f"PyTorch: {name}" for name in ours} < set(layers) and forward["torch, plain"]["images_per_s"] == 8
     assert record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())
-    assert asked["mode"] == "forward" and asked["units"] == [[64, 512], [512, 512], [512, 10]]
+    assert asked["mode"] == "forward" and [(kind, shape[1], out) for _, kind, shape, out in asked["layers"][-3:]] == [
+        ("dense", 64, 512), ("dense", 512, 512), ("dense", 512, 10)]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("benchmark_*.json")))

@@ -23,12 +23,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.device_adapter import GUARD_VARIABLE, choose_target, guard_this_machine  # noqa: E402
+from model_utils.device_adapter import GUARD_VARIABLE, choose_target  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
-from scripts.benchmarks.measure import Task, measure  # noqa: E402
-from scripts.benchmarks.tasks import COMPARED, TASKS, TorchProcess  # noqa: E402
+from src.utils.files import writing  # noqa: E402
 
+TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory", "deploying")  # functions of that module
+COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
 ALL = ("steps", "forward", "pipeline", "startup", "memory")  # of --what=all; the others take much time
 TITLES = {
     "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
@@ -58,14 +59,11 @@ def task_names(text: str) -> list[str]:
 
 def cases(text: str) -> list[list[str]]:
     """`network:size:batch`, several with commas between, as flags; a size is one number or HEIGHTxWIDTH."""
-    found = []
-    for case in text.split(","):
-        parts = case.split(":")
-        if len(parts) != 3 or not all(parts):
-            raise argparse.ArgumentTypeError(f"{case!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64")
-        network, size, batch = parts
-        found.append([f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"])
-    return found
+    try:
+        return [[f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"]
+                for network, size, batch in (case.split(":") for case in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64") from None
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -99,16 +97,17 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
                                                for path, record in records.items()), sep="\n")
         return
-    guard_this_machine()  # early, so that the record contains its setting
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
     for config in configs if options.compare else ():
         if config.device_target not in ("auto", "CPU"):
             raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
             raise UserError(f"--compare=torch: does not support --{key}; leave it out")
-    if options.json and (options.json.is_dir() or not os.access(options.json.parent, os.W_OK)):
-        raise UserError(f"--json: {options.json} cannot be written: it is a folder, or its folder is missing or "
-                        "read-only")
+    if options.json:
+        with writing(options.json):
+            options.json.open("a").close()
+    from scripts.benchmarks import measure, tasks  # which import MindSpore
+
     results: list[dict[str, Any]] = []
     for config, case_flags in zip(configs, options.cases, strict=True):
         case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
@@ -117,10 +116,11 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
             print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
             torch_python = (options.torch_python or sys.executable) if options.compare else None
             with ExitStack() as stack:
-                task = Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
-                results.append({"what": what, "case": case, "rows": measure(TASKS[what](task), options.blocks)})
+                task = measure.Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
+                rows = measure.measure(getattr(tasks, what)(task), options.blocks)
+            results.append({"what": what, "case": case, "rows": rows})
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
-            record = {**describe_run(flags, options), "results": results}
+            record = {**describe_run(flags, options, tasks.TorchProcess.version), "results": results}
             print(tables({**record, "results": results[-1:]}) + "\n", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -129,18 +129,16 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
 # --- records
 
 
-def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+def describe_run(flags: Sequence[str], options: argparse.Namespace, torch: str | None) -> dict[str, Any]:
     """All of a record but its results: on what it ran, with which versions and flags."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    versions = {"python": platform.python_version(), "mindspore": version("mindspore"), "numpy": version("numpy")}
-    if TorchProcess.version:
-        versions["torch"] = TorchProcess.version
     return {"date": datetime.date.today().isoformat(),
             "machine": {"cpu": model[1].strip() if model else platform.processor() or platform.machine(),
                         "architecture": platform.machine(), "cores": usable_cores()},
-            "versions": versions,
+            "versions": {"python": platform.python_version(), "mindspore": version("mindspore"),
+                         "numpy": version("numpy"), **({"torch": torch} if torch else {})},
             "environment": {name: os.environ[name] for name in (GUARD_VARIABLE, "OMP_NUM_THREADS")
                             if name in os.environ},
             # of an absolute path the last name: where this machine keeps its files is nobody's business
@@ -166,18 +164,17 @@ def case_text(case: Mapping[str, Any]) -> str:
     return f"{case['network']}{width}, {height}x{side}, batch {case['batch_size']}{device}"
 
 
-def setting_text(record: Mapping[str, Any]) -> str:
-    settings = [f"{name}={value}" for name, value in record["environment"].items()]
-    return ", ".join([f"MindSpore {record['versions']['mindspore']}", *settings])
+def versions(record: Mapping[str, Any], *programs: str) -> str:
+    """The versions of these programs, and the settings of the environment that matter for speed."""
+    used = [f"{PROGRAMS[name]} {record['versions'][name]}" for name in programs if name in record["versions"]]
+    return ", ".join([*used, *(f"{name}={value}" for name, value in record["environment"].items())])
 
 
 def source_text(record: Mapping[str, Any]) -> str:
     machine, flags = record["machine"], " ".join(record["flags"])
-    versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
-    settings = [f"{name}={value}" for name, value in record["environment"].items()]
     blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
-    return "; ".join(filter(None, [f"{machine['cpu']}, {machine['cores']} cores", ", ".join(versions + settings),
-                                   record["date"], blocks, f"flags `{flags}`" if flags else None]))
+    return "; ".join([f"{machine['cpu']}, {machine['cores']} cores", versions(record, *PROGRAMS), record["date"],
+                      blocks, *([f"flags `{flags}`"] if flags else [])])
 
 
 def number(value: float) -> str:
@@ -198,7 +195,7 @@ def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> di
 
     compared = "images_per_s" if "images_per_s" in row else "median"
     same_kind = ("images_per_s" in row) == ("images_per_s" in first) and row["unit"] == first["unit"]
-    return {"network": case_text(result["case"]), "with": setting_text(record), "measured": name,
+    return {"network": case_text(result["case"]), "with": versions(record, "mindspore"), "measured": name,
             "median": f"{number(row['median'])} {row['unit']}",
             "smallest to largest": f"{number(row['min'])} to {number(row['max'])}", "n": str(row["n"]),
             "images/s": figure("images_per_s"),
@@ -211,7 +208,7 @@ def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> di
 
 def tables(*records: Mapping[str, Any]) -> str:
     """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
-    differ = len(set(map(setting_text, records))) > 1
+    differ = len({versions(record, "mindspore") for record in records}) > 1
     by_task: dict[str, list[dict[str, str]]] = {}
     for record in records:
         for result in record["results"]:

@@ -45,7 +45,7 @@ BATCH = 256  # images read at once
 SAMPLE = 200
 STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": "evaluation"}
 SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"BM": "bmp", b"II": "tif", b"MM": "tif", b"P6": "ppm"}
-Images = Callable[[Sequence[int]], Iterator[tuple[int, bytes]]]  # of these indices, those that are not left out
+Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
 def load(reader: Reader, index: int) -> tuple[bytes, str | None]:
@@ -60,21 +60,20 @@ def load(reader: Reader, index: int) -> tuple[bytes, str | None]:
     return content, problem and f"{reader.name(index)}: {problem}"
 
 
-def good_images(config: Config, reader: Reader, left_out: list[str], indices: Sequence[int]
-                ) -> Iterator[tuple[int, bytes]]:
-    """Images, read in several threads. UserError names broken ones, unless they are to be skipped: then they are added
-    to `left_out`."""
+def good_images(config: Config, reader: Reader, left_out: dict[int, str], indices: Sequence[int]) -> Images:
+    """Images with their indices, read in several threads. UserError names a broken one, unless such are to be skipped:
+    then they are added to `left_out`."""
     with ThreadPoolExecutor(config.num_parallel_workers or usable_cores()) as pool, \
             tqdm(total=len(indices), desc="writing images", disable=None) as bar:
         for start in range(0, len(indices), BATCH):
             batch = indices[start:start + BATCH]
-            images = list(pool.map(partial(load, reader), batch))
-            problems = [problem for _, problem in images if problem]
-            if problems and config.on_bad_image != "skip":
-                raise_problems([*problems[:4], "--on_bad_image=skip leaves such images out"])
-            left_out += problems
-            yield from ((index, content) for index, (content, problem) in zip(batch, images, strict=True)
-                        if not problem)
+            for index, (content, problem) in zip(batch, pool.map(partial(load, reader), batch), strict=True):
+                if not problem:
+                    yield index, content
+                elif config.on_bad_image == "skip":
+                    left_out[index] = problem
+                else:
+                    raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
             bar.update(len(batch))
 
 
@@ -82,11 +81,12 @@ def file_name(index: int, content: bytes) -> str:
     return f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
 
 
-def write_mindrecord(folder: Path, split: str, reader: Reader, images: Images, shards: int) -> list[int]:
-    """MindRecord files, each with the next part of the images; returns the indices in their order."""
+def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
+                     shards: int) -> None:
+    """MindRecord files, each with the next part of the images."""
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    count, kept = len(reader), []
+    count = len(reader)
     if shards < 1:
         mean = np.mean([len(load(reader, index)[0]) for index in range(0, count, max(1, count // 50))])
         shards = max(1, round(mean * count / SHARD_BYTES))
@@ -96,34 +96,26 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, images: Images, s
         for shard in range(shards):
             writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
             writer.add_schema(schema, "images")
-            part = images(range(count * shard // shards, count * (shard + 1) // shards))
+            part = read(range(count * shard // shards, count * (shard + 1) // shards))
             while batch := list(islice(part, BATCH)):
                 writer.write_raw_data([{
                     "image": content, "label": int(reader.labels[index]),
                     "name": printable(os.path.basename(reader.file(index) or file_name(index, content)))}
                     for index, content in batch])
-                kept += [index for index, _ in batch]
             writer.commit()
-    except (MindRecordException, RuntimeError) as error:
-        free = shutil.disk_usage(folder).free
-        raise UserError(f"{folder}: cannot be written, with {free:,} bytes left on its disk: {error}") from None
-    return kept
+    except (MindRecordException, RuntimeError) as error:  # such as a full disk
+        raise UserError(f"{folder}: cannot be written: {error}") from None
 
 
-def write_images(folder: Path, split: str, reader: Reader, images: Images) -> list[int]:
-    """Image files in class folders, and their list; returns the indices in their order."""
-    files, kept = [], []
-    for index, content in images(range(len(reader))):
-        label = int(reader.labels[index])
-        name = reader.class_names[label]
-        plain = name.isprintable() and not set(name) & set("/\\") and name[0] not in ". "  # can be a folder's name
-        file = folder / STEMS[split] / (name if plain else str(label)) / file_name(index, content)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        files.append(file)
-        kept.append(index)
-    write_list(folder / LIST_FILES[split], files, reader.labels[kept].tolist())
-    return kept
+def write_image(folder: Path, reader: Reader, index: int, content: bytes) -> Path:
+    """An image file in the folder of its class."""
+    label = int(reader.labels[index])
+    name = reader.class_names[label]
+    plain = name.isprintable() and not set(name) & set("/\\") and name[0] not in ". "  # can be a folder's name
+    file = folder / (name if plain else str(label)) / file_name(index, content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
 
 
 def same_image(reader: Reader, index: int, packed: Reader, position: int) -> bool:
@@ -135,19 +127,21 @@ def same_image(reader: Reader, index: int, packed: Reader, position: int) -> boo
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write a split to a hidden folder inside the output folder, read it back, and move it to its place."""
-    output, left_out = options.output or Path(config.data_dir), []
-    images = partial(good_images, config, reader, left_out)
+    output = options.output or Path(config.data_dir)
+    left_out: dict[int, str] = {}
+    read = partial(good_images, config, reader, left_out)
     hidden = output / f".convert_dataset.{split}"
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
-        if options.output is None:
-            kept = [index for index, _ in images(range(len(reader)))]
-            write_list(output / LIST_FILES[split], map(reader.file, kept), reader.labels[kept].tolist())
-        elif options.to == "list":
-            kept = write_images(hidden, split, reader, images)
+        if options.to == "list":
+            files = [write_image(hidden / STEMS[split], reader, index, content) if options.output else
+                     reader.file(index) for index, content in read(range(len(reader)))]
         else:
-            kept = write_mindrecord(hidden, split, reader, images, options.shards)
+            write_mindrecord(hidden, split, reader, read, options.shards)
+        kept = [index for index in range(len(reader)) if index not in left_out]
+        if options.to == "list":
+            write_list((hidden if options.output else output) / LIST_FILES[split], files, reader.labels[kept].tolist())
         # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
         if not (output / CLASS_NAMES).exists() or (options.output and are_names(reader.class_names)):
             write_class_names(hidden, reader.class_names)
@@ -165,7 +159,7 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
         shutil.rmtree(hidden, ignore_errors=True)
     print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and {len(chosen)} images byte for byte")
     if left_out:
-        print("\n  ".join([f"  left out: {len(left_out)}", *left_out[:5]]))
+        print("\n  ".join([f"  left out: {len(left_out)}", *list(left_out.values())[:5]]))
 
 
 def run(options: argparse.Namespace, config: Config) -> None:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
 from src.utils.files import writing  # noqa: E402
+from src.utils.util import listed  # noqa: E402
 
 
 def _address(text: str) -> str:
@@ -55,9 +56,6 @@ class RankTable(BaseModel):
     def ranks(self) -> int:
         return sum(len(server.device) for server in self.server_list)
 
-    def __str__(self) -> str:
-        return f"{self.ranks} rank(s) on {len(self.server_list)} server(s)"
-
 
 def check_rank_table(text: str | bytes, path: Path) -> RankTable:
     """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
@@ -68,20 +66,16 @@ def check_rank_table(text: str | bytes, path: Path) -> RankTable:
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {str(first['input'])[:60]!r}") from None
     servers = found.server_list
-    devices = [(server.server_id, device) for server in servers for device in server.device]
-    for field, values in (("server_id", [server.server_id for server in servers]),
-                          ("rank_id", [device.rank_id for _, device in devices]),
-                          ("device_id", [(server, device.device_id) for server, device in devices]),
-                          ("device_ip", [device.device_ip for _, device in devices if device.device_ip])):
-        if repeated := [value for value in values if values.count(value) > 1]:
-            raise UserError(f"{path}: {field}: {repeated[0]} is used more than once")
     if found.server_count not in (None, len(servers)):
         raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")
-    if missing := set(range(found.ranks)) - {device.rank_id for _, device in devices}:
-        raise UserError(f"{path}: rank_id: {min(missing)} is missing; {found.ranks} devices need the ranks 0 to "
-                        f"{found.ranks - 1}")
-    if len(servers) > 1 and not all(device.device_ip for _, device in devices):
-        raise UserError(f"{path}: device_ip: is missing; devices of different servers need an address each")
+    devices = [device for server in servers for device in server.device]
+    addresses = [device.device_ip for device in devices if device.device_ip or len(servers) > 1]
+    for field, values in (("server_id", [server.server_id for server in servers]), ("device_ip", addresses),
+                          *(("device_id", [device.device_id for device in server.device]) for server in servers)):
+        if len(set(values)) < len(values) or "" in values:
+            raise UserError(f"{path}: {field}: must be there once for each, not {listed(map(str, values), 16)}")
+    if (ranks := sorted(device.rank_id for device in devices)) != list(range(found.ranks)):
+        raise UserError(f"{path}: rank_id: must be 0 to {found.ranks - 1}, not {listed(map(str, ranks), 16)}")
     return found
 
 
@@ -122,14 +116,14 @@ def make_rank_table(options: argparse.Namespace) -> str:
 
 def _run(options: argparse.Namespace) -> None:
     if options.check:
-        print(f"{options.check}: is correct: {read_rank_table(options.check)}")
-        return
-    text = make_rank_table(options)
-    table = check_rank_table(text, options.output or Path("the table"))
-    path = options.output or Path(f"hccl_{table.ranks}p.json")
-    with writing(path):
-        path.write_text(text, encoding="utf-8")
-    print(f"{path}: {table}")
+        path, table, said = options.check, read_rank_table(options.check), "is correct: "
+    else:
+        text = make_rank_table(options)
+        table, said = check_rank_table(text, options.output or Path("the table")), ""
+        path = options.output or Path(f"hccl_{table.ranks}p.json")
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
+    print(f"{path}: {said}{table.ranks} rank(s) on {len(table.server_list)} server(s)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -235,12 +235,11 @@ def train_flags(data_path: str, rest: Sequence[str], own: str, env: Mapping[str,
     target = {own.lower(): own, "cpu": "CPU"}.get(options.device_target.lower())
     if target is None:
         raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
-    names = {flag.partition("=")[0].replace("_", "-") if flag.startswith("--") else flag[:2] for flag in flags}
     folder = Path(data_path)
     if flags and not flags[0].startswith("-"):
         flags[0] = f"--dataset={flags[0]}"
     elif folder.name in ("train", "ilsvrc") and any(item.is_dir() for item in folder.glob("*")) \
-            and not names & {"--dataset", "--config", "--config-path", "-c"}:
+            and not any(re.match(r"-c|--(dataset|config([-_]path)?)(=|$)", flag) for flag in flags):
         flags.insert(0, "--dataset=imagenet2012")
     return target, [f"--data_dir={data_path}", "--is_distributed=1", f"--device_target={target}", *flags]
 
@@ -288,14 +287,12 @@ def table_job(table: RankTable, path: Path, server: str, flags: Sequence[str], e
 
 def this_server(servers: Sequence[str], env: Mapping[str, str]) -> str:
     """SERVER_ID's, the only server, or the one with an address of this host."""
+    wanted = env.get("SERVER_ID") or (servers[0] if len(servers) == 1 else None)
     addresses = {address.address for found in psutil.net_if_addrs().values() for address in found}
-    mine = {env["SERVER_ID"]} if env.get("SERVER_ID") else addresses | {socket.gethostname()}
-    own = [server for server in servers if server in mine]
-    if len(servers) == 1 and not env.get("SERVER_ID"):
-        own = servers
+    own = set(servers) & ({wanted} if wanted else {*addresses, socket.gethostname()})
     if len(own) != 1:
         raise UserError(f"this host is none of the table's servers ({', '.join(servers)}); SERVER_ID=... says which")
-    return own[0]
+    return own.pop()
 
 
 def visible_cards(env: Mapping[str, str]) -> int:

@@ -11,8 +11,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from mindspore import Tensor, nn, ops
 
 from model_utils.schema import Config
+from src.training.cpu_layers import SmallMapConv
+from src.vgg import VGG
 
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
@@ -39,7 +42,6 @@ class Contender:
     gflop: float | None = None  # per step
     is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
-    warms_up: bool = True  # False if each block is a fresh process that warms up by itself
 
 
 Contenders = dict[str, Contender]
@@ -58,10 +60,9 @@ def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
     for block in range(blocks + 1):
         for name, contender in contenders.items():
             time.sleep(PAUSE_S)
+            value = contender.run()
             if block:
-                values[name].append(contender.run())
-            elif contender.warms_up:
-                contender.run()
+                values[name].append(value)
     middles = {name: statistics.median(values[name]) for name in contenders}
     matrix_rates = [item.gflop / middles[name] for name, item in contenders.items() if item.is_matmul]
     rows = {}
@@ -84,7 +85,7 @@ class Layer(NamedTuple):
     """A layer and its place in the network."""
 
     kind: str
-    cell: Any
+    cell: nn.Cell
     shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
 
@@ -100,12 +101,8 @@ class Layer(NamedTuple):
         return 2 * TAPS.get(self.kind, 0) * prod(self.shape) * self.out
 
 
-def layers_of(network: Any, config: Config) -> list[Layer]:
+def layers_of(network: VGG, config: Config) -> list[Layer]:
     """The layers in their order, for a batch of images."""
-    from mindspore import nn
-
-    from src.training.cpu_layers import SmallMapConv
-
     kinds = (((nn.Conv2d, SmallMapConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
              (nn.ReLU, "ReLU"), (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
     classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
@@ -120,7 +117,7 @@ def layers_of(network: Any, config: Config) -> list[Layer]:
     return found
 
 
-def gflop_of(network: Any, config: Config, *, backward: bool) -> float:
+def gflop_of(network: VGG, config: Config, *, backward: bool) -> float:
     """Of a forward pass, or a training step: the gradients of weight and input take as much as the forward pass each.
 
     The first layer that trains needs no input gradient, and a layer below it no gradient at all.
@@ -135,8 +132,6 @@ def gflop_of(network: Any, config: Config, *, backward: bool) -> float:
 
 def matmul(device_target: str) -> Contenders:
     """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
-    from mindspore import Tensor, ops
-
     left, right = np.random.RandomState(0).standard_normal((2, MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
     tensors, product = (Tensor(left), Tensor(right)), ops.MatMul()
     calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(*tensors).asnumpy()}

@@ -23,17 +23,27 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, guard_this_machine, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from scripts.benchmarks import measure
-from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call
+
+# Other programs that are measured must not inherit what is set in here for MindSpore's sake, such as the cap on oneDNN.
+USERS_ENVIRONMENT = dict(os.environ)
+guard_this_machine()  # must come before the import of MindSpore
+
+import mindspore  # noqa: E402
+from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
+
+from scripts.benchmarks import measure  # noqa: E402
+from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call  # noqa: E402
+from src import build  # noqa: E402
+from src.dataset import create_eval_dataset  # noqa: E402
+from src.deploy.engines import open_engine  # noqa: E402
+from src.deploy.export import write_format  # noqa: E402
+from src.vgg import VGG  # noqa: E402
+from src.weights.load import open_pre_trained  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 STEPS_WITHOUT_DATA = 100  # length of an epoch if no images determine it
-
-# Other programs that are measured must not inherit what is set in here for MindSpore's sake, such as the cap on oneDNN:
-# copied when this is imported, before any device is set up.
-USERS_ENVIRONMENT = dict(os.environ)
 
 
 # --- training steps
@@ -44,18 +54,13 @@ class Bench(NamedTuple):
 
     config: Config
     rank: Rank
-    data: Any
-    network: Any
-    model: Any
+    data: build.TrainData | None
+    network: VGG
+    model: mindspore.Model
 
 
 def set_up(config: Config, *, with_data: bool = True) -> Bench:
     rank = set_up_device(config)
-    import mindspore
-
-    from src import build
-    from src.weights.load import open_pre_trained
-
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)
     data = build.build_train_data(start.config, rank) if with_data else None
@@ -65,15 +70,13 @@ def set_up(config: Config, *, with_data: bool = True) -> Bench:
     return Bench(start.config, rank, data, network, build.build_model(start.config, rank, network, rates))
 
 
-def random_batch(config: Config) -> list[Any]:
-    from mindspore import Tensor
-
+def random_batch(config: Config) -> list[Tensor]:
     random = np.random.RandomState(config.seed)
     images = random.standard_normal((config.batch_size, 3, *config.image_size)).astype(np.float32)
     return [Tensor(images), Tensor(random.randint(0, config.num_classes, config.batch_size).astype(np.int32))]
 
 
-def bare_step(bench: Bench, batch: Sequence[Any], steps: int) -> Callable[[], float]:
+def bare_step(bench: Bench, batch: Sequence[Tensor], steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
     cell = bench.model.train_network.set_train()
     return partial(seconds_per_call, lambda: cell(*batch).asnumpy(), steps)
@@ -81,15 +84,13 @@ def bare_step(bench: Bench, batch: Sequence[Any], steps: int) -> Callable[[], fl
 
 def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
     """`Model.train` on the real pipeline with the loss read at each step, timed from the end of its first step."""
-    from mindspore import Callback
-
     if bench.data.steps_per_epoch <= steps:
         raise UserError(f"--steps: {steps} steps and a first one do not fit into an epoch of "
                         f"{bench.data.steps_per_epoch}; ask for fewer, or give more images")
     ends: list[float] = []
 
     class StepTimes(Callback):
-        def on_train_step_end(self, run_context: Any) -> None:
+        def on_train_step_end(self, run_context: mindspore.RunContext) -> None:
             run_context.original_args().net_outputs.asnumpy()
             ends.append(time.perf_counter())
             if len(ends) > steps:
@@ -105,8 +106,6 @@ def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
 
 def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline."""
-    from mindspore import Tensor
-
     bench = set_up(task.config)
     gflop = measure.gflop_of(bench.network, bench.config, backward=True)
     contender = partial(Contender, images=bench.config.batch_size, gflop=gflop)
@@ -122,8 +121,6 @@ def steps(task: Task) -> Contenders:
 def forward(task: Task) -> Contenders:
     """The network alone, as it is used for inference."""
     rank, config = set_up_device(task.config), task.config
-    from src import build
-
     network = build.build_network(config, rank).set_train(False)
     images, _ = random_batch(config)
     gflop = measure.gflop_of(network, config, backward=False)
@@ -135,9 +132,6 @@ def forward(task: Task) -> Contenders:
 def operators(task: Task) -> Contenders:
     """Forward and backward of each kind of layer, and the optimizer; its name says how often a layer occurs."""
     bench = set_up(task.config, with_data=False)
-    from mindspore import ParameterTuple, Tensor, nn, ops
-
-    from src import build
 
     class Passes(nn.Cell):
         def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
@@ -190,36 +184,21 @@ def operators(task: Task) -> Contenders:
 def deploying(task: Task) -> Contenders:
     """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size images at a time."""
     rank, config = set_up_device(task.config), task.config
-    import mindspore
-    import onnxruntime
-    from mindspore import nn
-
-    from src import build
-
     folder = Path(task.stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_")))
     network = build.build_network(config, rank, for_export=True).set_train(False)
-    images, _ = random_batch(config)
-    mindspore.export(network, images, file_name=str(folder / "model"), file_format="MINDIR")
-    try:
-        from mindspore.onnx import export  # from MindSpore 2.8 on; its older way warns there
-    except ImportError:
-        export = partial(mindspore.export, file_format="ONNX")
-    export(network, images, file_name=str(folder / "model.onnx"))
-    graph = nn.GraphCell(mindspore.load(str(folder / "model.mindir")))
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: images.asnumpy()}
-    runs = {"MINDIR through mindspore": lambda: graph(images).asnumpy(),
-            "ONNX through onnxruntime": lambda: session.run(None, feed)}
-    return {name: Contender(partial(seconds_per_call, run, task.steps), images=config.batch_size)
-            for name, run in runs.items()}
+    images, contenders = random_batch(config)[0].asnumpy(), {}
+    for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
+        path = folder / f"model.{file_format.lower()}"
+        write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
+        run = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
+        contenders[f"{file_format} through {engine}"] = Contender(partial(seconds_per_call, run, task.steps),
+                                                                  images=config.batch_size)
+    return contenders
 
 
 def pipeline(task: Task) -> Contenders:
     """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, contenders = set_up_device(task.config), {}
-    from src import build
-    from src.dataset import create_eval_dataset
-
     def add(name: str, create: Callable[[int], Any], steps: int, images: float) -> None:
         epochs, cpu_seconds = count(), []
 
@@ -281,8 +260,7 @@ def startup(task: Task) -> Contenders:
 
 def memory(task: Task) -> Contenders:
     """The most memory that training steps take."""
-    return {name: Contender(partial(in_fresh_process, name, task), unit="MiB", warms_up=False)
-            for name in (BARE_STEP, LOOP)}
+    return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
 
 
 def in_fresh_process(what: str, task: Task) -> Any:
@@ -292,19 +270,15 @@ def in_fresh_process(what: str, task: Task) -> Any:
 
 def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
     """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
-    guard_this_machine()  # must come before the import
-    import mindspore  # noqa: F401
-
-    from src import build  # noqa: F401
-
     imported = time.time()
     bench = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
     built = time.time()
-    block = train_loop(bench, steps) if what == LOOP else bare_step(bench, random_batch(bench.config), steps)
+    if what == LOOP:
+        train_loop(bench, steps)()
+    else:
+        bare_step(bench, random_batch(bench.config), 1 if what == "startup" else steps)()
     if what == "startup":
-        bare_step(bench, random_batch(bench.config), 1)()
         return [imported - started, built - imported, time.time() - built]
-    block()
     # Not getrusage, whose peak counts the process that this one was forked from as well.
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024
@@ -318,7 +292,7 @@ class TorchProcess:
 
     version: str | None = None  # of the last one that answered, for the record
 
-    def __init__(self, task: Task, network: Any, mode: str) -> None:
+    def __init__(self, task: Task, network: VGG, mode: str) -> None:
         """It gets all that it must know to build and train the same network; `mode` is train, forward or operators."""
         self._python = task.torch_python
         same = ("has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov",
@@ -356,16 +330,10 @@ class TorchProcess:
         self._process.wait()
 
 
-def torch_contenders(task: Task, network: Any, gflop: float, *, mode: str) -> Contenders:
+def torch_contenders(task: Task, network: VGG, gflop: float, *, mode: str) -> Contenders:
     """PyTorch's contenders for a network of ours; none if they are not asked for."""
     if task.torch_python is None:
         return {}
     torch = TorchProcess(task, network, mode)
     return {name: Contender(partial(torch.ask, name), images=task.config.batch_size, gflop=gflop)
             for name in torch.names}
-
-
-TASKS: dict[str, Callable[[Task], Contenders]] = {
-    "steps": steps, "forward": forward, "operators": operators, "pipeline": pipeline, "startup": startup,
-    "memory": memory, "deploying": deploying}
-COMPARED = ("steps", "forward", "operators")  # the tasks that PyTorch takes part in

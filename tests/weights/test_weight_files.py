@@ -33,7 +33,7 @@ SMALL = {"features.0.weight": np.ones((8, 3, 3, 3), np.float32)}
 def test_a_file_that_was_cut_off_is_refused(tmp_path, write):
     whole = write(tmp_path / "whole", mindcv(make("vgg11", batch_norm=True))).read_bytes()
     path = tmp_path / "cut.pth"
-    for length in (0, 3, 9, 100, len(whole) // 50, len(whole) // 2, len(whole) - 1):
+    for length in (0, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         refusal_of(path)
 
@@ -44,7 +44,7 @@ def test_altered_headers_are_one_error(tmp_path, write):
     """No traceback, no endless loop, no memory that the file only claims."""
     content = write(tmp_path / "whole", SMALL).read_bytes()
     random, path = np.random.RandomState(0), tmp_path / "altered"
-    for _ in range(60):
+    for _ in range(25):
         altered = bytearray(content)
         altered[random.randint(len(altered) if write is write_pth else 250)] = random.randint(256)
         path.write_bytes(altered)
@@ -72,24 +72,24 @@ def test_files_of_other_kinds(tmp_path):
 # PyTorch's tensors
 
 
-@pytest.mark.parametrize(("lead", "byteorder"), [(5, "little"), (0, "big"), (5, "big")])
-def test_views_of_storages_and_other_byte_orders(tmp_path, lead, byteorder):
+def test_views_of_storages_and_other_byte_orders(tmp_path):
     tensors = torchvision(make("vgg11", batch_norm=True))
     tensors["classifier.3.weight"] = np.asfortranarray(tensors["classifier.3.weight"])  # strides of its own
-    found = read_weights(write_pth(tmp_path / "a.pth", tensors, lead=lead, byteorder=byteorder))
-    assert len(found.arrays) == 54
-    for ours, array in found.arrays.items():
-        assert np.array_equal(array, tensors[found.names[ours]])
+    for lead, byteorder in ((5, "little"), (5, "big")):
+        found = read_weights(write_pth(tmp_path / "a.pth", tensors, lead=lead, byteorder=byteorder))
+        assert len(found.arrays) == 54
+        for ours, array in found.arrays.items():
+            assert np.array_equal(array, tensors[found.names[ours]])
 
 
-@pytest.mark.parametrize("wrap", [lambda tensors: {"epoch": 3, "state_dict": tensors, "optimizer": {"state": {}}},
-                                  lambda tensors: {"epoch": 3, "anything": tensors, "optimizer": [1, "a"]}])
-def test_tensors_are_found_in_what_training_scripts_save(tmp_path, wrap):
+def test_tensors_are_found_in_what_training_scripts_save(tmp_path):
     arrays = torchvision(make("vgg11", batch_norm=False))
     tensors = {f"module.{name}": values for name, values in arrays.items()}
-    found = read_weights(write_pth(tmp_path / "a.pth", wrap(tensors)))
-    assert np.array_equal(found.arrays["classifier.6.bias"], arrays["classifier.6.bias"])
-    assert found.left_out == {"epoch": "no tensors", "optimizer": "no tensors"}
+    for key in ("state_dict", "anything"):
+        path = write_pth(tmp_path / "a.pth", {"epoch": 3, key: tensors, "optimizer": {"state": {}}})
+        found = read_weights(path)
+        assert np.array_equal(found.arrays["classifier.6.bias"], arrays["classifier.6.bias"])
+        assert found.left_out == {"epoch": "no tensors", "optimizer": "no tensors"}
 
 
 @pytest.mark.parametrize("write", [write_pth, write_legacy_pth, write_safetensors])
@@ -128,53 +128,44 @@ HOSTILE = {  # opcodes that would call something, and what the refusal must name
 }
 
 
-@pytest.mark.parametrize("is_legacy", [False, True])
 @pytest.mark.parametrize("way", HOSTILE)
-def test_nothing_that_is_pickled_runs(tmp_path, monkeypatch, is_legacy, way):
+def test_nothing_that_is_pickled_runs(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     opcodes, named = HOSTILE[way]
     pickled = io.BytesIO()
     storages = torch_pickled(SMALL, pickled)
     evil = pickled.getvalue()[:-1] + b"X\x05\x00\x00\x00extra" + opcodes + b"s."
-    path = tmp_path / "evil.pth"
-    if is_legacy:
-        head = b"".join(pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
-        path.write_bytes(head + evil + pickle.dumps([], 2))
-    else:
-        write_archive(path, evil, storages)
-    assert named in refusal_of(path) and not (tmp_path / "canary").exists()
-
-
-def test_python_would_have_run_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pickle.loads(b"\x80\x02" + HOSTILE["global"][0] + b".")
-    assert (tmp_path / "canary").exists()
+    archive, legacy = write_archive(tmp_path / "archive.pth", evil, storages), tmp_path / "legacy.pth"
+    head = b"".join(pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    legacy.write_bytes(head + evil + pickle.dumps([], 2))
+    for path in (archive, legacy):
+        assert named in refusal_of(path) and not (tmp_path / "canary").exists()
+    if way == "global":  # Python itself would have run it
+        pickle.loads(b"\x80\x02" + opcodes + b".")
+        assert (tmp_path / "canary").exists()
 
 
 TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
           b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ")
 LARGE = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
-
-
-@pytest.mark.parametrize("opcodes", [
+SENSELESS = (
     b"})" + b"\x85" * 200_000 + b"Ns",  # a key that is a tuple in a tuple in a tuple: hashing it exhausts the stack
     b"Nr\xff\xff\xff\x7f",  # place 2**31 of the table of objects
     b"\x8e" + (2**40).to_bytes(8, "little"),  # 2**40 bytes
-    b"\x8c", b"h\x05", b"0" * 50, b"t", b"u", b"R", b"\x93", b"Q", b"K\x01Q", b"(NNNNNtQ", b"a", b"b",
+    b"h\x05", b"0" * 50, b"t", b"R", b"Q", b"K\x01Q", b"(NNNNNtQ",
     TENSOR + b"K\x00(K\x05t(K\x01t\x89NtR",  # more numbers than there are
     TENSOR + b"J\xff\xff\xff\xff(K\x01t(K\x01t\x89NtR",  # an offset below 0
     TENSOR + b"K\x00(K\x02t(J\xff\xff\xff\xfft\x89NtR",  # a stride below 0
     TENSOR + b"K\x00(K\x02K\x02t(K\x01t\x89NtR",  # fewer strides than sides
-    TENSOR + b"K\x00(K\x05K\x05t(K\x00K\x00t\x89NtR",  # the same number more often than there are numbers
-    TENSOR + b"K\x00(K\x01t(" + LARGE + b"t\x89NtR",  # strides, sides and dimensions that no memory has
-    TENSOR + b"K\x00(K\x00" + LARGE + b"t(K\x01K\x01t\x89NtR",
-    TENSOR + b"K\x00(" + b"K\x01" * 40 + b"t(" + b"K\x01" * 40 + b"t\x89NtR",
-    TENSOR + b"K\x00(X\x01\x00\x00\x00a" + LARGE + b"t(K\x01K\x01t\x89NtR",  # a text 2**70 times
-    TENSOR + b"K\x00K\x01K\x01\x89NtR"], ids=lambda opcodes: repr(opcodes[-12:]))
-def test_pickles_that_make_no_sense_are_refused(tmp_path, opcodes):
-    pickled = b"\x80\x02}X\x11\x00\x00\x00features.0.weight" + opcodes + b"s."
-    path = write_archive(tmp_path / "a.pth", pickled, {"0": np.ones(4, np.float32)})
-    assert "cannot be read as a PyTorch file" in refusal_of(path)
+    TENSOR + b"K\x00(K\x00" + LARGE + b"t(K\x01K\x01t\x89NtR",  # a side that no memory has
+    TENSOR + b"K\x00(X\x01\x00\x00\x00a" + LARGE + b"t(K\x01K\x01t\x89NtR")  # a text 2**70 times
+
+
+def test_pickles_that_make_no_sense_are_refused(tmp_path):
+    for opcodes in SENSELESS:
+        pickled = b"\x80\x02}X\x11\x00\x00\x00features.0.weight" + opcodes + b"s."
+        path = write_archive(tmp_path / "a.pth", pickled, {"0": np.ones(4, np.float32)})
+        assert "cannot be read as a PyTorch file" in refusal_of(path), opcodes[-12:]
 
 
 def test_archives_that_claim_more_than_they_hold_are_refused(tmp_path):

@@ -62,7 +62,7 @@ def make(network: str, *, batch_norm: bool, bias: bool = True, classes: int = 7,
     return arrays
 
 
-def reference_logits(arrays: Arrays, images: np.ndarray, *, pooled_side: int | None = None) -> np.ndarray:
+def reference_logits(arrays: Arrays, images: np.ndarray) -> np.ndarray:
     x = images.astype(np.float64)
     convolutions = [int(name.split(".")[1]) for name, values in arrays.items() if values.ndim == 4]
     for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
@@ -79,22 +79,11 @@ def reference_logits(arrays: Arrays, images: np.ndarray, *, pooled_side: int | N
         if following != index + (3 if has_norm else 2):  # a pooling is numbered between them
             count, channels, height, width = x.shape
             x = x.reshape(count, channels, height // 2, 2, width // 2, 2).max(axis=(3, 5))
-    x = average_pool(x, pooled_side) if pooled_side else x
     x = x.reshape(len(x), -1)
     for number in (0, 3, 6):
         x = x @ arrays[f"classifier.{number}.weight"].T + arrays[f"classifier.{number}.bias"]
         x = x if number == 6 else np.maximum(x, 0)
     return x
-
-
-def average_pool(x: np.ndarray, side: int) -> np.ndarray:
-    """Adaptive: cell i is the mean from floor(i * size / side) to ceil((i + 1) * size / side)."""
-
-    def edges(size: int) -> list[slice]:
-        return [slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
-
-    rows = [[x[:, :, rows, columns].mean(axis=(2, 3)) for columns in edges(x.shape[3])] for rows in edges(x.shape[2])]
-    return np.array(rows).transpose(2, 3, 0, 1)
 
 
 def random_images() -> np.ndarray:

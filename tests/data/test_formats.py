@@ -84,14 +84,6 @@ def test_cifar_records_and_what_is_packed_of_them_give_the_same_batches(tmp_path
     assert len(found[0]) == 8 and same(*found)
 
 
-def test_large_images_become_small_ones_in_a_data_set_of_small_ones(tmp_path):
-    write_image(tmp_path / "train/x/a.png", np.full((50, 70, 3), 100, np.uint8))
-    (tmp_path / "train_list.txt").write_text("train/x/a.png 3\n")
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=64"])
-    rows = eval_batches(config, build_reader(config, "train"))
-    assert rows[0][0].shape == (1, 3, 64, 64) and rows[0][1].tolist() == [3]
-
-
 # Exactly once
 
 
@@ -131,13 +123,6 @@ def test_data_in_another_place_or_of_another_data_set_is_hinted_at(formats, tmp_
         read(tmp_path / "deep")
     with pytest.raises(NoDataError, match="class folders found: --dataset=imagenet2012"):
         build_reader(get_config([f"--data_dir={formats['folder']}"]), "train")
-    write_cifar10(tmp_path / "cifar")
-    with pytest.raises(NoDataError, match="cifar10 data found: --dataset=cifar10"):
-        read(tmp_path / "cifar")
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"pickle")
-    with pytest.raises(NoDataError, match="Python version of CIFAR-10"):
-        build_reader(get_config([f"--data_dir={tmp_path}"]), "train")
 
 
 def test_a_list_wins_over_the_folders_that_it_lists_and_is_found_from_them(formats):
@@ -215,22 +200,11 @@ def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):
     assert "the accuracy is that on the images that are trained on" in outcome.out
 
 
-def test_a_folder_whose_name_is_not_utf_8_gets_a_name_that_can_be_written(tmp_path):
-    write_class_folders(tmp_path, classes=("ant", os.fsdecode(b"\xb9\xb7")), each=1, splits=("train",))
-    reader = read(tmp_path, "train", "--num_classes=2")
-    assert reader.class_names == ("ant", "\\xb9\\xb7") and len(reader.read(1)) > 0
-
-
 def test_class_names_of_records_are_lines_beside_the_training_records(tmp_path):
-    written = write_cifar10(tmp_path)
-    config, names = get_config([f"--data_dir={tmp_path}"]), written.folder / "cifar-10-batches-bin/batches.meta.txt"
-    names.write_bytes(b"fire truck\n" * 10 + b"\n")
+    folder = write_cifar10(tmp_path).folder
+    (folder / "cifar-10-batches-bin/batches.meta.txt").write_bytes(b"fire truck\n" * 10 + b"\n")
     for split in ("train", "test"):
-        assert list(build_reader(config, split).class_names) == ["fire truck"] * 10
-        names.write_bytes(b"truck\n" * 11)
-        with pytest.raises(UserError, match="11 classes"):
-            build_reader(config, split)
-        names.write_bytes(b"fire truck\n" * 10)
+        assert build_reader(get_config([f"--data_dir={folder}"]), split).class_names == ("fire truck",) * 10
 
 
 # Lists

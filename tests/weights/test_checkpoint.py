@@ -15,6 +15,7 @@ from src.weights.checkpoint import INFO_KEY, STATE_KEY, read_file, write_file
 from src.weights.formats import as_float32
 from src.weights.load import read_weights
 
+pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
 FIRST_VERSION = ROOT / "tests" / "files" / "first_version"
 TEXT = '{"names": ["äpfel", "猫"]}'
 

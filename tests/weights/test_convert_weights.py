@@ -28,6 +28,8 @@ from src.weights.checkpoint import save_checkpoint
 from src.weights.load import read_weights
 from src.weights.model_info import ModelInfo
 
+pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
+
 
 @pytest.fixture
 def source(tmp_path) -> Path:

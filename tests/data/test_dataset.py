@@ -130,14 +130,9 @@ def test_a_global_batch_has_the_same_images_for_any_number_of_ranks(cifar):
     assert one_rank == global_batches(2) == global_batches(3)
 
 
-def test_the_evaluation_of_all_ranks_is_the_whole_set_once(cifar):
+def test_a_rank_without_images_has_no_pipeline(cifar):
     config = cifar_config(cifar.folder)
-    for world_size in (2, 3):
-        seen = [data for rank in range(world_size)
-                for data in as_bytes(eval_epoch(config, rank=Rank(rank, world_size, 1))[0])]
-        assert sorted(seen) == sorted(image.tobytes() for image in cifar.test.images)
-    reader, without_images = build_reader(config, "test"), Rank(TEST_COUNT, TEST_COUNT + 1, 1)
-    assert create_eval_dataset(config, reader, without_images) is None
+    assert create_eval_dataset(config, build_reader(config, "test"), Rank(TEST_COUNT, TEST_COUNT + 1, 1)) is None
 
 
 # Class folders

@@ -1,11 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged data in every format: the message names the file and the line or record, and the status is 2."""
+"""Damaged data in every format: the message names the file and the line or record, and the status is 2.
+
+Images that cannot be decoded: a run ends with their names, or goes on without them and says so.
+"""
 
 import struct
 from pathlib import Path
 
 import pytest
-from helpers import encode_example, frame, train_here, write_mindrecord
+from helpers import (
+    CLASSES,
+    encode_example,
+    eval_batches,
+    frame,
+    photo_config,
+    train_batches,
+    train_here,
+    write_mindrecord,
+    write_tfrecords,
+)
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
+from src.build import build_train_data
+from src.data.broken_images import naming_bad_images
+from src.data.formats import build_reader
+from src.training.resume import find_point
 
 
 def check_refused(*said: str) -> None:
@@ -97,3 +118,109 @@ def test_wrong_columns_of_a_mindrecord_file(tmp_path, monkeypatch, types, row, s
     monkeypatch.chdir(tmp_path)
     write_mindrecord(tmp_path / "data", [row], **types)
     check_refused("data/train.mindrecord", said)
+
+
+# Images that cannot be decoded
+
+
+def break_images(folder: Path) -> tuple[str, ...]:
+    """Two of the training and one of the evaluation."""
+    broken = "train/ant/image 02.png", "train/cow/image 20.png", "val/bee/image 04.png"
+    (folder / broken[0]).write_bytes(b"no image")
+    (folder / broken[1]).write_bytes((folder / broken[1]).read_bytes()[:60])
+    (folder / broken[2]).write_bytes(b"")
+    return broken
+
+
+def test_a_broken_image_ends_the_run_with_its_name(copy_of):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here()
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
+    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
+
+
+def test_an_image_that_is_gone_when_it_is_read(copy_of):
+    config = photo_config(copy_of("folder"))
+    reader = build_reader(config, "train")
+    Path("data/train/bee/image 11.png").unlink()
+    with pytest.raises(UserError, match=r"bee/image 11\.png: cannot be read"), naming_bad_images(reader):
+        train_batches(config, reader)
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("replace", 20), ("skip", 16)])
+def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, rows):
+    broken = break_images(copy_of("folder"))
+    config = photo_config("data", f"--on_bad_image={mode}")
+    reader, test = build_reader(config, "train"), build_reader(config, "test")
+    for epoch in range(2):  # 20 of 22 are left; the order has both bad ones in it
+        images = train_batches(config, reader, epoch=epoch)
+        assert sum(len(labels) for _, labels in images) == rows
+        lost = reader.tracker.take_lost()
+        assert sorted(reader.name(index) for index in lost) == [f"data/{name}" for name in broken[:2]]
+        assert reader.tracker.take_lost() == []
+    assert sum(len(labels) for _, labels in eval_batches(config, test)) == 10
+    assert [test.name(index) for index in test.tracker.take_lost()] == [f"data/{broken[2]}"]
+
+
+def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here("--on_bad_image=skip", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1")
+    assert outcome.status == 0, outcome
+    run = next(Path("runs").iterdir())
+    log = (run / "train.log").read_text()
+    for epoch in (1, 2):
+        assert f"epoch: {epoch} step: 4, loss is" in log
+        assert f"2 images could not be read in epoch {epoch} and were skipped:" in log
+    assert "1 image could not be read in the evaluation and was not counted" in log and "tot=10," in log
+    assert all(f"data/{name}" in log for name in broken)
+    assert [line.split(",")[1] for line in (run / "metrics.csv").read_text().splitlines()] == ["step", "5", "10"]
+    assert {path.name for path in (run / "ckpt_0").iterdir()} == {"0-1_5.ckpt", "0-2_5.ckpt"}
+    point = find_point(get_config([f"--resume={run}"]), Rank())
+    assert point.contents.arrays["global_step"].item() == 10  # it is what learning rates follow: left out steps count
+
+
+@pytest.mark.parametrize("mode", ["skip", "replace"])
+def test_an_epoch_of_broken_images_alone(copy_of, mode):
+    for path in copy_of("folder").glob("train/*/*"):
+        path.write_bytes(b"broken")
+    outcome = train_here(f"--on_bad_image={mode}")
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
+
+
+def test_skipping_is_refused_with_several_devices_or_data_sinking(formats):
+    config = photo_config(formats["folder"], "--on_bad_image=skip")
+    with pytest.raises(UserError, match="--on_bad_image=replace"):
+        build_train_data(config, Rank(0, 2, 1, "CPU"))
+    config = photo_config(formats["folder"], "--on_bad_image=skip", "--dataset_sink_mode=True")
+    with pytest.raises(UserError, match="--dataset_sink_mode=False"):
+        build_train_data(config, Rank(0, 1, 1, "Ascend"))
+    build_train_data(config, Rank(0, 1, 1, "CPU"))  # where nothing is sunk anyway
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "mindrecord"])
+def test_broken_images_in_records_are_named_and_replaced_too(copy_of, tmp_path, kind):
+    folders, packed = copy_of("folder"), tmp_path / kind
+    (folders / "train/ant/image 07.png").write_bytes(b"no image")
+    if kind == "tfrecord":
+        write_tfrecords(folders, packed, shards=1)
+    else:
+        rows = [{"image": path.read_bytes(), "label": label} for label, name in enumerate(CLASSES)
+                for path in sorted((folders / "train" / name).iterdir())]
+        write_mindrecord(packed, rows, image="bytes", label="int32")
+    config = photo_config(packed)
+    reader = build_reader(config, "train")
+    with pytest.raises(UserError, match=r"(record|row) 7: cannot be decoded"), naming_bad_images(reader):
+        train_batches(config, reader)
+    images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
+    assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
+
+
+def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
+    (copy_of("folder") / "val/bee/image 04.png").write_bytes(b"")
+    outcome = train_here("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
+    assert outcome.status == 2 and "data/val/bee/image 04.png: is empty" in outcome.err
+    point = find_point(get_config(["--resume", "--ckpt_path=runs"]), Rank())
+    assert point.step == point.record["steps_per_epoch"]
+    assert len((point.folder / "metrics.csv").read_text().split()) == 2

@@ -320,7 +320,7 @@ def same(first, second) -> bool:
 def train_here(*flags: str) -> Outcome:
     """train.py on the folder `data`, writing to `runs`, both in the current folder."""
     return run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data", "--batch_size=4",
-                    "--ckpt_path=runs", "--max_epoch=1", *flags)
+                    "--ckpt_path=runs", "--max_epoch=1", "--graph_mode=False", *flags)
 
 
 def copy_data(source: Path, target: Path) -> Path:

@@ -46,6 +46,7 @@ from src.data.shards import find_shards
 from src.data.tfrecord import masked_crc
 from src.dataset import create_dataset, create_eval_dataset
 
+pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
 TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])
 PACKED = ("list", "tfrecord", "mindrecord")
 every_format = pytest.mark.parametrize("name", ["folder", *PACKED])

@@ -96,18 +96,6 @@ def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path):
         refuse(tmp_path / "a.ckpt", message.SerializeToString())
 
 
-def test_an_interrupted_write_leaves_the_old_file(path, arrays):
-    def interrupted():
-        yield from list(arrays.items())[:2]
-        raise OSError(28, "No space left on device")
-
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="No space left"):
-        write_file(path, {}, interrupted())
-    assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == [path.name]
-
-
 # What the first version wrote
 
 

@@ -111,15 +111,17 @@ def refused_training(tmp_path: Path, path: Path, *flags: str) -> str:
     return outcome.err
 
 
-def test_the_report_of_training_from_another_zoo(tmp_path):
-    path = write_pth(tmp_path / "vgg11_bn.pth", torchvision(make("vgg11", batch_norm=True)))
-    outcome = train(tmp_path, path)
+def test_training_from_another_zoo_says_what_is_taken_and_what_is_new(tmp_path):
+    arrays = without(torchvision(make("vgg11", batch_norm=True)), "classifier.3.bias")
+    path = write_pth(tmp_path / "vgg11_bn.pth", arrays)
+    text = refused_training(tmp_path, path)
+    assert "classifier.3.bias is missing" in text and "--pre_trained_strict=False" in text
+    outcome = train(tmp_path, path, "--pre_trained_strict=False")
     assert outcome.status == 0, outcome
-    assert f"{path} (names of torchvision): vgg11, batch_norm=True, has_bias=True, 7 classes, float32" in outcome.out
-    assert "taken from the file: network=vgg11 (not vgg16, " in outcome.out
-    assert "loaded: 52 of the network's 54 tensors, 540,176 of 541,715 values" in outcome.out
-    assert ("new, with the recipe's initial values: classifier.6.weight, classifier.6.bias "
-            "(the file's head has 7 classes, this run has 3)") in outcome.out
+    for said in (f"{path} (names of torchvision): vgg11, batch_norm=True, has_bias=True, 7 classes, float32",
+                 "taken from the file: network=vgg11 (not vgg16, ", "loaded: 51 of the network's 54 tensors",
+                 "classifier.3.bias (is missing)", "(the file's head has 7 classes, this run has 3)"):
+        assert said in outcome.out
     settings = next((tmp_path / "runs").glob("*/config.yaml")).read_text()
     assert "network: vgg11\n" in settings and "has_bias: true\n" in settings and "num_classes: 3\n" in settings
 
@@ -170,17 +172,12 @@ def test_evaluation_wants_the_file_s_classes(tmp_path):
 # What is missing or does not fit
 
 
-def test_a_missing_tensor_is_an_error_unless_it_is_allowed(tmp_path):
-    path = tmp_path / "a.pth"
-    for name, ours in (("features.11.weight", "layers.11.weight"), ("classifier.3.bias", "classifier.3.bias"),
-                       ("features.12.running_var", "layers.12.moving_variance")):
-        arrays = without(torchvision(make("vgg11", batch_norm=True)), name) | {"stray": np.ones(2, np.float32)}
-        write_pth(path, arrays)
-        assert f"does not fit vgg11: {ours} is missing\n  not used: stray" in refusal_of(path)
-    text = refused_training(tmp_path, path)
-    assert f"{ours} is missing" in text and "--pre_trained_strict=False" in text
-    outcome = train(tmp_path, path, "--pre_trained_strict=False")
-    assert outcome.status == 0 and f"new, with the recipe's initial values: {ours} (is missing)" in outcome.out
+@pytest.mark.parametrize(("name", "ours"), [
+    ("features.11.weight", "layers.11.weight"), ("features.12.running_var", "layers.12.moving_variance")])
+def test_a_missing_tensor_is_an_error(tmp_path, name, ours):
+    arrays = without(torchvision(make("vgg11", batch_norm=True)), name) | {"stray": np.ones(2, np.float32)}
+    path = write_pth(tmp_path / "a.pth", arrays)
+    assert f"does not fit vgg11: {ours} is missing\n  not used: stray" in refusal_of(path)
 
 
 def test_tensors_that_do_not_fit_and_other_networks_are_errors(tmp_path):
@@ -213,6 +210,9 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, write):
     for length in (0, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         refusal_of(path)
+    if write is write_pth:  # the only one of them with checksums: a number that was altered is found too
+        path.write_bytes(whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 64]) + whole[len(whole) // 2 + 1:])
+        assert "damaged" in refusal_of(path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of escapes in texts that were altered
@@ -226,14 +226,6 @@ def test_altered_headers_are_one_error(tmp_path, write):
         altered[random.randint(len(altered) if write is write_pth else 250)] = random.randint(256)
         path.write_bytes(altered)
         refusal_of(path)
-
-
-def test_a_damaged_number_in_an_archive_is_found(tmp_path):
-    path = write_pth(tmp_path / "a.pth", mindcv(make("vgg11", batch_norm=True)))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 64
-    path.write_bytes(content)
-    assert "damaged" in refusal_of(path)
 
 
 def test_files_of_other_kinds(tmp_path):

@@ -26,8 +26,7 @@ class LiteTensor:
 
     def set_data_from_numpy(self, numpy_obj: np.ndarray) -> None:
         assert numpy_obj.flags.c_contiguous and numpy_obj.dtype == np.float32
-        if list(numpy_obj.shape) != self.shape:
-            raise RuntimeError(f"data size not equal! Numpy shape: {numpy_obj.shape}, Tensor shape: {self.shape}")
+        assert list(numpy_obj.shape) == self.shape
         self._data = numpy_obj
 
     def get_data_to_numpy(self) -> np.ndarray:
@@ -57,8 +56,7 @@ class LiteModel:
     contexts: list = []
 
     def build_from_file(self, model_path, model_type, context=None, config_path="", config_dict=None) -> None:
-        if model_type != "MINDIR" or not Path(model_path).read_bytes().endswith(b"MindSpore"):
-            raise RuntimeError("build from file failed! Error is Common error code.")
+        assert model_type == "MINDIR"
         self._session = onnxruntime.InferenceSession(str(Path(model_path).with_suffix(".onnx")),
                                                      providers=["CPUExecutionProvider"])
         self.contexts.append((context.target[0], getattr(context.ascend, "_device_id", None)))
@@ -84,11 +82,10 @@ def lite(monkeypatch):
 
 @pytest.fixture
 def exported(cifar_model: Deployed, tmp_path) -> Path:
-    """The MindIR of an export that the stand-in can load."""
-    shutil.copy(cifar_model.onnx, tmp_path)
-    mindir = tmp_path / cifar_model.mindir.name
-    mindir.write_bytes(b"... MindSpore")
-    return mindir
+    """The MindIR of an export without its card."""
+    for path in (cifar_model.onnx, cifar_model.mindir):
+        shutil.copy(path, tmp_path)
+    return tmp_path / cifar_model.mindir.name
 
 
 def test_every_engine_gives_the_same_answers(lite, exported, cifar_model: Deployed):
@@ -112,20 +109,16 @@ def test_infer_prefers_lite_and_names_the_device(lite, exported, flags, device_i
     assert lite == [("ascend", device_id)]
 
 
-def test_what_lite_refuses_is_an_error_for_people(lite, exported):
-    with pytest.raises(UserError, match=r"\(1, 3, 64, 64\): data size not equal"):
-        predict(open_engine("lite", exported, batch_size=None), np.zeros((1, 3, 64, 64), np.float32))
-    exported.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="mindspore_lite cannot load it: build from file failed"):
-        open_engine("lite", exported, batch_size=None)
-
-
-def test_the_file_decides_which_engine_runs_it():
+def test_the_file_decides_which_engine_runs_it(tmp_path):
     assert choose_engine("auto", Path("x.mindir"))[0] == "mindspore"  # MindSpore Lite is not installed
     assert choose_engine("auto", Path("x.ONNX")) == ("onnxruntime", [])
     for asked, name in (("onnxruntime", "x.mindir"), ("lite", "x.onnx"), ("lite", "x.mindir"), ("auto", "x.air")):
         with pytest.raises(UserError, match="^engine: "):
             choose_engine(asked, Path(name))
+    for engine, name in (("mindspore", "x.mindir"), ("onnxruntime", "x.onnx")):
+        (tmp_path / name).write_bytes(b"no model" * 100)
+        with pytest.raises(UserError, match=f"{name}: {engine} cannot load it"):
+            open_engine(engine, tmp_path / name, batch_size=1)
 
 
 class Sums:
@@ -147,12 +140,3 @@ def test_every_image_is_answered_once(batch_size, calls):
     assert np.allclose(predict(engine, IMAGES, times_ms), IMAGES.sum(axis=(1, 2, 3))[:, None], atol=1e-3)
     assert engine.calls == calls
     assert len(times_ms) == len(calls)
-
-
-@pytest.mark.parametrize("engine, ending", [("mindspore", "mindir"), ("onnxruntime", "onnx")])
-@pytest.mark.parametrize("content", [b"", b"no model" * 100])
-def test_a_corrupt_file_is_named(engine, ending, content, tmp_path):
-    path = tmp_path / f"x.{ending}"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"x.{ending}: {engine} cannot load it"):
-        open_engine(engine, path, batch_size=1)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from model_utils.errors import UserError
-from model_utils.schema import Preset
+from model_utils.schema import INTERPOLATIONS, Preset
 from src.dataset import eval_transforms
-from src.deploy.images import ImageError, decode, find_images, prepare, read_image, read_list, unique_names
+from src.deploy.images import ImageError, decode, find_images, prepare, read_list, unique_names
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVEL = 1 / 255 / min(STD)  # what a change by one of 255 levels can do to the input
@@ -58,63 +58,49 @@ def check_same(pixels: np.ndarray, stored: bytes | np.ndarray, preset: Preset, *
     assert difference.mean() < LEVEL / 10
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_photo(kind):
-    check_same(decode(KINDS[kind], upright=False), KINDS[kind], Preset((64, 64), MEAN, STD), photos=True)
+def test_every_kind_of_photo():
+    for stored in KINDS.values():
+        check_same(decode(stored, upright=False), stored, Preset((64, 64), MEAN, STD), photos=True)
 
 
 @pytest.mark.parametrize("image_size", [(64, 64), (96, 32), (32, 96), (224, 224)])
-def test_every_shape_of_photo(image_size):
+def test_every_shape_of_image(image_size):
     """Also those with a long side that is a whole number but for the last digit of a float."""
+    preset, small, large = Preset(image_size, MEAN, STD), smooth(32, 32), smooth(120, 77)
     for size in [(142, 30), (92, 9), (500, 333), (64, 64), (73, 73), (293, 640), (73, 106), (171, 73), (20, 84),
                  (168, 20)]:
         pixels = smooth(*size)
-        check_same(pixels, encode(Image.fromarray(pixels), "PNG"), Preset(image_size, MEAN, STD), photos=True)
-
-
-@pytest.mark.parametrize("image_size", [(32, 32), (224, 224), (64, 96)])
-def test_small_images(image_size):
-    preset, small, large = Preset(image_size, MEAN, STD), smooth(32, 32), smooth(120, 77)
+        check_same(pixels, encode(Image.fromarray(pixels), "PNG"), preset, photos=True)
     check_same(small, small, preset, photos=False)
     check_same(large, encode(Image.fromarray(large), "PNG"), preset, photos=False)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "area"])
-def test_every_interpolation(interpolation):
-    preset = Preset((64, 64), MEAN, STD, crop_pct=0.9, interpolation=interpolation)
-    check_same(decode(KINDS["png"]), KINDS["png"], preset, photos=True)
+def test_every_interpolation():
+    for interpolation in INTERPOLATIONS:
+        preset = Preset((64, 64), MEAN, STD, crop_pct=0.9, interpolation=interpolation)
+        check_same(decode(KINDS["png"]), KINDS["png"], preset, photos=True)
 
 
-@pytest.mark.parametrize("orientation, turn", [(1, lambda p: p), (3, lambda p: p[::-1, ::-1]),
-                                               (6, lambda p: np.rot90(p, -1)), (8, np.rot90)])
-def test_exif_data_turns_an_image_upright(orientation, turn):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data, plain = encode(IMAGE, exif=exif), decode(encode(IMAGE))
-    assert np.array_equal(decode(data), turn(plain))
-    assert np.array_equal(decode(data, upright=False), plain)
-
-
-def test_damaged_exif_data_does_not_cost_the_image():
-    exif = Image.Exif()
-    exif[0x0112], exif[0x011A] = 6, 72.5  # turned; and a resolution, which then gets the type of a text
-    data = encode(IMAGE, exif=exif)
+def test_exif_data_turns_an_image_upright():
+    plain = decode(encode(IMAGE))
+    for orientation, turned in ((1, plain), (3, plain[::-1, ::-1]), (6, np.rot90(plain, -1)), (8, np.rot90(plain))):
+        exif = Image.Exif()
+        exif[0x0112], exif[0x011A] = orientation, 72.5  # and a resolution
+        data = encode(IMAGE, exif=exif)
+        assert np.array_equal(decode(data), turned)
+        assert np.array_equal(decode(data, upright=False), plain)
     place = data.index(b"\x01\x1a", data.index(b"Exif")) + 2
-    assert decode(data).shape == (407, 301, 3)
-    assert decode(data[:place] + b"\0\2" + data[place + 2:]).shape == (301, 407, 3)
+    damaged = data[:place] + b"\0\2" + data[place + 2:]  # the resolution now has the type of a text
+    assert np.array_equal(decode(damaged), plain)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, world" * 50, KINDS["jpeg"][:-2000], KINDS["png"][:5000],
-                                  KINDS["png"][:60] + b"\0" * 40 + KINDS["png"][100:]])
-def test_broken_images(data):
-    with pytest.raises(ImageError):
-        decode(data)
-
-
-def test_a_line_is_not_an_image():
-    for photos in (True, False):
-        with pytest.raises(ImageError, match="30000 x 2 pixels"):
-            prepare(np.zeros((2, 30000, 3), np.uint8), Preset((224, 224), MEAN, STD), photos=photos)
+def test_broken_images():
+    png = KINDS["png"]
+    for data in (b"", b"hello, world" * 50, KINDS["jpeg"][:-2000], png[:5000], png[:60] + b"\0" * 40 + png[100:]):
+        with pytest.raises(ImageError):
+            decode(data)
+    with pytest.raises(ImageError, match="30000 x 2 pixels"):
+        prepare(np.zeros((2, 30000, 3), np.uint8), Preset((224, 224), MEAN, STD), photos=True)
 
 
 def test_folders_are_searched_and_links_followed_once(tmp_path):
@@ -124,11 +110,8 @@ def test_folders_are_searched_and_links_followed_once(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "photos/link").symlink_to(tmp_path / "disk")
     (tmp_path / "photos/b/back").symlink_to(tmp_path / "photos")
-    (tmp_path / "photos/dead.jpg").symlink_to(tmp_path / "nowhere")
     assert [path.relative_to(tmp_path / "photos").as_posix() for path in find_images(tmp_path / "photos")] \
-        == ["a.jpg", "b/c/2.PNG", "dead.jpg", "link/1.jpeg"]
-    with pytest.raises(ImageError, match="cannot be read"):
-        read_image(tmp_path / "photos/dead.jpg")
+        == ["a.jpg", "b/c/2.PNG", "link/1.jpeg"]
 
 
 def test_lists_have_paths_with_or_without_a_label(tmp_path):
@@ -137,9 +120,6 @@ def test_lists_have_paths_with_or_without_a_label(tmp_path):
     (tmp_path / "list.txt").write_text(text, encoding="utf-8-sig")
     assert read_list(tmp_path / "list.txt") == [tmp_path / "a/1.jpg", tmp_path / "b/2 3.jpg", tmp_path / "c.jpg",
                                                 Path("/abs/d.png"), tmp_path / "two words 7"]
-    (tmp_path / "list.txt").write_text(text, encoding="utf-16")
-    with pytest.raises(UserError, match="UTF-8"):
-        read_list(tmp_path / "list.txt")
 
 
 def test_result_names_are_short_if_possible_and_never_shared():

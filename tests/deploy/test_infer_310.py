@@ -41,7 +41,8 @@ def counts(folder: Path) -> tuple[int, int, int]:
 
 
 def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
-    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", cifar_model.data, "y")
+    (tmp_path / "the data").symlink_to(cifar_model.data)
+    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", "../the data", "y")
     assert done.returncode == 0, done.stderr
     assert counts(tmp_path / "w") == cifar_model.counts
     for words in ("'acc': 0.", f"mindspore runs {cifar_model.mindir}", "mindspore_lite is not installed"):
@@ -61,11 +62,11 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
     assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 images, the last file has two
     assert counts(here) == expected
 
-    other = tmp_path / "d[1]"
+    other = tmp_path / "d [1]"
     other.mkdir()
     for path in (*(prepared / "00_data").iterdir(), prepared / "cifar10_label_ids.npy"):
         shutil.copy(path, other)
-    for data in (cifar_model.data, prepared, prepared / "00_data", other):
+    for data in (cifar_model.data, prepared, other):
         if data == other:
             for path in (prepared / "00_data").iterdir():
                 path.write_bytes(bytes(path.stat().st_size))  # must not be used
@@ -96,25 +97,9 @@ def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, t
     assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
 
 
-def test_it_works_from_its_own_folder_and_with_spaces(cifar_model: Deployed, without_mindspore, tmp_path):
-    shutil.copytree(cifar_model.data, tmp_path / "the data")
-    tree = tmp_path / "a copy"
-    for name in ("scripts", "src", "model_utils"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("preprocess.py", "infer.py", "postprocess.py", "cifar10_config.yaml"):
-        shutil.copy(ROOT / name, tree)
-    env = os.environ | {"PYTHON": sys.executable} | without_mindspore
-    done = subprocess.run(["bash", "run_infer_310.sh", str(cifar_model.onnx), "cifar10", "../../the data", "y"],
-                          cwd=tree / "scripts", env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert counts(tree / "scripts") == cifar_model.counts
-
-
 def test_bad_arguments(cifar_model: Deployed, tmp_path):
     onnx, data = cifar_model.onnx, cifar_model.data
-    (tmp_path / "note.txt").touch()
     for *args, message in (("absent.mindir", "cifar10", data, "y", "MODEL_PATH: there is no file absent.mindir"),
-                           (tmp_path / "note.txt", "cifar10", data, "y", "MODEL_PATH: "),
                            (onnx, "mnist", data, "y", "DATASET_NAME: "),
                            (onnx, "cifar10", "absent", "y", "DATASET_PATH: "),
                            (onnx, "cifar10", data, "maybe", "NEED_PREPROCESS: "),
@@ -123,11 +108,8 @@ def test_bad_arguments(cifar_model: Deployed, tmp_path):
                            (onnx, "cifar10", data, "y", "--result-dir=x", "--result-dir=x: this script sets it"),
                            (onnx, "cifar10", data, "usage: bash run_infer_310.sh")):
         done = device(tmp_path / "w", *args)
-        assert done.returncode == 2
-        assert message in done.stderr
+        assert done.returncode == 2 and message in done.stderr
         assert not list((tmp_path / "w").iterdir())
-    assert "DEVICE_ID: " in device(tmp_path / "w", onnx, "cifar10", data, "y", DEVICE_ID="abc").stderr
-    assert "usage: bash run_infer_310.sh" in device(tmp_path / "w", "--help").stdout
 
 
 @pytest.mark.parametrize("script, log, status", [("preprocess", "preprocess.log", 3), ("infer", "infer.log", 7),
@@ -150,13 +132,3 @@ def test_a_failing_stage_ends_it(cifar_model: Deployed, tmp_path, script, log, s
     assert "the reason" in done.stderr and "on standard error" in done.stderr
     assert "'acc'" not in done.stdout
     assert not acc.exists() or "'acc'" not in acc.read_text()  # neither a new nor an old one
-
-
-def test_a_broken_image_ends_the_inference(photo_model: Deployed, without_mindspore, tmp_path):
-    shutil.copytree(photo_model.data / "val", tmp_path / "val")
-    victim = next((tmp_path / "val" / "cow").glob("*.png"))
-    victim.write_bytes(victim.read_bytes()[:300])
-    done = device(tmp_path / "w", photo_model.onnx, "imagenet2012", tmp_path / "val", "y", **without_mindspore)
-    assert done.returncode == 1
-    assert "inference failed with status 1" in done.stderr and str(victim) in done.stderr
-    assert not (tmp_path / "w" / "acc.log").exists()

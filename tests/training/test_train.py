@@ -23,7 +23,6 @@ from helpers import (
     Split,
     cifar_records,
     only_folder,
-    refusal,
     run_main,
     run_python,
     write_cifar10,
@@ -266,16 +265,6 @@ def test_options_of_a_short_run(short):
     assert (short.folder / "own.log").is_file() and not (short.folder / "train.log").exists()
     assert short.checkpoints() == ["0-2_3.ckpt"]
     assert "1 data workers" in short.outcome.out and "buffer_size" in short.outcome.out
-
-
-def test_numbers_that_do_not_fit_the_run_are_named(cifar, tmp_path):
-    run = train_on(cifar, tmp_path, "--max_epoch=1", "--training_step_per_epoch=300", "--max_train_steps=500")
-    assert [row["step"] for row in run.rows] == [str(STEPS)]
-    assert "training_step_per_epoch is 300" in run.outcome.out and "max_train_steps is 500" in run.outcome.out
-    outcome = run_main("train", *TINY, "--dataset=synthetic", "--rank_size=2")
-    assert outcome.status == 2 and "rank_size: is 2" in outcome.err
-    for name in ("training_step_per_epoch", "eval_step_per_epoch"):
-        assert all("-1 for all" in refusal(f"--{name}={value}") for value in ("0", "-2"))
 
 
 def labels_of(dataset) -> list[np.ndarray]:

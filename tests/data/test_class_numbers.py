@@ -38,7 +38,7 @@ def test_other_class_numbers_and_other_kinds_of_images_are_refused(photo_model, 
     assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
 
 
-def test_small_images_are_not_taken_for_photos_or_only_on_request(cifar_model, photo_model, listed):
+def test_another_kind_of_images_needs_the_flag(cifar_model, photo_model, listed):
     recipe = listed / "own.yaml"
     recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
     said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")

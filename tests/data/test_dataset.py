@@ -208,17 +208,6 @@ def test_evaluation_takes_the_middle_of_the_photo_at_256_to_224(tmp_path, size):
     assert np.abs(images[0].transpose(1, 2, 0) - expected).mean() < 1.5
 
 
-# Generated images
-
-
-def test_the_generated_set_is_the_same_every_time_and_its_splits_differ():
-    config = get_config(["--dataset=synthetic", "--synthetic_train_images=40", "--synthetic_test_images=20",
-                         "--image_size=32", *PIXELS])
-    assert [len(build_reader(config, split)) for split in ("train", "test")] == [40, 20]
-    first, again, test = (as_bytes(eval_epoch(config, split)[0]) for split in ("train", "train", "test"))
-    assert first == again and not set(first) & set(test)
-
-
 # Normalisation
 
 
@@ -363,14 +352,6 @@ def test_the_folder_of_one_split_is_never_taken_for_the_other(tmp_path):
     (data / "train").rename(data / "val")
     with pytest.raises(NoDataError):
         read(data / "val", "train")
-
-
-def test_a_dot_or_a_link_is_the_folder_that_it_names(tmp_path, monkeypatch):
-    data = write_coloured(tmp_path / "data")
-    (data / "photos").symlink_to(data / "train")
-    monkeypatch.chdir(data / "train")
-    for folder in (Path(), data / "photos", data / "val", data):
-        assert (source_folder(folder, "train"), source_folder(folder, "test")) == (data / "train", data / "val")
 
 
 def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):

@@ -80,16 +80,6 @@ def test_a_file_for_other_channel_counts_brings_its_width(tmp_path):
     assert "width=0.05" in say(path)
 
 
-def test_images_of_another_size_take_an_average_pool(tmp_path):
-    """As torchvision's network does: made for a 7x7 map, used with a 2x2 one."""
-    model = make("vgg11", batch_norm=False, map_side=7, channels=(8, 8, 8, 8, 8), hidden=64)  # width 1/64
-    path = write_pth(tmp_path / "a.pth", torchvision(model))
-    assert "image_size: --image_size says 64,64" in refusal_of(path, "--image_size=64")
-    assert load(path, "--average_pool=True", "--image_size=64").config.average_pool
-    config = load(path).config
-    assert config.image_size == (224, 224) and not config.average_pool
-
-
 # What is printed
 
 

@@ -77,7 +77,7 @@ class ArrayReader(Reader):
 
 
 class EncodedReader(Reader):
-    """Images as files or records, each read when it is needed; a subclass has `read` and `name`."""
+    """Images as files or records, each read when it is needed; a subclass has `name`, and `file` or `read`."""
 
     encoded = True
 
@@ -100,13 +100,11 @@ class EncodedReader(Reader):
                                       python_multiprocessing=False)
         return dataset.map(self.tracker.read, "image", num_parallel_workers=workers)  # several threads wait for a disk
 
-
-def read_file(path: Path | str, name: str | None = None) -> np.ndarray:
-    """The bytes of a file; UserError if it cannot be read."""
-    try:
-        return np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"{name or path}: cannot be read: {error.strerror or error}") from None
+    def read(self, index: int) -> np.ndarray:
+        try:
+            return np.fromfile(self.file(index), np.uint8)
+        except OSError as error:
+            raise UserError(f"{self.name(index)}: cannot be read: {error.strerror or error}") from None
 
 
 def raise_problems(problems: Sequence[str]) -> None:

@@ -30,8 +30,7 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
     content = bytes(data)
     if not content:
         return "is empty"
-    foreign = FOREIGN_FORMATS.get(content[:4])
-    if foreign:
+    if foreign := FOREIGN_FORMATS.get(content[:4]):
         return f"is a {foreign} image; JPEG, PNG, BMP, TIFF and PPM are read"
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
@@ -55,7 +54,7 @@ class ImageTracker:
         self._pending: deque[tuple[int, int]] = deque(maxlen=None if track else RECENT)
         self._requests = 0
         self._lost: dict[int, None] = {}  # in the order in which they were found
-        self._failure: UserError | None = None
+        self._failure: str | None = None  # the first operation of the pipeline
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -72,7 +71,7 @@ class ImageTracker:
         try:
             return self._reader.read(int(index))
         except UserError as error:
-            self._failure = error
+            self._failure = str(error)
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:
@@ -97,22 +96,19 @@ class ImageTracker:
     def _problem(self, index: int) -> str | None:
         try:
             problem = image_problem(self._reader.read(index))
+            return f"{self._reader.name(index)}: {problem}" if problem else None
         except UserError as error:
             return str(error)
-        return f"{self._reader.name(index)}: {problem}" if problem else None
 
     def describe(self, lost: Sequence[int]) -> str:
         """A line for each of the first few images, with what is wrong with it."""
         lines = [self._problem(index) or self._reader.name(index) for index in lost[:SHOWN]]
         return "  " + listed([*lines, *map(self._reader.name, lost[SHOWN:])], SHOWN, "\n  ")
 
-    def reason(self, error: RuntimeError) -> str | None:
-        """The image that MindData's error is about, and what is wrong with it; None if it is about something else."""
-        if not str(error).startswith(PIPELINE_ERRORS):
-            return None
-        if self._failure:
-            return str(self._failure)
-        return next(filter(None, (self._problem(index) for _, index in list(self._pending))), None)
+    def failure(self) -> str | None:
+        """The image that a pipeline failed on, and what is wrong with it; None if no image is broken."""
+        problems = (self._problem(index) for _, index in list(self._pending))
+        return self._failure or next(filter(None, problems), None)
 
 
 @contextmanager
@@ -121,7 +117,7 @@ def naming_bad_images(reader: Reader) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = reader.tracker.reason(error) if reader.tracker else None
-        if reason is None:
+        failure = reader.tracker and str(error).startswith(PIPELINE_ERRORS) and reader.tracker.failure()
+        if not failure:
             raise
-        raise UserError(f"{reason}\n  {ADVICE}") from error
+        raise UserError(f"{failure}\n  {ADVICE}") from error

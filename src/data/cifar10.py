@@ -7,7 +7,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import ArrayReader, read_file, under_a_name
+from src.data.base import ArrayReader, under_a_name
 
 RECORD_BYTES = 1 + 32 * 32 * 3
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -21,19 +21,16 @@ LOOKED_FOR = {split: [f"{folder}/{FILES[split]}" for folder in folders] for spli
 
 def find(data_dir: Path, split: str) -> list[Path] | None:
     """The files of a split; None if there is none."""
-    for folder in FOLDERS[split]:
-        files = sorted((data_dir / folder).glob(FILES[split]))
-        if files:
-            return files
+    folders = [data_dir / folder for folder in FOLDERS[split]]
     # data_dir may be one of the two folders itself; the other split is beside it then
-    own = under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0]))
-    beside = sorted((own.parent / FOLDERS[split][0]).glob(FILES[split])) if own else []
-    return beside or None
+    if own := under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0])):
+        folders.append(own.parent / FOLDERS[split][0])
+    return next(filter(None, (sorted(folder.glob(FILES[split])) for folder in folders)), None)
 
 
 def _read(path: Path) -> np.ndarray:
     """The records of one file, one row each."""
-    content = read_file(path)
+    content = np.fromfile(path, np.uint8)
     if not content.size or content.size % RECORD_BYTES:
         raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
                          f"{RECORD_BYTES} bytes")
@@ -46,17 +43,12 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, one per line as in the official archive, or beside the training records, or the
-    official ones."""
+    """The names beside the records, as in the official archive, or beside the training records, or the official ones."""
     places = (folder / "batches.meta.txt", folder.parent / FOLDERS["train"][0] / "batches.meta.txt")
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return CLASS_NAMES
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8") from None
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(filter(None, map(str.strip, path.read_text("utf-8-sig", "replace").splitlines())))
     if len(names) != len(CLASS_NAMES):
         raise UserError(f"{path}: names {len(names)} classes, and there are {len(CLASS_NAMES)}, one per line")
     return names

@@ -14,14 +14,17 @@ FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers 
 LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
 
 
-def read_class_names(folders: Iterable[Path], labels: np.ndarray, *, first_label: int = 0) -> tuple[str, ...]:
-    """The names in the first `labels.txt` of these folders, in the order of their numbers; nothing if there is none.
+def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: int, found: Mapping[int, str], *,
+                     first_label: int = 0) -> tuple[str, ...]:
+    """The names in the first `labels.txt` of these folders, in the order of their numbers. If there is none: what was
+    found with the images, if all names differ, or the numbers.
 
-    UserError if it is damaged, or has no name for one of the labels, which count from 0.
+    UserError if the file is damaged, or has no name for one of the labels, which count from 0.
     """
     path = next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
     if path is None:
-        return ()
+        found = found if len(set(found.values())) == len(found) else {}
+        return tuple(found.get(label, str(label)) for label in range(num_classes))
     names: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         match = LINE.fullmatch(line.strip())
@@ -43,9 +46,3 @@ def write_class_names(folder: Path, names: Sequence[str]) -> None:
 def are_names(classes: Sequence[str]) -> bool:
     """Whether classes have names of their own, not just their numbers."""
     return list(classes) != [str(number) for number in range(len(classes))]
-
-
-def complete_names(found: Mapping[int, str], num_classes: int) -> tuple[str, ...]:
-    """One name per class: what was found with the images if all names differ, else the number."""
-    names = found if len(set(found.values())) == len(found) else {}
-    return tuple(names.get(label, str(label)) for label in range(num_classes))

@@ -8,7 +8,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, read_file, split_folders
+from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, split_folders
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff")  # what MindData decodes
@@ -50,8 +50,7 @@ def find(data_dir: Path, split: str) -> Path | None:
     It is data_dir itself if its folders hold images and nothing has the name of a split: the training images must not
     be taken for the test set because that is missing.
     """
-    found = next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None)
-    if found is not None:
+    if found := next((folder for folder in split_folders(data_dir, split) if _class_folders(folder)), None):
         return found
     classes = _class_folders(data_dir)
     has_splits = set(classes) & set(sum(SPLIT_FOLDERS.values(), ())) or own_split(data_dir)
@@ -75,9 +74,6 @@ class FolderReader(EncodedReader):
 
     def file(self, index: int) -> str:
         return os.path.join(self.folders[self.labels[index]], self._names[index])
-
-    def read(self, index: int) -> np.ndarray:
-        return read_file(self.file(index))
 
     def name(self, index: int) -> str:
         return self.file(index)

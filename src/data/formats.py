@@ -44,9 +44,14 @@ def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), len
 
 def _open(config: Config, split: str, *, lenient: bool) -> Reader:
     data_dir, asked = data_folder(config), config.dataset_format
-    name = detect_format(data_dir, split, DATASETS[config.dataset].formats) if asked == AUTO else asked
-    if not FORMATS[name].find(data_dir, split):
-        raise no_data(data_dir, split, [name])
+    candidates = DATASETS[config.dataset].formats if asked == AUTO else [asked]
+    found = [name for name in candidates if FORMATS[name].find(data_dir, split)]
+    if not found:
+        raise no_data(data_dir, split, candidates)
+    if len(found) > 1 and set(found) != {"list", "folder"}:
+        raise UserError(f"data_dir: {data_dir} holds the {split} data in several formats: {', '.join(found)}; "
+                        f"say which with --dataset_format={found[0]}")
+    name = "list" if "list" in found else found[0]  # a list wins over the class folders beside it: it lists them
     try:
         reader = FORMATS[name].READER(config, split)
         if not lenient:
@@ -67,22 +72,6 @@ def data_folder(config: Config) -> Path:
     if not data_dir.is_dir():
         raise UserError(f"data_dir: {data_dir} is not a folder (from {config.origin('data_dir')})")
     return data_dir
-
-
-def detect_format(data_dir: Path, split: str, candidates: Sequence[str]) -> str:
-    """The one of `candidates` that holds the split. UserError if none does, or more than one.
-
-    A list wins over the class folders beside it, because it lists them.
-    """
-    found = [name for name in candidates if FORMATS[name].find(data_dir, split)]
-    if not found:
-        raise no_data(data_dir, split, candidates)
-    if set(found) == {"list", "folder"}:
-        return "list"
-    if len(found) > 1:
-        raise UserError(f"data_dir: {data_dir} holds the {split} data in several formats: {', '.join(found)}; "
-                        f"say which with --dataset_format={found[0]}")
-    return found[0]
 
 
 def no_data(data_dir: Path, split: str, names: Sequence[str]) -> NoDataError:
@@ -134,11 +123,9 @@ def check_classes(reader: Reader, classes: Sequence[str]) -> None:
 
 def check_numbering(reader: Reader, classes: Sequence[str], owner: str) -> None:
     """UserError if a class of the images has another number in `classes`, which are those of the owner."""
-    if not (are_names(reader.class_names) and are_names(classes)):
-        return
     pairs = zip(reader.class_names, classes, strict=False)
     moved = [name for name, other in pairs if name != other and name in classes]
-    if moved:
+    if moved and are_names(reader.class_names) and are_names(classes):
         raise UserError(f"data_dir: {reader.source} numbers its classes otherwise than {owner}: {listed(moved)}")
 
 

@@ -2,15 +2,16 @@
 """List files: the path of an image and its label per line. Every line is checked before anything is read."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, raise_problems, read_file
-from src.data.class_names import complete_names, read_class_names
+from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, raise_problems
+from src.data.class_names import find_class_names
 from src.utils.files import printable, write_atomically
 
 LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
@@ -27,35 +28,25 @@ def find(data_dir: Path, split: str) -> Path | None:
     return next((folder / LIST_FILES[split] for folder in folders if (folder / LIST_FILES[split]).is_file()), None)
 
 
-class _Paths:
-    """Finds the files that lines name, in the folder of the list, in data_dir or in the folders of the split."""
+def _files_in(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
+    except OSError:
+        return frozenset()
 
-    def __init__(self, list_file: Path, data_dir: Path, split: str) -> None:
-        roots = [list_file.parent, data_dir, *(data_dir / name for name in SPLIT_FOLDERS[split])]
-        self._roots = list(dict.fromkeys(os.path.abspath(root) for root in roots))
-        self._inside = tuple(os.path.join(root, "") for root in self._roots)
-        self._files: dict[str, frozenset[str]] = {}  # by folder: reading a folder is faster than asking for each file
 
-    def _exists(self, path: str) -> bool:
-        folder, name = os.path.split(path)
-        if folder not in self._files:
-            try:
-                self._files[folder] = frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
-            except OSError:
-                self._files[folder] = frozenset()
-        return name in self._files[folder]
-
-    def find(self, path: str) -> str:
-        """ValueError if there is no such file, or if it is outside of these folders."""
-        path = os.path.normpath(path)
-        inside = [place for place in (os.path.join(root, path) for root in self._roots)
-                  if place.startswith(self._inside)]
-        if path.split(os.sep)[0] == ".." or not inside:
-            raise ValueError(f"the path {path} leads out of {self._roots[0]}")
-        found = next(filter(self._exists, inside), None)
-        if found is None:
-            raise ValueError(f"there is no file {path} (looked for in {', '.join(self._roots[:2])})")
-        return found
+def _find_file(path: str, roots: Sequence[str], files_in: Callable[[str], frozenset[str]]) -> str:
+    """The file that a line names, in the first of these folders that has it. ValueError if none has, or if the path
+    leads out of them."""
+    path = os.path.normpath(path)
+    places = [os.path.join(root, path) for root in roots]
+    inside = [place for place in places if place.startswith(tuple(os.path.join(root, "") for root in roots))]
+    if path.split(os.sep)[0] == ".." or not inside:
+        raise ValueError(f"the path {path} leads out of {roots[0]}")
+    found = next((place for place in inside if os.path.basename(place) in files_in(os.path.dirname(place))), None)
+    if found is None:
+        raise ValueError(f"there is no file {path} (looked for in {', '.join(roots[:2])})")
+    return found
 
 
 def _parse(line: str, num_classes: int) -> tuple[str, int]:
@@ -85,7 +76,10 @@ class ListReader(EncodedReader):
     def __init__(self, config: Config, split: str) -> None:
         data_dir = Path(config.data_dir)
         self.path = find(data_dir, split)
-        paths, labels, problems = _Paths(self.path, data_dir, split), [], []
+        labels, problems = [], []
+        roots = [self.path.parent, data_dir, *(data_dir / name for name in SPLIT_FOLDERS[split])]
+        roots = list(dict.fromkeys(map(os.path.abspath, roots)))
+        files_in = cache(_files_in)  # reading a folder is faster than asking for each file
         self._files: list[str] = []
         self._lines: list[int] = []
         # File names need not be UTF-8; surrogateescape keeps their bytes.
@@ -95,7 +89,7 @@ class ListReader(EncodedReader):
                     continue
                 try:
                     path, label = _parse(line.strip("\r\n \t"), config.num_classes)
-                    self._files.append(paths.find(path))
+                    self._files.append(_find_file(path, roots, files_in))
                 except ValueError as error:
                     problems.append(f"{self.path}:{number}: {error}")
                 else:
@@ -103,15 +97,12 @@ class ListReader(EncodedReader):
                     self._lines.append(number)
         if not labels:
             raise_problems(problems or [f"{self.path}: lists no image"])
-        names = (read_class_names((self.path.parent,), np.array(labels))
-                 or complete_names(_folder_names(self._files, labels), config.num_classes))
+        names = find_class_names([self.path.parent], np.array(labels), config.num_classes,
+                                 _folder_names(self._files, labels))
         super().__init__(f"list {self.path}", names, np.array(labels), photos=config.photos, problems=problems)
 
     def file(self, index: int) -> str:
         return self._files[index]
-
-    def read(self, index: int) -> np.ndarray:
-        return read_file(self._files[index], self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self._files[index]} ({self.path}:{self._lines[index]})"

@@ -14,7 +14,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.data.base import EncodedReader, raise_problems
-from src.data.class_names import complete_names, read_class_names
+from src.data.class_names import find_class_names
 from src.data.shards import find_shards
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ find = partial(find_shards, endings=ENDINGS)
 def _reason(error: Exception) -> str:
     """The one line of MindData's error that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-    said = next((line.split("ERROR]")[1].strip() for line in lines if "ERROR]" in line), "")
-    return said or (lines[0] if lines else type(error).__name__)
+    return next((line.split("ERROR]")[1].strip() for line in lines if "ERROR]" in line), next(iter(lines), repr(error)))
 
 
 def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDataset:
@@ -62,57 +61,48 @@ class MindRecordReader(EncodedReader):
                 raise UserError(f"{path}: is empty")
             if not path.with_name(f"{path.name}.db").is_file():
                 raise UserError(f"{path}: its index {path.name}.db is missing; the file cannot be read without it")
-        self._paths = paths
         columns = _open(paths[:1]).get_col_names()
         image = next((name for name in IMAGE_COLUMNS if name in columns), None)
         if image is None or LABEL_COLUMN not in columns:
             raise UserError(f"{paths[0]}: needs the columns {' or '.join(IMAGE_COLUMNS)}, and {LABEL_COLUMN}; its "
                             f"columns: {', '.join(columns)}")
+        self._paths, self._dataset, self._lock = paths, _open(paths, [image]), Lock()
         self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])  # of the rows of each file
-        self._dataset, self._lock = _open(paths, [image]), Lock()
-        labels = self._read_labels()
+        self._rows = np.arange(self._ends[-1])
+        rows = _open(paths, [LABEL_COLUMN])
+        try:
+            values = [rows[index][0] for index in range(len(self._rows))]
+        except RuntimeError as error:
+            raise UserError(f"{paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
+        if any(value.size != 1 or value.dtype.kind not in "iu" for value in values):
+            raise UserError(f"{paths[0]}: the column {LABEL_COLUMN} must hold one whole number per row")
+        labels = np.array(values, np.int64).reshape(-1)
         for end in np.unique(self._ends[self._ends > 0]):  # a file that was cut short lacks its last row
-            self._read_row(int(end) - 1)
+            self.read(int(end) - 1)
         good = (labels >= 0) & (labels < config.num_classes)
-        problems = [f"{self._row_name(row)} has the label {labels[row]}; labels run from 0 to "
+        problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to "
                     f"{config.num_classes - 1}, because num_classes is {config.num_classes}"
                     for row in np.flatnonzero(~good)]
         self._rows = np.flatnonzero(good)
         if not len(self._rows):
             raise_problems(problems or [f"{paths[0]}: holds no row"])
         labels = labels[self._rows]
-        names = (read_class_names((paths[0].parent, Path(config.data_dir)), labels)
-                 or complete_names({}, config.num_classes))
+        names = find_class_names((paths[0].parent, Path(config.data_dir)), labels, config.num_classes, {})
         files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
         super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=config.photos, problems=problems)
 
-    def _read_labels(self) -> np.ndarray:
-        rows = _open(self._paths, [LABEL_COLUMN])
-        try:
-            values = [rows[index][0] for index in range(int(self._ends[-1]))]
-        except RuntimeError as error:
-            raise UserError(f"{self._paths[0].parent}: cannot be read as MindRecord: {_reason(error)}") from None
-        if any(value.size != 1 or value.dtype.kind not in "iu" for value in values):
-            raise UserError(f"{self._paths[0]}: the column {LABEL_COLUMN} must hold one whole number per row")
-        return np.array(values, np.int64).reshape(-1)
-
-    def _read_row(self, row: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         try:
             with self._lock:  # a MindDataset answers one thread at a time
-                content = self._dataset[row][0]
+                content = self._dataset[int(self._rows[index])][0]
         except RuntimeError as error:
-            raise UserError(f"{self._row_name(row)}: cannot be read: {_reason(error)}") from None
+            raise UserError(f"{self.name(index)}: cannot be read: {_reason(error)}") from None
         if content.dtype.kind != "S" and content.dtype != np.uint8:
-            raise UserError(f"{self._row_name(row)}: the image must be stored as bytes, not {content.dtype}")
+            raise UserError(f"{self.name(index)}: the image must be stored as bytes, not {content.dtype}")
         return np.frombuffer(content.tobytes(), np.uint8)
 
-    def read(self, index: int) -> np.ndarray:
-        return self._read_row(int(self._rows[index]))
-
     def name(self, index: int) -> str:
-        return self._row_name(int(self._rows[index]))
-
-    def _row_name(self, row: int) -> str:
+        row = int(self._rows[index])
         file = int(np.searchsorted(self._ends, row, side="right"))
         return f"{self._paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"
 

@@ -17,7 +17,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.data.base import EncodedReader, raise_problems
-from src.data.class_names import complete_names, read_class_names
+from src.data.class_names import find_class_names
 from src.data.shards import find_shards
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
@@ -175,10 +175,10 @@ class TFRecordReader(EncodedReader):
         self._places = np.array([place for shard in shards for place in shard.places], np.int64)
         labels, folder = self._places[:, -1], self._paths[0].parent
         names = {label: name for shard in shards for label, name in shard.names.items()}
-        super().__init__(f"{len(shards)} TFRecord shard{'s' if len(shards) > 1 else ''} in {folder}",
-                         read_class_names((folder, Path(config.data_dir)), labels,
-                                          first_label=config.tfrecord_first_label)
-                         or complete_names(names, config.num_classes), labels, photos=config.photos, problems=problems)
+        names = find_class_names((folder, Path(config.data_dir)), labels, config.num_classes, names,
+                                 first_label=config.tfrecord_first_label)
+        super().__init__(f"{len(shards)} TFRecord shard{'s' if len(shards) > 1 else ''} in {folder}", names, labels,
+                         photos=config.photos, problems=problems)
 
     def _path(self, index: int) -> Path:
         return self._paths[int(np.searchsorted(self._ends, index, side="right"))]

@@ -32,10 +32,8 @@ from model_utils.config import get_config  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from src.data.base import Reader  # noqa: E402
+from src.data.base import LABELS_FILE, Reader, write_class_names  # noqa: E402
 from src.data.broken_images import image_problem  # noqa: E402
-from src.data.class_names import FILE as CLASS_NAMES  # noqa: E402
-from src.data.class_names import write_class_names  # noqa: E402
 from src.data.folder import is_image  # noqa: E402
 from src.data.formats import build_reader, check_class_count, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
@@ -116,7 +114,7 @@ class Split:
         if path.exists():
             shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
         write_list(path, map(self.reader.file, good), self.reader.labels[good].tolist())
-        if not (data_dir / CLASS_NAMES).exists():
+        if not (data_dir / LABELS_FILE).exists():
             write_class_names(data_dir, self.reader.class_names)
         return (f"{path}: lists {len(good)} of {len(self.reader)} images; dataset_format=auto now reads it instead of "
                 "the folders, and --dataset_format=folder reads the folders")

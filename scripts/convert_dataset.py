@@ -31,13 +31,10 @@ from model_utils.config import get_config  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
-from src.data.base import NoDataError, Reader, raise_problems  # noqa: E402
+from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names  # noqa: E402
 from src.data.broken_images import image_problem  # noqa: E402
-from src.data.class_names import FILE as CLASS_NAMES  # noqa: E402
-from src.data.class_names import are_names, write_class_names  # noqa: E402
 from src.data.formats import FORMATS, build_reader, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
-from src.data.shards import shard_name  # noqa: E402
 from src.utils.files import printable, writing  # noqa: E402
 
 SHARD_BYTES = 128 << 20
@@ -143,7 +140,7 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
         if options.to == "list":
             write_list((hidden if options.output else output) / LIST_FILES[split], files, reader.labels[kept].tolist())
         # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
-        if not (output / CLASS_NAMES).exists() or (options.output and are_names(reader.class_names)):
+        if not (output / LABELS_FILE).exists() or (options.output and are_names(reader.class_names)):
             write_class_names(hidden, reader.class_names)
         packed = build_reader(config.taking({
             "data_dir": str(hidden if options.output else output), "dataset_format": options.to,

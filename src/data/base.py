@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every reader of images offers, and in which folders a split is looked for."""
+"""What every reader of images offers, and what several formats share: folders of splits, shards, names of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,17 @@ import numpy as np
 
 from model_utils.errors import UserError
 from src.data.broken_images import ImageTracker
+from src.utils.files import write_atomically
 from src.utils.util import listed
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset, Sampler
 
 SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val", "validation")}
+SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}  # in the names of shards
+NUMBER = re.compile(r"(.*?)(\d+)(-of-(\d+).*|\D*)")  # the number of a shard: before `-of-`, or the last one
+LABELS_FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers that are in the records
+CLASS_LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
 
 
 class NoDataError(UserError):
@@ -130,3 +137,90 @@ def split_folders(data_dir: Path, split: str) -> list[Path]:
     if own is not None:
         folders += [data_dir] if own.name in names else [own.parent / name for name in names]
     return folders
+
+
+# Shards: one split in several files
+
+
+def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
+    """`train-00003-of-00008`, as slim names its shards."""
+    return f"{stem}-{number:05d}-of-{count:05d}{ending}"
+
+
+def find_shards(data_dir: Path, split: str, endings: str) -> list[Path]:
+    """The files of a split in their order: their names have the word of the split, or they are in the split's folder.
+
+    `endings` is a regular expression for what comes after the word. UserError if some of a numbered set are missing,
+    or if there are several sets.
+    """
+    for word in SPLIT_WORDS[split]:
+        files = _matching(data_dir, rf"(?:.*[-_.])?{word}(?:{endings})")
+        if files:
+            return _complete(files, any_names=False)
+    for folder in split_folders(data_dir, split):
+        files = _matching(folder, rf".*(?:{endings})")
+        if files:
+            return _complete(files, any_names=True)
+    return []
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Files in natural order: x.mindrecord10 after x.mindrecord9."""
+    files = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.name.startswith(".")
+             and path.is_file()] if folder.is_dir() else []
+    return sorted(files, key=lambda path: [(0, int(part)) if part.isdigit() else (1, part)
+                                           for part in re.split(r"(\d+)", path.name)])
+
+
+def _complete(files: list[Path], *, any_names: bool) -> list[Path]:
+    sets: defaultdict[tuple[str, str, str | None], dict[int, str]] = defaultdict(dict)
+    for path in files:
+        match = NUMBER.fullmatch(path.name)
+        kind, number = ((match[1], match[3], match[4]), int(match[2])) if match else ((path.name, "", ""), 0)
+        sets[kind][number] = path.name
+    if len(sets) > 1 and (not any_names or any(count for *_, count in sets)):
+        raise UserError(f"{files[0].parent}: holds several sets of shards of one split: "
+                        f"{listed(next(iter(names.values())) for names in sets.values())}; keep one")
+    for (stem, ending, count), names in sets.items():
+        numbers = range(int(count)) if count else range(min(names), max(names) + 1)
+        missing = [f"{stem}{number:0{len(count or '')}d}{ending}" for number in numbers if number not in names]
+        if missing and (count or not any_names):
+            raise UserError(f"{files[0].parent}: shards are missing: {listed(missing)}")
+    return files
+
+
+# Names of numbered classes, if the data has them
+
+
+def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: int, found: Mapping[int, str], *,
+                     first_label: int = 0) -> tuple[str, ...]:
+    """The names in the first `labels.txt` of these folders, in the order of their numbers. If there is none: what was
+    found with the images, if all names differ, or the numbers.
+
+    UserError if the file is damaged, or has no name for one of the labels, which count from 0.
+    """
+    path = next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), None)
+    if path is None:
+        found = found if len(set(found.values())) == len(found) else {}
+        return tuple(found.get(label, str(label)) for label in range(num_classes))
+    names: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        match = CLASS_LINE.fullmatch(line.strip())
+        if line.strip() and not match:
+            raise UserError(f"{path}:{number}: must be `number:name`, not {line.strip()!r}")
+        if match and int(match[1]) >= first_label:  # slim's class 0 is the background, which has no images
+            names[int(match[1]) - first_label] = match[2]
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{path}: must name the classes {first_label} to {first_label + len(names) - 1} without a gap")
+    if labels.max() >= len(names):
+        raise UserError(f"{path}: has no name for the class {first_label + labels.max()}, of which there are images")
+    return tuple(names[label] for label in range(len(names)))
+
+
+def write_class_names(folder: Path, names: Sequence[str]) -> None:
+    write_atomically(folder / LABELS_FILE, "".join(f"{label}:{name}\n" for label, name in enumerate(names)))
+
+
+def are_names(classes: Sequence[str]) -> bool:
+    """Whether classes have names of their own, not just their numbers."""
+    return list(classes) != [str(number) for number in range(len(classes))]

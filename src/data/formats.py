@@ -11,8 +11,7 @@ from pathlib import Path
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
 from src.data import cifar10, folder, list_file, mindrecord, tfrecord
-from src.data.base import NoDataError, Reader, raise_problems
-from src.data.class_names import are_names
+from src.data.base import NoDataError, Reader, are_names, raise_problems
 from src.data.shapes import ShapesReader
 from src.utils.util import listed
 

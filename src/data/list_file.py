@@ -10,8 +10,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import SPLIT_FOLDERS, EncodedReader, own_split, raise_problems
-from src.data.class_names import find_class_names
+from src.data.base import SPLIT_FOLDERS, EncodedReader, find_class_names, own_split, raise_problems
 from src.utils.files import printable, write_atomically
 
 LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}

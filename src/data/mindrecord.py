@@ -13,9 +13,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import EncodedReader, raise_problems
-from src.data.class_names import find_class_names
-from src.data.shards import find_shards
+from src.data.base import EncodedReader, find_class_names, find_shards, raise_problems
 
 if TYPE_CHECKING:
     from mindspore.dataset import MindDataset
@@ -36,7 +34,7 @@ def _reason(error: Exception) -> str:
 
 
 def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDataset:
-    """A dataset whose rows can be asked for by number. UserError names a file that is damaged."""
+    """A dataset whose rows can be asked for by number. UserError names the first file."""
     import mindspore.dataset as ds
 
     try:
@@ -45,9 +43,6 @@ def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDa
         dataset.get_dataset_size()
         return dataset
     except (RuntimeError, ValueError) as error:
-        if len(paths) > 1:
-            for path in paths:
-                _open([path], columns)  # names the one that is wrong
         raise UserError(f"{paths[0]}: cannot be read as MindRecord: {_reason(error)}") from None
 
 
@@ -66,8 +61,9 @@ class MindRecordReader(EncodedReader):
         if image is None or LABEL_COLUMN not in columns:
             raise UserError(f"{paths[0]}: needs the columns {' or '.join(IMAGE_COLUMNS)}, and {LABEL_COLUMN}; its "
                             f"columns: {', '.join(columns)}")
+        # Where the rows of each file end. Opened one by one, so that an error names the file that is damaged.
+        self._ends = np.cumsum([_open([path], [image, LABEL_COLUMN]).get_dataset_size() for path in paths])
         self._paths, self._dataset, self._lock = paths, _open(paths, [image]), Lock()
-        self._ends = np.cumsum([_open([path]).get_dataset_size() for path in paths])  # of the rows of each file
         self._rows = np.arange(self._ends[-1])
         rows = _open(paths, [LABEL_COLUMN])
         try:

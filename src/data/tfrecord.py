@@ -16,9 +16,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import EncodedReader, raise_problems
-from src.data.class_names import find_class_names
-from src.data.shards import find_shards
+from src.data.base import EncodedReader, find_class_names, find_shards, raise_problems
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
 IMAGE, LABEL, NAME = b"image/encoded", b"image/class/label", b"image/class/synset"

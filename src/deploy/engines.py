@@ -4,7 +4,7 @@
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,14 +21,8 @@ HOW_TO_GET = {"lite": "MindSpore Lite comes from its vendor: https://www.mindspo
 FREE_BATCH = 16  # images at a time if a model takes any number
 
 
-class Engine(Protocol):
-    """A loaded model. `batch_size` is how many images it takes at a time, None for any number."""
-
-    name: str
-    batch_size: int | None
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """float32 [N, 3, H, W] -> the answers, N first."""
+# An engine holds a loaded model. `batch_size` is how many images it takes at a time, None for any number; `run` turns
+# float32 [N, 3, H, W] into the answers, N first.
 
 
 class CellEngine:
@@ -85,6 +79,9 @@ class LiteEngine:
         return self._model.predict(inputs)[0].get_data_to_numpy()
 
 
+Engine = CellEngine | OnnxEngine | LiteEngine
+
+
 def choose_engine(asked: str, path: Path) -> tuple[str, list[str]]:
     """The engine for this file, and a line for the log if `auto` did not take its first choice. UserError if the
     engine that was asked for cannot run the file, or none is installed."""
@@ -96,9 +93,8 @@ def choose_engine(asked: str, path: Path) -> tuple[str, list[str]]:
     if found is None:
         raise UserError(f"engine: a {path.suffix} file needs {' or '.join(PACKAGES[name] for name in candidates)}, and "
                         f"none is installed; {HOW_TO_GET[candidates[-1]]}")
-    if found == candidates[0]:
-        return found, []
-    return found, [f"engine=auto: {PACKAGES[candidates[0]]} is not installed, so {PACKAGES[found]} runs {path.name}"]
+    note = f"engine=auto: {PACKAGES[candidates[0]]} is not installed, so {PACKAGES[found]} runs {path.name}"
+    return found, [note] if found != candidates[0] else []
 
 
 def open_engine(engine: str, path: Path, *, batch_size: int | None, target: str = "cpu", device_id: int = 0) -> Engine:

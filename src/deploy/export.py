@@ -86,9 +86,6 @@ def check_request(config: Config, rank: Rank) -> Path:
     if "AIR" in config.file_format and rank.device_target != "Ascend":
         raise UserError(f"file_format: AIR is written on Ascend devices only, and this is {rank.device_target}; "
                         "MINDIR works everywhere, and Ascend 310 runs it: --file_format=MINDIR")
-    for ending in (".json", *(SUFFIXES[name] for name in config.file_format)):
-        if (path := target.with_name(target.name + ending)).is_dir():
-            raise UserError(f"file_name: {path} is a folder")
     try:
         find_card(target.with_name(f"{target.name}.mindir"))
     except UserError:  # it may belong to something else

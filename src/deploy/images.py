@@ -30,7 +30,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # color profiles of good images exceed Pillow's limit of 1 MiB
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that is not an image, or a broken one."""
 
 
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
     name: str  # of its result file, without the ending
     source: str  # where it is stored, for messages
-    load: Callable[[], np.ndarray]  # -> RGB uint8 [H, W, 3], or prepared float32 [N, 3, H, W]; ImageError if it fails
+    load: Callable[[], np.ndarray]  # -> RGB uint8 [H, W, 3], or prepared float32 [N, 3, H, W]; UserError if it fails
     file: Path | None = None  # None if it is not a file of its own
 
 
@@ -52,10 +52,7 @@ def image_items(paths: Sequence[Path]) -> list[Item]:
 def dataset_items(reader: Reader) -> list[Item]:
     """A test set as an evaluation sees it: images as they are stored, whatever their EXIF data says."""
     def load(index: int) -> np.ndarray:
-        try:
-            stored = reader.read(index)
-        except UserError as error:
-            raise ImageError(str(error)) from None
+        stored = reader.read(index)
         return decode(stored.tobytes(), upright=False) if reader.encoded else stored
 
     files = [Path(file) if (file := reader.file(index)) else None for index in range(len(reader))]

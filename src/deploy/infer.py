@@ -25,7 +25,7 @@ from model_utils.errors import UserError
 from model_utils.local_adapter import data_workers, local_device_id, usable_cores
 from model_utils.schema import DATASETS, Config
 from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
-from src.deploy.images import ImageError, Item, annotate, dataset_items, find_images, image_items, prepare, read_list
+from src.deploy.images import Item, annotate, dataset_items, find_images, image_items, prepare, read_list
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
 from src.evaluation.plots import contact_sheet
@@ -86,7 +86,7 @@ def infer(config: Config) -> list[Prediction]:
         try:
             content = item.load()
             return prepare(content, model.config.preset, photos=photos)[None] if content.dtype == np.uint8 else content
-        except ImageError as error:
+        except UserError as error:
             return str(error)
 
     predictions, thumbnails, captions, times_ms = [], [], [], []
@@ -140,7 +140,7 @@ def check_request(config: Config) -> None:
                         "--data_dir=FOLDER")
     if config.save and (Path(config.save).suffix.lower() not in (".csv", ".json") or Path(config.save).is_dir()):
         raise UserError(f"save: {config.save} must be a file that ends in .csv or .json")
-    save_folder = Path(config.save).absolute().parent if config.save else None
+    save_folder = config.save and Path(config.save).absolute().parent
     for key, folder in (("annotate", config.annotate), ("time_dir", config.time_dir),
                         ("result_dir", config.result_dir), ("save", save_folder)):
         try:
@@ -210,12 +210,10 @@ def open_exported(config: Config, path: Path) -> tuple[KnownModel, Engine]:
     name, notes = choose_engine(config.engine, path)
     if name == "mindspore":
         notes += set_up_device(config).notes
-    target = config.device_target.lower()
-    if target == "auto":
-        target = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
+    found = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
     device_id = local_device_id() if config.device_id is None else config.device_id
-    engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size, target=target,
-                         device_id=device_id or 0)
+    engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size, device_id=device_id or 0,
+                         target=found if config.device_target == "auto" else config.device_target.lower())
     return model._replace(notes=(*model.notes, *notes, f"{engine.name} runs {path}")), engine
 
 

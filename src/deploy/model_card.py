@@ -138,12 +138,11 @@ def identify_model(config: Config, model_path: Path | None) -> KnownModel:
         raise UserError(f"model_path: {model_path} is not an exported model ({', '.join(SUFFIXES.values())}); "
                         "export.py makes one from a checkpoint")
     card = find_card(model_path) if model_path else None
+    if model_path and not model_path.is_file():
+        raise UserError(f"model_path: there is no file {model_path}")
     if card is None:
-        if model_path and not model_path.is_file():
-            raise UserError(f"model_path: there is no file {model_path}")
-        names = CLASS_NAMES if config.dataset == "cifar10" else ()
-        if len(names) != config.num_classes:
-            names = tuple(map(str, range(config.num_classes)))
+        is_cifar10 = config.dataset == "cifar10" and config.num_classes == len(CLASS_NAMES)
+        names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(config.num_classes)))
         missing = [f"there is no {card_path(model_path).name}, so image size, normalisation and classes are those of "
                    "the recipe and the flags"] if model_path else []
         return KnownModel(config, names, config.photos, None, (*config.notes, *missing))
@@ -172,8 +171,4 @@ def onnx_of_same_export(mindir: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,7 +12,7 @@ from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
 from src.data.formats import build_reader, check_kind, check_numbering
-from src.deploy.images import ImageError, Item, dataset_items, prepare
+from src.deploy.images import Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
 from src.utils.files import make_folder, printable, write_atomically
@@ -41,8 +41,7 @@ def preprocess(config: Config) -> Path:
     labels_file = label_file(folder, config.dataset)
     if labels_file.suffix == ".json":
         if items[0].file is None:
-            raise UserError(f"data_dir: {reader.source}: its images are not files of their own; class folders and "
-                            "lists of files can be prepared")
+            raise UserError(f"data_dir: {reader.source}: must be class folders or a list of files")
         names = [item.name + item.file.suffix for item in items]
         labels = dict(zip(names, reader.labels.tolist(), strict=True))
         write_atomically(labels_file, json.dumps(labels, indent=0) + "\n")
@@ -55,7 +54,7 @@ def preprocess(config: Config) -> Path:
             for item in items[start:start + batch_size]:
                 try:
                     images.append(prepare(item.load(), config.preset, photos=reader.photos))
-                except ImageError as error:
+                except UserError as error:
                     raise UserError(f"{item.source}: {error}") from None
             name = f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
             (folder / INPUTS / name).write_bytes(np.stack(images).tobytes())
@@ -106,8 +105,7 @@ def empty_folder(folder: Path, pattern: str) -> None:
     inside = list(make_folder(folder).iterdir())
     for path in inside:
         if not path.match(pattern) or path.is_dir():
-            raise UserError(f"{folder}: is for files {pattern}, but contains {path.name}; move it, or name another "
-                            "folder")
+            raise UserError(f"{folder}: is for files {pattern}, but contains {path.name}; name another folder")
     for path in inside:
         path.unlink()
 
@@ -132,11 +130,9 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, which are not whole images of "
                             f"{shape[1]}x{shape[2]} ({image_bytes} bytes each)")
 
+
     def read(path: Path) -> np.ndarray:
-        try:
-            return np.fromfile(path, np.float32).reshape(-1, *shape)
-        except (OSError, ValueError) as error:
-            raise ImageError(f"cannot be read: {error}") from None
+        return np.fromfile(path, np.float32).reshape(-1, *shape)
 
     return [Item(path.stem, printable(path), partial(read, path), path) for path in paths]
 

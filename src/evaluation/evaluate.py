@@ -20,9 +20,8 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, ModelLoader, describe_model
-from src.data.base import NoDataError, Reader
+from src.data.base import NoDataError, Reader, are_names
 from src.data.broken_images import naming_bad_images
-from src.data.class_names import are_names
 from src.data.formats import build_reader, check_kind, check_numbering, data_folder
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k

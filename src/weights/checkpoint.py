@@ -7,8 +7,8 @@ the bytes of a tensor to memory without comparing their number with the shape, a
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from glob import escape, glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import glob
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from model_utils.errors import UserError
 from src.utils.files import newest_first, replaced_when_whole
 from src.weights.model_info import CHECKPOINT_SUFFIXES, ModelInfo
 
+CKPT = "ckpt"  # this kind of file
 INFO_KEY = "vgg_model"  # the record of the model in a checkpoint
 STATE_KEY = "vgg_state"  # the record of the run in a resume state
 COUNTER = "dropout_step"  # a parameter of the dropout for CPU, which is no weight
@@ -99,11 +100,13 @@ def write_file(path: Path, texts: Mapping[str, str], arrays: Iterable[tuple[str,
 
 
 class Contents(NamedTuple):
-    """What a file holds. The arrays cannot be written to."""
+    """What a file holds, under its own names, in its own types. The arrays cannot be written to."""
 
     arrays: dict[str, np.ndarray]
     texts: dict[str, str]
-    is_verified: bool  # False: the file carries no checksum
+    is_verified: bool = True  # False: a .ckpt without a checksum
+    others: Sequence[str] = ()  # names of what is neither tensor nor text
+    kind: str = CKPT
 
 
 def read_file(path: Path) -> Contents:
@@ -169,8 +172,6 @@ def find_checkpoints(named: str) -> list[Path]:
     places = [Path(named)] if Path(named).exists() else map(Path, glob(named, recursive=True))
     found = {path for place in places for path in (place.rglob("*") if place.is_dir() else [place])
              if path == place or path.suffix in CHECKPOINT_SUFFIXES and not path.name.startswith(".")}
-    checkpoints = newest_first(sorted(found, key=lambda item: (item.name, item)))
-    if not checkpoints:
-        matches = "" if escape(named) == named else ", and nothing that matches this pattern"
-        raise UserError(f"pre_trained: there is no checkpoint {named}{matches}")
-    return checkpoints
+    if not found:
+        raise UserError(f"pre_trained: there is no checkpoint {named}")
+    return newest_first(sorted(found, key=lambda item: (item.name, item)))

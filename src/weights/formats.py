@@ -22,9 +22,9 @@ from safetensors.numpy import save
 
 from model_utils.errors import UserError
 from src.utils.files import write_atomically
-from src.weights.checkpoint import BFLOAT16, read_file, write_file
+from src.weights.checkpoint import BFLOAT16, CKPT, Contents, read_file, write_file
 
-CKPT, SAFETENSORS, TORCH = "ckpt", "safetensors", "torch"
+SAFETENSORS, TORCH = "safetensors", "torch"
 WRITTEN_SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
 CKPT_START = b"\n"  # the first field of a protobuf message
 ZIP_START = b"PK\x03\x04"
@@ -37,40 +37,23 @@ SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16,
                      "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
-class WeightFile(NamedTuple):
-    """What a file holds, under its own names, in its own types."""
-
-    kind: str
-    arrays: dict[str, np.ndarray]
-    texts: dict[str, str]
-    others: list[str]  # names of what is neither tensor nor text
-    is_verified: bool  # False: a .ckpt without a checksum
-
-
-def read_weight_file(path: Path) -> WeightFile:
+def read_weight_file(path: Path) -> Contents:
     """Read any of the formats. UserError if the file is damaged, refused, or something else."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if not start:
-        raise UserError(f"{path}: is empty")
+        raise UserError(f"{path}: cannot be read: {error.strerror.lower()}") from None
     if start.startswith((ZIP_START, LEGACY_START)):
-        arrays, others = _read_torch(path)
-        return WeightFile(TORCH, arrays, {}, others, True)
+        return _read_torch(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER_BYTES:
-        arrays, texts = _read_safetensors(path)
-        return WeightFile(SAFETENSORS, arrays, texts, [], True)
+        return _read_safetensors(path)
     for beginning, reason in OTHER_STARTS.items():
         if start.startswith(beginning):
             raise UserError(f"{path}: is no file of weights: {reason}")
     if path.suffix.lower() in (".safetensors", ".pth", ".pt") and not start.startswith(CKPT_START):
         raise UserError(f"{path}: is damaged, or is no {path.suffix} file: it does not begin like one")
-    contents = read_file(path)
-    return WeightFile(CKPT, contents.arrays, contents.texts, [], contents.is_verified)
+    return read_file(path)
 
 
 def write_weight_file(path: Path, kind: str, texts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -96,7 +79,7 @@ def type_name(array: np.ndarray) -> str:
     return "bfloat16" if array.dtype.names else array.dtype.newbyteorder("=").name
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_safetensors(path: Path) -> Contents:
     data = path.read_bytes()
     try:
         entries = safetensors.deserialize(data)
@@ -107,7 +90,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise UserError(f"{path}: holds numbers of the type {error.args[0]}, which is not read here") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a safetensors file, it is damaged or cut off: {error}") from None
-    return arrays, texts
+    return Contents(arrays, texts, kind=SAFETENSORS)
 
 
 # PyTorch: a pickle that describes tensors, and their bytes beside it
@@ -149,10 +132,6 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple[int, ...], stri
     return _Tensor(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(tensor: _Tensor, *_: object) -> _Tensor:
-    return tensor
-
-
 class _Unpickler(pickle.Unpickler):
     """Makes dictionaries, lists, numbers, texts and descriptions of tensors. Whatever else is asked for is refused."""
 
@@ -160,7 +139,7 @@ class _Unpickler(pickle.Unpickler):
     # No class of NumPy among these: a pickle may call __setstate__ of what it is given.
     ALLOWED = {"collections.OrderedDict": OrderedDict, "torch._utils._rebuild_tensor": _rebuild_tensor,
                "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-               "torch._utils._rebuild_parameter": _rebuild_parameter}
+               "torch._utils._rebuild_parameter": lambda tensor, *_: tensor}
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.cuda") and name in TORCH_TYPES:
@@ -193,19 +172,17 @@ def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     return unpickler.load(), unpickler.storages
 
 
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors, and the names of what else the file holds."""
+def _read_torch(path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             is_archive = file.read(len(ZIP_START)) == ZIP_START
             file.seek(0)
             tensors, others, contents, order = _read_archive(file) if is_archive else _read_legacy(file)
-        return {name: _array(tensor, contents, order) for name, tensor in tensors.items()}, others
-    except UserError as error:
-        raise UserError(f"{path}: cannot be read as a PyTorch file: {error}") from None
+        arrays = {name: _array(tensor, contents, order) for name, tensor in tensors.items()}
     except Exception as error:  # the documentation of pickle has no complete list of what damaged bytes raise
-        raise UserError(f"{path}: cannot be read as a PyTorch file: it is damaged, or was cut off "
-                        f"({type(error).__name__}: {error})") from None
+        damage = "" if isinstance(error, UserError) else f"it is damaged, or was cut off: {type(error).__name__}: "
+        raise UserError(f"{path}: cannot be read as a PyTorch file: {damage}{error}") from None
+    return Contents(arrays, {}, others=others, kind=TORCH)
 
 
 _Parts = tuple[dict[str, _Tensor], list[str], dict[str, bytes], str]  # tensors, other names, bytes, byte order
@@ -241,10 +218,8 @@ def _read_legacy(file: BinaryIO) -> _Parts:
 
 def _state_dict(root: Any) -> tuple[dict[str, _Tensor], list[str]]:
     """The tensors of a dictionary, or of one in it, and the names of the rest."""
-    if not isinstance(root, dict):
-        raise UserError(f"it holds no state dict; {ADVICE}")
-    tensors = {str(key): value for key, value in root.items() if isinstance(value, _Tensor)}
-    if tensors:
+    root = root if isinstance(root, dict) else {}
+    if tensors := {str(key): value for key, value in root.items() if isinstance(value, _Tensor)}:
         return tensors, [str(key) for key in root if str(key) not in tensors]
     inner = [key for key, value in root.items() if isinstance(value, dict)
              and any(isinstance(item, _Tensor) for item in value.values())]

@@ -14,8 +14,8 @@ from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
 from src.utils.util import listed
 from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
-from src.weights.checkpoint import INFO_KEY, STATE_KEY, find_checkpoints, network_weights
-from src.weights.formats import CKPT, as_float32, is_float, read_weight_file, type_name
+from src.weights.checkpoint import CKPT, INFO_KEY, STATE_KEY, find_checkpoints, network_weights
+from src.weights.formats import as_float32, is_float, read_weight_file, type_name
 from src.weights.model_info import ModelInfo
 from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
 
@@ -118,9 +118,8 @@ def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
         if weights.project.uses_imagenet_statistics:
             facts["image_mean"], facts["image_std"] = DATASETS["imagenet2012"].statistics
     asks_for_pool = config.average_pool and (not weights.info or config.is_flag("average_pool"))
-    if asks_for_pool and layout.map_area == POOLED_SIDE**2:
-        facts = {name: value for name, value in facts.items() if name not in ("image_size", "average_pool")}
-    return facts
+    given = ("image_size", "average_pool") if asks_for_pool and layout.map_area == POOLED_SIDE**2 else ()
+    return {name: value for name, value in facts.items() if name not in given}
 
 
 class Start(NamedTuple):
@@ -181,12 +180,9 @@ def match_weights(weights: Weights, network: nn.Cell, *, swaps_head: bool, stric
     values. Without `strict`, so does whatever else does not fit.
     """
     wanted = {parameter.name: parameter.shape for parameter in network_weights(network)}
-    problems = {}
-    for name, shape in wanted.items():
-        if name not in weights.arrays:
-            problems[name] = "is missing"
-        elif weights.arrays[name].shape != shape:
-            problems[name] = f"is {weights.arrays[name].shape}, not {shape}"
+    shapes = {name: array.shape for name, array in weights.arrays.items()}
+    problems = {name: f"is {shapes[name]}, not {shape}" if name in shapes else "is missing"
+                for name, shape in wanted.items() if shapes.get(name) != shape}
     swapped = _swapped(weights, problems, wanted) if swaps_head else {}
     rest = {name: why for name, why in problems.items() if name not in swapped}
     unused = {name: "no such layer in the network" for name in weights.arrays if name not in wanted}
@@ -194,11 +190,10 @@ def match_weights(weights: Weights, network: nn.Cell, *, swaps_head: bool, stric
         wrong = [f"{weights.names.get(name, name)} {why}" for name, why in rest.items()]
         extra = [weights.names[name] for name in unused]
         extra += [name for name, why in weights.left_out.items() if why == UNKNOWN]
-        lines = [f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, separator='; ')}",
-                 *([f"  not used: {listed(extra)}"] if extra else []),
-                 *(["  --pre_trained_strict=False loads what fits and leaves the rest at its initial values"]
-                   if swaps_head else [])]
-        raise UserError("\n".join(lines))
+        unused_too = f"\n  not used: {listed(extra)}" if extra else ""
+        remedy = "\n  --pre_trained_strict=False loads what fits; the rest gets initial values" if swaps_head else ""
+        raise UserError(f"{weights.path}: does not fit {weights.layout.network}: {listed(wrong, separator='; ')}"
+                        f"{unused_too}{remedy}")
     new = swapped | rest
     left_out = {weights.names[name]: why for name, why in (new | unused).items() if name in weights.arrays}
     return Match([name for name in wanted if name not in new], new, left_out | weights.left_out)
@@ -240,13 +235,11 @@ def report(weights: Weights, match: Match, network: nn.Cell, taken: Iterable[str
     """What happened, in lines: source, settings that the file decided, loaded, new and left-out tensors."""
     counts = {parameter.name: parameter.size for parameter in network_weights(network)}
     values = sum(counts[name] for name in match.loaded)
-    lines = [f"weights: {summary(weights)}"]
-    lines += [f"  taken from the file: {item}" for item in taken]
-    lines.append(f"  loaded: {len(match.loaded)} of the network's {len(counts)} tensors, "
-                 f"{values:,} of {sum(counts.values()):,} values")
-    lines += grouped("new, with the recipe's initial values", match.new)
-    lines += grouped("left out of the file", match.left_out)
-    return lines if weights.is_verified else [*lines, "  carries no checksum, so its contents could not be verified"]
+    return [f"weights: {summary(weights)}", *(f"  taken from the file: {item}" for item in taken),
+            f"  loaded: {len(match.loaded)} of the network's {len(counts)} tensors, {values:,} of "
+            f"{sum(counts.values()):,} values", *grouped("new, with the recipe's initial values", match.new),
+            *grouped("left out of the file", match.left_out),
+            *([] if weights.is_verified else ["  carries no checksum, so its contents could not be verified"])]
 
 
 def grouped(title: str, reasons: Mapping[str, str]) -> list[str]:

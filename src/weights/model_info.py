@@ -66,9 +66,8 @@ class ModelInfo(BaseModel):
 
     @property
     def preset(self) -> Preset:
-        known = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        return Preset(self.image_size, self.image_mean, self.image_std,
-                      **{name: value for name, value in known.items() if value is not None})
+        known = self.model_dump(include={"crop_pct", "interpolation"}, exclude_none=True)
+        return Preset(self.image_size, self.image_mean, self.image_std, **known)
 
     def config_values(self) -> dict[str, Any]:
         """The settings that the model decides, by the names of their keys. Padding is none: all allowed values of

@@ -81,8 +81,7 @@ def translate(dimensions: Mapping[str, int], *, is_torch: bool) -> tuple[str, di
         return "timm", theirs, left_out
     if re.search(r"\blayers\.\d", text):
         return "model_zoo", theirs, left_out
-    has_our_norm = "moving_mean" in text or "gamma" in text
-    is_torch = not has_our_norm and (is_torch or "running_mean" in text)
+    is_torch = "moving_mean" not in text and "gamma" not in text and (is_torch or "running_mean" in text)
     return "torchvision" if is_torch else "mindcv", theirs, left_out
 
 
@@ -127,10 +126,9 @@ def sizes(network: str, batch_norm: bool, width: float) -> dict[str, int]:
 def missing_names(layout: Layout, names: Container[str]) -> list[str]:
     """The parameters that a network of this layout has and `names` lacks. It may lack head or classifier."""
     expected = [name for name in sizes(layout.network, layout.batch_norm, layout.width)
-                if layout.map_area is not None or not name.startswith("classifier.")]
+                if (layout.map_area if name.startswith("classifier.") else layout.has_bias or ".bias" not in name)]
     expected += [] if layout.num_classes is None else [f"{HEAD}.weight", f"{HEAD}.bias"]
-    return [name for name in expected if name not in names
-            and (layout.has_bias or not name.startswith("layers.") or not name.endswith(".bias"))]
+    return [name for name in expected if name not in names]
 
 
 def recognise_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
@@ -138,14 +136,11 @@ def recognise_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     def features(names: Iterable[str]) -> set[str]:
         return {name for name in names if name.startswith("layers.") and not name.endswith(".bias")}
 
-    def distance(candidate: tuple[str, bool]) -> int:
-        return len(features(shapes) ^ features(sizes(*candidate, 1.0)))
-
-    network, batch_norm = best = min(((name, norm) for name in NETWORKS for norm in (False, True)), key=distance)
-    convolutions = {name: shape for name, shape in shapes.items()
-                    if name.startswith("layers.") and name.endswith(".weight")}
+    near = {(name, norm): features(sizes(name, norm, 1.0)) for name in NETWORKS for norm in (False, True)}
+    network, batch_norm = best = min(near, key=lambda candidate: len(features(shapes) ^ near[candidate]))
+    convolutions = {name: shapes[name] for name in shapes if name.startswith("layers.") and name.endswith(".weight")}
     if {shape[2:] for shape in convolutions.values()} != {(3, 3)} or (
-            distance(best) > len(features(sizes(*best, 1.0))) // 2):
+            len(features(shapes) ^ near[best]) > len(near[best]) // 2):
         raise UserError(f"it holds no VGG11, 13, 16 or 19: its convolutions are {', '.join(convolutions) or 'none'}")
     first, head = (shapes.get(f"{layer}.weight") for layer in (HIDDEN[0], HEAD))
     channels = [shape[0] for shape in convolutions.values()]

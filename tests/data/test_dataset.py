@@ -42,7 +42,7 @@ from model_utils.errors import UserError
 from src.data.base import NoDataError
 from src.data.formats import FORMATS, build_reader
 from src.data.mindrecord import ENDINGS
-from src.data.shards import find_shards
+from src.data.base import find_shards
 from src.data.tfrecord import masked_crc
 from src.dataset import create_dataset, create_eval_dataset
 

@@ -230,13 +230,10 @@ def answer_all(engine: Engine, items: Sequence[Item], read: Callable[[Item], np.
         for start in range(0, len(items), size):
             contents, ahead = list(ahead), pool.map(read, items[start + size:start + 2 * size])
             images = [content for content in contents if isinstance(content, np.ndarray)]
-            logits, first = predict(engine, np.concatenate(images), times_ms) if images else (), 0
+            ends = np.cumsum([len(image) for image in images])[:-1]
+            answers = iter(np.split(predict(engine, np.concatenate(images), times_ms), ends) if images else ())
             for item, content in zip(items[start:start + size], contents, strict=True):
-                if isinstance(content, str):
-                    yield item, content
-                else:
-                    yield item, logits[first:first + len(content)]
-                    first += len(content)
+                yield item, content if isinstance(content, str) else next(answers)
 
 
 def to_predictions(source: str, answer: np.ndarray | str, model: KnownModel, top: int) -> list[Prediction]:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
@@ -38,10 +38,8 @@ class ExportedInfo(ModelInfo):
     average_pool: bool | None = None
 
 
-class ExportedFile(BaseModel):
+class ExportedFile(BaseModel, frozen=True):
     """One format of a model."""
-
-    model_config = ConfigDict(frozen=True)
 
     file: str
     sha256: str

@@ -3,7 +3,6 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,11 +129,8 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, which are not whole images of "
                             f"{shape[1]}x{shape[2]} ({image_bytes} bytes each)")
 
-
-    def read(path: Path) -> np.ndarray:
-        return np.fromfile(path, np.float32).reshape(-1, *shape)
-
-    return [Item(path.stem, printable(path), partial(read, path), path) for path in paths]
+    return [Item(path.stem, printable(path), lambda path=path: np.fromfile(path, np.float32).reshape(-1, *shape), path)
+            for path in paths]
 
 
 def read_labels(path: Path) -> dict[str, int] | np.ndarray:

@@ -4,14 +4,15 @@
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
 
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS
-from src.utils.files import replaced_when_whole
+from src.utils.files import replaced_when_whole, write_atomically
 from src.utils.util import listed
 from src.vgg import POOLED_SIDE
-from src.weights.checkpoint import INFO_KEY
-from src.weights.formats import SAFETENSORS, WRITTEN_SUFFIXES, as_float32, read_weight_file, write_weight_file
+from src.weights.checkpoint import CKPT, INFO_KEY, write_file
+from src.weights.formats import SAFETENSORS, WRITTEN_SUFFIXES, as_float32, read_weight_file
 from src.weights.load import Weights, grouped, read_weights, summary
 from src.weights.model_info import ModelInfo
 from src.weights.names import PROJECTS, missing_names, their_name
@@ -54,7 +55,10 @@ def convert(source: Path, target: Path, names: str | None = None) -> list[str]:
         notes.append("the class names, the size of the images and their normalisation are not in this file")
     arrays = {their_name(project, name): array for name, array in arrays.items()}
     with replaced_when_whole(target) as temporary:
-        write_weight_file(temporary, kind, texts, arrays)
+        if kind == CKPT:
+            write_file(temporary, texts, arrays.items())
+        else:
+            write_atomically(temporary, save(arrays, texts or None))
         written = read_weight_file(temporary).arrays
         if written.keys() != arrays.keys() or any(written[name].shape != array.shape or
                                                   written[name].tobytes() != array.tobytes()

@@ -18,11 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save
 
 from model_utils.errors import UserError
-from src.utils.files import write_atomically
-from src.weights.checkpoint import BFLOAT16, CKPT, Contents, read_file, write_file
+from src.weights.checkpoint import BFLOAT16, CKPT, Contents, read_file
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 WRITTEN_SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
@@ -30,9 +28,6 @@ CKPT_START = b"\n"  # the first field of a protobuf message
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # PyTorch before 1.6
 LARGEST_HEADER_BYTES = 100 << 20  # of a safetensors file
-OTHER_STARTS = {  # what people also give these names, and what to tell them
-    b"\x89HDF": "it is an HDF5 file, as Keras writes them", b"version https://git-lfs": "it is a Git LFS pointer: the "
-    "real file was not downloaded", b"<": "it is a web page: the download went wrong"}
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4",
                      "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
@@ -48,20 +43,11 @@ def read_weight_file(path: Path) -> Contents:
         return _read_torch(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER_BYTES:
         return _read_safetensors(path)
-    for beginning, reason in OTHER_STARTS.items():
-        if start.startswith(beginning):
-            raise UserError(f"{path}: is no file of weights: {reason}")
-    if path.suffix.lower() in (".safetensors", ".pth", ".pt") and not start.startswith(CKPT_START):
-        raise UserError(f"{path}: is damaged, or is no {path.suffix} file: it does not begin like one")
+    if not start:
+        raise UserError(f"{path}: is empty")
+    if not start.startswith(CKPT_START):  # such as the web page of a failed download, or a pointer of Git LFS
+        raise UserError(f"{path}: is damaged, or no file of weights: it begins with {start!r}")
     return read_file(path)
-
-
-def write_weight_file(path: Path, kind: str, texts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a .ckpt or .safetensors file. OSError if the disk is full or must not be written to."""
-    if kind == CKPT:
-        write_file(path, texts, arrays.items())
-    else:
-        write_atomically(path, save(dict(arrays), dict(texts) or None))
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

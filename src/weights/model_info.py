@@ -3,7 +3,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, INTERPOLATIONS, NETWORKS, Config, Preset
@@ -14,10 +14,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     """What is needed to build a network again, to feed it, and to name its classes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     network: Literal[tuple(NETWORKS)]
     num_classes: PositiveInt

@@ -219,12 +219,11 @@ def test_altered_headers_are_one_error(tmp_path, write):
 
 
 def test_files_of_other_kinds(tmp_path):
-    for name, content, reason in (("page.pth", b"<!DOCTYPE html>", "web page"), ("keras.ckpt", b"\x89HDF\r\n", "HDF5"),
-                                  ("pointer.safetensors", b"version https://git-lfs.github.com", "Git LFS"),
-                                  ("text.pth", b"hello", ".pth"), ("text.ckpt", b"hello", "not a checkpoint"),
-                                  ("empty.pth", b"", "empty")):
+    for name, content, shown in (("page.pth", b"<!DOCTYPE html>", "DOCTYPE"), ("keras.ckpt", b"\x89HDF\r\n", "HDF"),
+                                 ("pointer.safetensors", b"version https://git-lfs.github.com", "git-lfs"),
+                                 ("text.ckpt", b"hello", "hello"), ("empty.pth", b"", "empty")):
         (tmp_path / name).write_bytes(content)
-        assert reason in refusal_of(tmp_path / name)
+        assert shown in refusal_of(tmp_path / name)
     assert "no such file" in refusal_of(tmp_path / "absent.pth")
 
 

@@ -31,56 +31,40 @@ class NoDataError(UserError):
 
 
 class Reader:
-    """The images of one split, in a fixed order. Needs no MindSpore until `open`."""
+    """The images of one split in a fixed order, held in memory; subclasses read encoded images from the disk."""
 
     photos = False  # of any size, and cropped; else small images of one size
     encoded = False
     by_name = False  # classes are numbered in the order of their names
     tracker: ImageTracker | None = None  # of encoded images: knows which were lost
+    problems: Sequence[str] = ()  # wrong records or lines, which are skipped; build_reader refuses them unless told to
 
     def __init__(self, source: str, class_names: Sequence[str], labels: np.ndarray,
-                 problems: Sequence[str] = ()) -> None:
+                 images: np.ndarray | None = None) -> None:
         self.source, self.class_names, self.labels = source, tuple(class_names), labels.astype(np.int32)
-        self.problems = problems  # wrong records or lines, which are skipped; build_reader refuses them unless told to
+        self._images = images
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
         """A MindData pipeline with the columns image and label: encoded images, or H x W x 3 arrays of one size."""
-        raise NotImplementedError
+        import mindspore.dataset as ds
+
+        return ds.NumpySlicesDataset((self._images, self.labels), ["image", "label"], num_parallel_workers=1,
+                                     sampler=sampler)
 
     def read(self, index: int) -> np.ndarray:
         """One image as it is stored: the bytes of a file, or the array. UserError if it cannot be read."""
-        raise NotImplementedError
+        return self._images[index]
 
     def name(self, index: int) -> str:
         """Where it is stored, for messages."""
-        raise NotImplementedError
+        return f"{self.source}: image {index}"
 
     def file(self, index: int) -> str | None:
         """The file that holds this image and nothing else; None for images in records."""
         return None
-
-
-class ArrayReader(Reader):
-    """Images in memory."""
-
-    def __init__(self, source: str, class_names: Sequence[str], images: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(source, class_names, labels)
-        self.images = images
-
-    def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
-        import mindspore.dataset as ds
-
-        return ds.NumpySlicesDataset((self.images, self.labels), ["image", "label"], num_parallel_workers=1,
-                                     sampler=sampler)
-
-    def read(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-    def name(self, index: int) -> str:
-        return f"{self.source}: image {index}"
 
 
 class EncodedReader(Reader):
@@ -90,9 +74,8 @@ class EncodedReader(Reader):
 
     def __init__(self, source: str, class_names: Sequence[str], labels: np.ndarray, *, photos: bool,
                  problems: Sequence[str] = ()) -> None:
-        super().__init__(source, class_names, labels, problems)
-        self.photos = photos
-        self.tracker = ImageTracker(self)
+        super().__init__(source, class_names, labels)
+        self.photos, self.problems, self.tracker = photos, problems, ImageTracker(self)
 
     def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
         """With `track` the label column is for `tracker.arrive`, which must be mapped over it after all transforms.

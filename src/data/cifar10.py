@@ -7,7 +7,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import ArrayReader, under_a_name
+from src.data.base import Reader, under_a_name
 
 RECORD_BYTES = 1 + 32 * 32 * 3
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,7 +54,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-class Cifar10Reader(ArrayReader):
+class Cifar10Reader(Reader):
     """One split in memory; the training split never reads a test file.
 
     MindSpore's own Cifar10Dataset reads files of exactly 10,000 records and no others.
@@ -64,8 +64,8 @@ class Cifar10Reader(ArrayReader):
         self._files = find(Path(config.data_dir), split)
         records = np.concatenate([_read(path) for path in self._files])
         planes, folder = records[:, 1:].reshape(-1, 3, 32, 32), self._files[0].parent
-        super().__init__(f"CIFAR-10 records in {folder}", _class_names(folder),
-                         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0])
+        super().__init__(f"CIFAR-10 records in {folder}", _class_names(folder), records[:, 0],
+                         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
 
     def name(self, index: int) -> str:
         for path in self._files:

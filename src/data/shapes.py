@@ -13,7 +13,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.data.base import ArrayReader
+from src.data.base import Reader
 
 Array = np.ndarray
 GENERATOR = 1  # to be raised when this module draws other images
@@ -160,12 +160,13 @@ def draw_shapes(count: int, *, seed: int | Sequence[int], size: int = 32,
     return np.concatenate(chunks), labels.astype(np.uint8)
 
 
-class ShapesReader(ArrayReader):
+class ShapesReader(Reader):
     """One split in memory (dataset=synthetic): always the same images."""
 
     def __init__(self, config: Config, split: str) -> None:
         count = config.synthetic_train_images if split == "train" else config.synthetic_test_images
-        super().__init__("generated shapes", SHAPE_NAMES, *draw_shapes(count, seed=SEEDS[split]))
+        images, labels = draw_shapes(count, seed=SEEDS[split])
+        super().__init__("generated shapes", SHAPE_NAMES, labels, images)
 
 
 def draw_splits(train_count: int, test_count: int, *, seed: int, size: int = 32,

@@ -185,7 +185,18 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
     if not path.is_file():
         raise UserError(f"model_path: there is no file {path}")
     if path.suffix.lower() in SUFFIXES.values():
-        model, engine = open_exported(config, path)
+        model = identify_model(config, path)
+        if config.engine == "onnxruntime" and path.suffix.lower() == SUFFIXES["MINDIR"]:
+            path = onnx_of_same_export(path)
+        name, notes = choose_engine(config.engine, path)
+        if name == "mindspore":
+            notes += set_up_device(config).notes
+        found = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
+        device_id = local_device_id() if config.device_id is None else config.device_id
+        engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size,
+                             target=found if config.device_target == "auto" else config.device_target.lower(),
+                             device_id=device_id or 0)
+        model = model._replace(notes=(*model.notes, *notes, f"{engine.name} runs {path}"))
     elif config.engine in ("auto", "mindspore"):
         rank = set_up_device(config)
         from src.build import ModelLoader  # needs MindSpore
@@ -201,20 +212,6 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
         raise UserError(f"model_path: {path} has no classifier and answers with features, not with classes: use "
                         "--result_dir=FOLDER to write them, and neither --save nor --annotate")
     return model, engine
-
-
-def open_exported(config: Config, path: Path) -> tuple[KnownModel, Engine]:
-    model = identify_model(config, path)
-    if config.engine == "onnxruntime" and path.suffix.lower() == SUFFIXES["MINDIR"]:
-        path = onnx_of_same_export(path)
-    name, notes = choose_engine(config.engine, path)
-    if name == "mindspore":
-        notes += set_up_device(config).notes
-    found = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
-    device_id = local_device_id() if config.device_id is None else config.device_id
-    engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size, device_id=device_id or 0,
-                         target=found if config.device_target == "auto" else config.device_target.lower())
-    return model._replace(notes=(*model.notes, *notes, f"{engine.name} runs {path}")), engine
 
 
 def answer_all(engine: Engine, items: Sequence[Item], read: Callable[[Item], np.ndarray | str], workers: int,

@@ -21,10 +21,6 @@ VERSION = 1
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 LOGITS = "logits: one score per class, not yet probabilities; softmax makes them so"
 FEATURES = "feature map of the last convolution: the network was built without its classifier"
-STEPS = {True: "decode to R,G,B; short side to {short} pixels ({how}); cut {size} out of the centre; "
-               "(pixel / 255 - mean) / std; transpose to C,H,W",
-         False: "decode to R,G,B; resize to 32 x 32 pixels (bilinear), then to {size} ({how}); "
-                "(pixel / 255 - mean) / std; transpose to C,H,W"}
 
 
 class ExportedInfo(ModelInfo):
@@ -60,8 +56,11 @@ class ModelCard(NamedTuple):
     def to_json(self) -> str:
         info, preset = self.info, self.info.preset
         height, width = preset.image_size
-        steps = STEPS[info.photos].format(short=preset.short_side, size=f"{height} x {width}",
-                                          how=preset.interpolation)
+        resize = f"resize to 32 x 32 pixels (bilinear), then to {height} x {width} ({preset.interpolation})"
+        if info.photos:
+            resize = (f"short side to {preset.short_side} pixels ({preset.interpolation}); cut {height} x {width} out "
+                      "of the centre")
+        steps = f"decode to R,G,B; {resize}; (pixel / 255 - mean) / std; transpose to C,H,W"
         files = {name: {**entry.model_dump(), "input_shape": [entry.batch_size or "N", 3, height, width]}
                  for name, entry in self.files.items()}
         data = {

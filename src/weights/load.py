@@ -217,9 +217,8 @@ def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str,
 
 def fill(network: nn.Cell, weights: Weights, match: Match) -> None:
     """Put the matching tensors into the network; its other parameters get their initial values."""
-    loaded = set(match.loaded)
     for parameter in network_weights(network):
-        if parameter.name in loaded:
+        if parameter.name in match.loaded:
             parameter.set_data(mindspore.Tensor.from_numpy(as_float32(weights.arrays[parameter.name])))
     network.init_parameters_data()
 

@@ -42,7 +42,7 @@ def explain(error: Exception, program: str) -> int:
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_STATUS
-    status = getattr(error, "exit_status", None)
+    status = error.exit_status if isinstance(error, UserError) else None
     if isinstance(error, OSError) and error.errno in REFUSALS:
         error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if status is None:

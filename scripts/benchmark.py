@@ -18,17 +18,18 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config  # noqa: E402
-from model_utils.device_adapter import GUARD_VARIABLE, choose_target, guard_this_machine  # noqa: E402
+from model_utils.device_adapter import GUARD_VARIABLE, choose_target  # noqa: E402
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
-from scripts.benchmarks.measure import Task, measure  # noqa: E402
-from scripts.benchmarks.tasks import COMPARED, TASKS, TorchProcess  # noqa: E402
+from src.utils.files import writing  # noqa: E402
 
+TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory", "deploying")  # functions of that module
+COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
 ALL = ("steps", "forward", "pipeline", "startup", "memory")  # of --what=all; the others take much time
 TITLES = {
     "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
@@ -44,8 +45,8 @@ PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps
 
 
 def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a number from 1 on, not {text!r}")
+    if int(text) < 1:
+        raise ValueError
     return int(text)
 
 
@@ -58,14 +59,11 @@ def task_names(text: str) -> list[str]:
 
 def cases(text: str) -> list[list[str]]:
     """`network:size:batch`, several with commas between, as flags; a size is one number or HEIGHTxWIDTH."""
-    found = []
-    for case in text.split(","):
-        parts = case.split(":")
-        if len(parts) != 3 or not all(parts):
-            raise argparse.ArgumentTypeError(f"{case!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64")
-        network, size, batch = parts
-        found.append([f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"])
-    return found
+    try:
+        return [[f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"]
+                for network, size, batch in (case.split(":") for case in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64") from None
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -99,16 +97,17 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
                                                for path, record in records.items()), sep="\n")
         return
-    guard_this_machine()  # early, so that the record contains its setting
     configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
     for config in configs if options.compare else ():
         if config.device_target not in ("auto", "CPU"):
             raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
             raise UserError(f"--compare=torch: does not support --{key}; leave it out")
-    if options.json and (options.json.is_dir() or not os.access(options.json.parent, os.W_OK)):
-        raise UserError(f"--json: {options.json} cannot be written: it is a folder, or its folder is missing or "
-                        "read-only")
+    if options.json:
+        with writing(options.json):
+            options.json.open("a").close()
+    from scripts.benchmarks import measure, tasks  # which import MindSpore
+
     results: list[dict[str, Any]] = []
     for config, case_flags in zip(configs, options.cases, strict=True):
         case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
@@ -117,10 +116,11 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
             print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
             torch_python = (options.torch_python or sys.executable) if options.compare else None
             with ExitStack() as stack:
-                task = Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
-                results.append({"what": what, "case": case, "rows": measure(TASKS[what](task), options.blocks)})
+                task = measure.Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
+                rows = measure.measure(getattr(tasks, what)(task), options.blocks)
+            results.append({"what": what, "case": case, "rows": rows})
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
-            record = {**describe_run(flags, options), "results": results}
+            record = {**describe_run(flags, options, tasks.TorchProcess.version), "results": results}
             print(tables({**record, "results": results[-1:]}) + "\n", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -129,18 +129,16 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
 # --- records
 
 
-def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+def describe_run(flags: Sequence[str], options: argparse.Namespace, torch: str | None) -> dict[str, Any]:
     """All of a record but its results: on what it ran, with which versions and flags."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    versions = {"python": platform.python_version(), "mindspore": version("mindspore"), "numpy": version("numpy")}
-    if TorchProcess.version:
-        versions["torch"] = TorchProcess.version
     return {"date": datetime.date.today().isoformat(),
             "machine": {"cpu": model[1].strip() if model else platform.processor() or platform.machine(),
                         "architecture": platform.machine(), "cores": usable_cores()},
-            "versions": versions,
+            "versions": {"python": platform.python_version(), "mindspore": version("mindspore"),
+                         "numpy": version("numpy"), **({"torch": torch} if torch else {})},
             "environment": {name: os.environ[name] for name in (GUARD_VARIABLE, "OMP_NUM_THREADS")
                             if name in os.environ},
             # of an absolute path the last name: where this machine keeps its files is nobody's business
@@ -151,27 +149,12 @@ def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str,
 def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not PARTS.issubset(record):
-        raise UserError(f"{path}: is not a file that benchmark.py --json has written")
-    return record
+        return {name: record[name] for name in PARTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a file that benchmark.py --json has written: {error}") from None
 
 
 # --- tables
-
-
-class Line(NamedTuple):
-    """A row of a result, with its record and case."""
-
-    record: Mapping[str, Any]
-    what: str
-    case: str
-    name: str
-    row: Mapping[str, Any]
-    first: Mapping[str, Any]  # the row that it is compared with
 
 
 def case_text(case: Mapping[str, Any]) -> str:
@@ -181,75 +164,62 @@ def case_text(case: Mapping[str, Any]) -> str:
     return f"{case['network']}{width}, {height}x{side}, batch {case['batch_size']}{device}"
 
 
+def versions(record: Mapping[str, Any], *programs: str) -> str:
+    """The versions of these programs, and the settings of the environment that matter for speed."""
+    used = [f"{PROGRAMS[name]} {record['versions'][name]}" for name in programs if name in record["versions"]]
+    return ", ".join([*used, *(f"{name}={value}" for name, value in record["environment"].items())])
+
+
+def source_text(record: Mapping[str, Any]) -> str:
+    machine, flags = record["machine"], " ".join(record["flags"])
+    blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
+    return "; ".join([f"{machine['cpu']}, {machine['cores']} cores", versions(record, *PROGRAMS), record["date"],
+                      blocks, *([f"flags `{flags}`"] if flags else [])])
+
+
 def number(value: float) -> str:
     """With the three or four digits that a benchmark can tell."""
     return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
-
-
-def figure(key: str, form: Callable[[float], str] = number) -> Callable[[Line], str]:
-    return lambda line: form(line.row[key]) if key in line.row else ""
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def of_first(line: Line) -> str:
-    """The images per second if both have them, else the figure itself, as a share of the first row's."""
-    key = "images_per_s" if "images_per_s" in line.row else "median"
-    if key not in line.first or (key == "median" and ("images_per_s" in line.first
-                                                      or line.row["unit"] != line.first["unit"])):
-        return ""
-    return percent(line.row[key] / line.first[key])
+def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The columns of one row; empty if it has no such figure."""
+    row, first = result["rows"][name], next(iter(result["rows"].values()))
 
+    def figure(key: str, form: Callable[[float], str] = number) -> str:
+        return form(row[key]) if key in row else ""
 
-def setting_text(record: Mapping[str, Any]) -> str:
-    settings = [f"{name}={value}" for name, value in record["environment"].items()]
-    return ", ".join([f"MindSpore {record['versions']['mindspore']}", *settings])
-
-
-COLUMNS: dict[str, Callable[[Line], str]] = {  # a column without any value is left out
-    "network": lambda line: line.case,
-    "with": lambda line: setting_text(line.record),
-    "measured": lambda line: line.name,
-    "median": lambda line: f"{number(line.row['median'])} {line.row['unit']}",
-    "smallest to largest": lambda line: f"{number(line.row['min'])} to {number(line.row['max'])}",
-    "n": lambda line: str(line.row["n"]),
-    "images/s": figure("images_per_s"),
-    "of the first": of_first,
-    "GFLOP": figure("gflop_per_step"),
-    "GFLOP/s": figure("gflop_per_s"),
-    "of the matrix rate": figure("share_of_matmul", percent),
-    "efficiency": figure("efficiency", percent),
-    "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms"),
-}
-
-
-def source_text(record: Mapping[str, Any]) -> str:
-    machine, flags = record["machine"], " ".join(record["flags"])
-    versions = [f"{title} {record['versions'][name]}" for name, title in PROGRAMS.items() if name in record["versions"]]
-    settings = [f"{name}={value}" for name, value in record["environment"].items()]
-    blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
-    return "; ".join(filter(None, [f"{machine['cpu']}, {machine['cores']} cores", ", ".join(versions + settings),
-                                   record["date"], blocks, f"flags `{flags}`" if flags else None]))
+    compared = "images_per_s" if "images_per_s" in row else "median"
+    same_kind = ("images_per_s" in row) == ("images_per_s" in first) and row["unit"] == first["unit"]
+    return {"network": case_text(result["case"]), "with": versions(record, "mindspore"), "measured": name,
+            "median": f"{number(row['median'])} {row['unit']}",
+            "smallest to largest": f"{number(row['min'])} to {number(row['max'])}", "n": str(row["n"]),
+            "images/s": figure("images_per_s"),
+            "of the first": percent(row[compared] / first[compared]) if same_kind else "",
+            "GFLOP": figure("gflop_per_step"), "GFLOP/s": figure("gflop_per_s"),
+            "of the matrix rate": figure("share_of_matmul", percent),
+            "efficiency": figure("efficiency", percent),  # in records of earlier versions
+            "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms")}
 
 
 def tables(*records: Mapping[str, Any]) -> str:
     """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
-    lines = [Line(record, result["what"], case_text(result["case"]), name, row, next(iter(result["rows"].values())))
-             for record in records for result in record["results"] for name, row in result["rows"].items()]
-    differ = len({setting_text(record) for record in records}) > 1
+    differ = len({versions(record, "mindspore") for record in records}) > 1
+    by_task: dict[str, list[dict[str, str]]] = {}
+    for record in records:
+        for result in record["results"]:
+            by_task.setdefault(result["what"], []).extend(cells(record, result, name) for name in result["rows"])
     parts = []
-    for what in dict.fromkeys(line.what for line in lines):
-        columns = [[title, *(column(line) for line in lines if line.what == what)]
-                   for title, column in COLUMNS.items() if title != "with" or differ]
-        columns = [column for column in columns if any(column[1:])]
-        widths = [max(3, *map(len, column)) for column in columns]
-        rows = [list(row) for row in zip(*columns, strict=True)]
-        rows.insert(1, ["-" * width for width in widths])
-        parts.append(f"**{TITLES[what]}**")
-        parts.append("\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                               + " |" for row in rows))
+    for what, lines in by_task.items():
+        titles = [title for title in lines[0] if any(line[title] for line in lines) and (title != "with" or differ)]
+        widths = [max(3, len(title), *(len(line[title]) for line in lines)) for title in titles]
+        rows = [titles, ["-" * width for width in widths], *([line[title] for title in titles] for line in lines)]
+        parts += [f"**{TITLES[what]}**", "\n".join(
+            "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)]
     return "\n\n".join(parts)
 
 

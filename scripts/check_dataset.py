@@ -17,10 +17,10 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,7 +36,7 @@ from src.data.base import Reader  # noqa: E402
 from src.data.broken_images import image_problem  # noqa: E402
 from src.data.class_names import FILE as CLASS_NAMES  # noqa: E402
 from src.data.class_names import write_class_names  # noqa: E402
-from src.data.folder import FolderReader, is_image  # noqa: E402
+from src.data.folder import is_image  # noqa: E402
 from src.data.formats import build_reader, check_class_count, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
 from src.utils.files import free_name  # noqa: E402
@@ -46,29 +46,20 @@ NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
 
 
-class Fact(NamedTuple):
-    """What was seen of one image."""
-
-    problem: str | None
-    size: tuple[int, int] | None  # width and height
-    digest: bytes  # of the stored bytes
-
-
-def look(reader: Reader, index: int) -> Fact:
+def look(reader: Reader, index: int) -> tuple[str | None, tuple[int, int] | None, bytes]:
+    """What is wrong with an image; its width and height, if known; and the digest of its stored bytes."""
     try:
         content = reader.read(index)
     except UserError as error:
-        return Fact(str(error), None, b"")
+        return str(error), None, b""
     digest = hashlib.blake2b(content.tobytes(), digest_size=12).digest()
     if not reader.encoded:
-        return Fact(None, content.shape[1::-1], digest)
-    problem = image_problem(content)
-    if problem:
-        return Fact(f"{reader.name(index)}: {problem}", None, digest)
-    try:
-        return Fact(None, Image.open(io.BytesIO(content)).size, digest)
-    except (OSError, ValueError, Image.DecompressionBombError):  # OpenCV can read it
-        return Fact(None, None, digest)
+        return None, content.shape[1::-1], digest
+    if problem := image_problem(content):
+        return f"{reader.name(index)}: {problem}", None, digest
+    with suppress(OSError, ValueError, Image.DecompressionBombError):  # OpenCV reads what Pillow does not
+        return None, Image.open(io.BytesIO(content)).size, digest
+    return None, None, digest
 
 
 class Split:
@@ -76,51 +67,44 @@ class Split:
 
     def __init__(self, config: Config, split: str) -> None:
         self.split, self.reader = split, build_reader(config, split, lenient=True)
-        count, self.facts = len(self.reader), []
-        with ThreadPoolExecutor(config.num_parallel_workers or usable_cores()) as pool, \
-                tqdm(total=count, desc=f"reading {NAMES[split]} images", disable=None) as bar:
-            for start in range(0, count, 4096):
-                self.facts += pool.map(partial(look, self.reader), range(start, min(start + 4096, count)))
-                bar.update(len(self.facts) - bar.n)
+        with ThreadPool(config.num_parallel_workers or usable_cores()) as pool:
+            facts = pool.imap(partial(look, self.reader), range(len(self.reader)), chunksize=16)
+            facts = list(tqdm(facts, f"reading {NAMES[split]} images", len(self.reader), disable=None))
+        self.good, self.sizes = [], np.array([size for _, size, _ in facts if size])
         groups: defaultdict[bytes, list[int]] = defaultdict(list)
-        for index, fact in enumerate(self.facts):
-            if fact.problem is None:
-                groups[fact.digest].append(index)
-        self.digests = set(groups)
-        several = [group for group in groups.values() if len(set(self.reader.labels[group].tolist())) > 1]
+        for index, (problem, _, digest) in enumerate(facts):
+            if not problem:
+                self.good.append(index)
+                groups[digest].append(index)
+        self.digests, labels = set(groups), self.reader.labels
+        several = [group for group in groups.values() if len(set(labels[group].tolist())) > 1]
         self.doubtful = {index for group in several for index in group}
-        self.twice = count - sum(fact.problem is not None for fact in self.facts) - len(groups)
-        self.mislabelled = ["the same image under different labels: " + "; ".join(map(self._describe, group))
-                            for group in several]
+        self.mislabelled = ["the same image under different labels: " + "; ".join(
+            f"{self.reader.name(index)} ({self.reader.class_names[labels[index]]})" for index in group)
+            for group in several]
         self.mislabelled += [problem for problem in self.reader.problems if " the label " in problem]
         self.broken = [problem for problem in self.reader.problems if " the label " not in problem]
-        self.broken += [fact.problem for fact in self.facts if fact.problem]
-        folders = self.reader.folders if isinstance(self.reader, FolderReader) else []
-        self.other_files = [entry.path for folder in folders for entry in sorted(os.scandir(folder), key=str)
-                            if entry.is_file() and not is_image(entry.name)]
-
-    def _describe(self, index: int) -> str:
-        return f"{self.reader.name(index)} ({self.reader.class_names[self.reader.labels[index]]})"
+        self.broken += [problem for problem, _, _ in facts if problem]
 
     def report(self, limit: int) -> list[str]:
-        names, good = self.reader.class_names, [index for index, fact in enumerate(self.facts) if not fact.problem]
-        counts = np.bincount(self.reader.labels[good], minlength=len(names))
-        lines = [f"{NAMES[self.split]}: {self.reader.source}: {len(self.facts)} images, {len(names)} classes",
+        names = self.reader.class_names
+        counts = np.bincount(self.reader.labels[self.good], minlength=len(names))
+        lines = [f"{NAMES[self.split]}: {self.reader.source}: {len(self.reader)} images, {len(names)} classes",
                  f"images per class: {counts.min()} to {counts.max()}, median {np.median(counts):g}"]
         if len(counts) <= SHOWN_CLASSES:
-            lines += [f"  {label:4} {name}: {count}"
-                      for label, (name, count) in enumerate(zip(names, counts, strict=True))]
+            lines += [f"  {label:4} {names[label]}: {count}" for label, count in enumerate(counts)]
         if not counts.all():
             lines.append(f"classes without images: {listed(names[label] for label in np.flatnonzero(counts == 0))}")
-        sizes = np.array([fact.size for fact in self.facts if fact.size])
-        if len(sizes):
-            lines.append("sizes: " + "; ".join(f"{side} {values.min()} to {values.max()}, median {np.median(values):g}"
-                                               for side, values in zip(("width", "height"), sizes.T, strict=True)))
-        for title, items in (("broken", self.broken), ("mislabelled", self.mislabelled),
-                             ("other files", self.other_files)):
+        if len(self.sizes):
+            lines.append("sizes: " + "; ".join(
+                f"{side} {values.min()} to {values.max()}, median {np.median(values):g}"
+                for side, values in zip(("width", "height"), self.sizes.T, strict=True)))
+        other_files = [entry.path for folder in getattr(self.reader, "folders", ())
+                       for entry in sorted(os.scandir(folder), key=str) if entry.is_file() and not is_image(entry.name)]
+        for title, items in (("broken", self.broken), ("mislabelled", self.mislabelled), ("other files", other_files)):
             lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:limit])]
             lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
-        return [*lines, f"repeated images: {self.twice}"]
+        return [*lines, f"repeated images: {len(self.good) - len(self.digests)}"]
 
     def write_list(self, data_dir: Path) -> str:
         """The split as a list without what is broken or mislabelled; an earlier list is kept beside it."""
@@ -128,13 +112,13 @@ class Split:
             raise UserError(f"--fix=list: {self.reader.source}: the images are not files; "
                             "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
         path = data_dir / LIST_FILES[self.split]
-        good = [index for index, fact in enumerate(self.facts) if not fact.problem and index not in self.doubtful]
+        good = [index for index in self.good if index not in self.doubtful]
         if path.exists():
             shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
         write_list(path, map(self.reader.file, good), self.reader.labels[good].tolist())
         if not (data_dir / CLASS_NAMES).exists():
             write_class_names(data_dir, self.reader.class_names)
-        return (f"{path}: lists {len(good)} of {len(self.facts)} images; dataset_format=auto now reads it instead of "
+        return (f"{path}: lists {len(good)} of {len(self.reader)} images; dataset_format=auto now reads it instead of "
                 "the folders, and --dataset_format=folder reads the folders")
 
 
@@ -147,10 +131,10 @@ def run(options: argparse.Namespace, config: Config) -> int:
                 check_class_count(splits[-1].reader, config)
             check_classes(splits[-1].reader, splits[0].reader.class_names)
         except UserError as error:
-            errors.append(f"{NAMES[name]}: {error}")
+            errors.append(f"check_dataset.py: error: {NAMES[name]}: {error}")
     print("\n\n".join("\n".join(split.report(options.show)) for split in splits))
     for error in errors:
-        print(f"check_dataset.py: error: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
     in_both = len(splits[0].digests & splits[1].digests) if len(splits) == 2 else 0
     if in_both:
         print(f"images in both training and evaluation: {in_both}")

@@ -9,18 +9,17 @@ Exit status: 0 done, 1 the download failed, 2 it cannot be unpacked or written t
 
 import argparse
 import hashlib
-import os
 import shutil
 import socket
 import sys
 import tarfile
+import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
-from urllib.parse import urlsplit
 from urllib.request import urlretrieve
 
 from tqdm import tqdm
@@ -37,9 +36,14 @@ FILES = (*(f"{TRAIN}/data_batch_{number}.bin" for number in range(1, 6)), f"{TES
 RECORD_BYTES = 3073
 
 
-def fetch(url: str, path: Path, *, retries: int, timeout_s: float) -> None:
+def wrong_file(paths: Iterable[Path]) -> Path | None:
+    """The first that is missing or does not hold whole records."""
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
+    return next((path for path, size in sizes.items() if not size or size % RECORD_BYTES), None)
+
+
+def fetch(url: str, path: Path, *, retries: int) -> None:
     """Download to `path`. UserError if the server refuses, or if it fails once more than `retries` times."""
-    socket.setdefaulttimeout(timeout_s)  # urlretrieve has no argument for it
     for failures in range(retries + 1):
         try:
             with tqdm(desc="downloading", unit="B", unit_scale=True, disable=None) as bar:
@@ -49,6 +53,8 @@ def fetch(url: str, path: Path, *, retries: int, timeout_s: float) -> None:
 
                 urlretrieve(url, path, show)
             return
+        except ValueError as error:
+            raise UserError(f"--url: {error}") from None
         except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             if getattr(error, "code", 500) < 500:  # such as 404
@@ -56,67 +62,39 @@ def fetch(url: str, path: Path, *, retries: int, timeout_s: float) -> None:
         if failures < retries:
             print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
             time.sleep(min(2**failures, 30))
-    raise UserError(f"{url}: {reason}\n  the file can also be downloaded elsewhere and put into {path.parent}; the "
+    raise UserError(f"{url}: {reason}\n  the file can also be downloaded elsewhere and put into the folder; the "
                     "command then unpacks it", 1)
 
 
-def unpack(archive: Path, folder: Path, *, md5: str, source: str) -> None:
-    """Check the checksum and extract with tarfile's data filter, which writes nothing outside the folder."""
+def download(args: argparse.Namespace, unpacked: Path) -> None:
+    """Get the archive, check and unpack it, and move its files to their places, the test file out of the others."""
+    archive = there = args.dest / args.url.rpartition("/")[2]
+    if not there.is_file():
+        archive = unpacked / "archive"
+        fetch(args.url, archive, retries=args.retries)
+    source = there if archive == there else args.url
     content = archive.read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 and found != md5.lower():
+    if args.md5 and found != args.md5.lower():
         page = "; it looks like a web page, as a proxy or login sends it" if content.lstrip()[:1] == b"<" else ""
-        raise UserError(f"{source}: is not the file wanted: MD5 {found} instead of {md5}, {len(content):,} bytes{page}",
-                        1)
+        raise UserError(f"{source}: is not the file wanted: MD5 {found} instead of {args.md5}, {len(content):,} bytes"
+                        f"{page}", 1)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(unpacked, filter="data")  # which writes nothing outside the folder
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{source}: cannot be unpacked: {error}") from None
-
-
-def lay_out(unpacked: Path, dest: Path) -> None:
-    """Move the files to their places, the test file out of the training folder. UserError if one is missing."""
-    for file in FILES:
-        path = unpacked / TRAIN / Path(file).name
-        if not path.is_file() or not path.stat().st_size or path.stat().st_size % RECORD_BYTES:
-            raise UserError(f"the archive has no {TRAIN}/{path.name}, or it is no file of CIFAR-10 records")
-    for file in FILES:
-        (dest / file).parent.mkdir(exist_ok=True)
-        (unpacked / TRAIN / Path(file).name).replace(dest / file)
+    sources = [unpacked / TRAIN / Path(file).name for file in FILES]
+    if wrong := wrong_file(sources):
+        raise UserError(f"the archive has no {TRAIN}/{wrong.name}, or it is no file of CIFAR-10 records")
+    for path, file in zip(sources, FILES, strict=True):
+        (args.dest / file).parent.mkdir(exist_ok=True)
+        path.replace(args.dest / file)
     if (unpacked / TRAIN / NAMES).is_file():
         for folder in (TRAIN, TEST):
-            shutil.copyfile(unpacked / TRAIN / NAMES, dest / folder / NAMES)
-
-
-def is_complete(dest: Path) -> bool:
-    sizes = [(dest / file).stat().st_size if (dest / file).is_file() else 0 for file in FILES]
-    return all(size and size % RECORD_BYTES == 0 for size in sizes)
-
-
-def download(args: argparse.Namespace) -> bool:
-    """Get the set; False if it was there."""
-    dest: Path = args.dest
-    if is_complete(dest):
-        return False
-    if urlsplit(args.url).scheme not in ("http", "https", "file"):
-        raise UserError(f"--url: {args.url} is no http, https or file address")
-    dest.mkdir(parents=True, exist_ok=True)
-    archive = dest / (Path(urlsplit(args.url).path).name or "cifar10")
-    partial, unpacked = (dest / f".{archive.name}.{os.getpid()}.{kind}" for kind in ("part", "unpacked"))
-    try:
-        if archive.is_file():
-            unpack(archive, unpacked, md5=args.md5, source=str(archive))
-        else:
-            fetch(args.url, partial, retries=args.retries, timeout_s=args.timeout)
-            unpack(partial, unpacked, md5=args.md5, source=args.url)
-        lay_out(unpacked, dest)
-        if args.keep_archive and partial.exists():
-            partial.replace(archive)
-    finally:
-        partial.unlink(missing_ok=True)
-        shutil.rmtree(unpacked, ignore_errors=True)
-    return True
+            shutil.copyfile(unpacked / TRAIN / NAMES, args.dest / folder / NAMES)
+    if args.keep_archive and archive != there:
+        archive.replace(there)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,9 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> None:
-        with writing(args.dest):
-            is_new = download(args)
-        print(f"CIFAR-10 {'is now' if is_new else 'was already'} in {args.dest}; this trains on it:\n"
+        is_missing = wrong_file(args.dest / file for file in FILES) is not None
+        if is_missing:
+            socket.setdefaulttimeout(args.timeout)  # urlretrieve has no argument for it
+            with writing(args.dest):
+                args.dest.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".cifar10_", dir=args.dest) as unpacked:
+                    download(args, Path(unpacked))
+        print(f"CIFAR-10 {'is now' if is_missing else 'was already'} in {args.dest}; this trains on it:\n"
               f"  python train.py --data_dir={args.dest}")
 
     return run_command(run, "download_cifar10.py")

@@ -24,6 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, Validatio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
+from src.utils.files import writing  # noqa: E402
+from src.utils.util import listed  # noqa: E402
 
 
 def _address(text: str) -> str:
@@ -54,33 +56,26 @@ class RankTable(BaseModel):
     def ranks(self) -> int:
         return sum(len(server.device) for server in self.server_list)
 
-    def __str__(self) -> str:
-        return f"{self.ranks} rank(s) on {len(self.server_list)} server(s)"
 
-
-def check_rank_table(table: object, path: Path) -> RankTable:
+def check_rank_table(text: str | bytes, path: Path) -> RankTable:
     """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
     try:
-        found = RankTable.model_validate(table)
+        found = RankTable.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {str(first['input'])[:60]!r}") from None
     servers = found.server_list
-    devices = [(server.server_id, device) for server in servers for device in server.device]
-    for field, values in (("server_id", [server.server_id for server in servers]),
-                          ("rank_id", [device.rank_id for _, device in devices]),
-                          ("device_id", [(server, device.device_id) for server, device in devices]),
-                          ("device_ip", [device.device_ip for _, device in devices if device.device_ip])):
-        if repeated := [value for value in values if values.count(value) > 1]:
-            raise UserError(f"{path}: {field}: {repeated[0]} is used more than once")
     if found.server_count not in (None, len(servers)):
         raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")
-    if missing := set(range(found.ranks)) - {device.rank_id for _, device in devices}:
-        raise UserError(f"{path}: rank_id: {min(missing)} is missing; {found.ranks} devices need the ranks 0 to "
-                        f"{found.ranks - 1}")
-    if len(servers) > 1 and not all(device.device_ip for _, device in devices):
-        raise UserError(f"{path}: device_ip: is missing; devices of different servers need an address each")
+    devices = [device for server in servers for device in server.device]
+    addresses = [device.device_ip for device in devices if device.device_ip or len(servers) > 1]
+    for field, values in (("server_id", [server.server_id for server in servers]), ("device_ip", addresses),
+                          *(("device_id", [device.device_id for device in server.device]) for server in servers)):
+        if len(set(values)) < len(values) or "" in values:
+            raise UserError(f"{path}: {field}: must be there once for each, not {listed(map(str, values), 16)}")
+    if (ranks := sorted(device.rank_id for device in devices)) != list(range(found.ranks)):
+        raise UserError(f"{path}: rank_id: must be 0 to {found.ranks - 1}, not {listed(map(str, ranks), 16)}")
     return found
 
 
@@ -88,60 +83,47 @@ def read_rank_table(path: Path) -> RankTable:
     """The table in a file. UserError names the field that is wrong."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one")
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
-    return check_rank_table(table, path)
+    return check_rank_table(path.read_bytes(), path)
 
 
 def device_range(text: str) -> list[int]:
     """'8' is devices 0 to 7; '[0,4)' is 0 to 3; '0,2,5' is just these."""
-    if interval := re.fullmatch(r"\[([0-9]{1,4}),([0-9]{1,4})\)", text.replace(" ", "")):
-        devices = list(range(int(interval[1]), int(interval[2])))
-    elif re.fullmatch(r"[0-9]{1,4}", text):
-        devices = list(range(int(text)))
-    elif re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+", text):
-        devices = [int(item) for item in text.split(",")]
-    else:
-        devices = []
-    if not devices:
-        raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
-    return devices
+    text = text.replace(" ", "")
+    numbers = [int(item) for item in re.findall(r"[0-9]+", text)]
+    if re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+", text):
+        return numbers
+    if re.fullmatch(r"\[[0-9]{1,4},[0-9]{1,4}\)|[0-9]{1,4}", text):
+        return list(range(*numbers))
+    raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
 
 
-def make_rank_table(options: argparse.Namespace) -> dict:
+def make_rank_table(options: argparse.Namespace) -> str:
     """The table of the servers and addresses that the flags name, ranks in that order."""
-    device_ids = device_range(options.device_num)
+    device_ids, ranks, servers = device_range(options.device_num), count(), []
     if not options.server_ip:
         raise UserError("--server_ip: is not given (or --check FILE to check a table that exists)")
-    if len(options.server_ip) != len(options.device_ips):
-        raise UserError(f"--device_ips: given {len(options.device_ips)} time(s) for {len(options.server_ip)} "
-                        "server(s), but needed once for each (`hccn_tool -i DEVICE -ip -g` shows an address)")
-    ranks, servers = count(), []
-    for server, text in zip(options.server_ip, options.device_ips, strict=True):
-        addresses = text.split(",")
-        if len(addresses) != len(device_ids):
-            raise UserError(f"--device_ips: {len(addresses)} address(es) for {len(device_ids)} device(s) of server "
-                            f"{server}")
+    addresses = [text.split(",") for text in options.device_ips]
+    if [len(found) for found in addresses] != [len(device_ids)] * len(options.server_ip):
+        raise UserError(f"--device_ips: is needed once for each of {len(options.server_ip)} server(s), with "
+                        f"{len(device_ids)} address(es) (`hccn_tool -i DEVICE -ip -g` shows one)")
+    for server, found in zip(options.server_ip, addresses, strict=True):
         devices = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
-                   for device_id, address in zip(device_ids, addresses, strict=True)]
+                   for device_id, address in zip(device_ids, found, strict=True)]
         servers.append({"server_id": server, "device": devices, "host_nic_ip": "reserve"})
-    return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+    return json.dumps({"version": "1.0", "server_count": str(len(servers)), "server_list": servers,
+                       "status": "completed"}, indent=4) + "\n"
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.check:
-        print(f"{options.check}: is correct: {read_rank_table(options.check)}")
-        return
-    table = make_rank_table(options)
-    path = options.output or Path(f"hccl_{sum(len(server['device']) for server in table['server_list'])}p.json")
-    checked = check_rank_table(table, path)
-    try:
-        path.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output: {path} cannot be written: {error.strerror}") from None
-    print(f"{path}: {checked}")
+        path, table, said = options.check, read_rank_table(options.check), "is correct: "
+    else:
+        text = make_rank_table(options)
+        table, said = check_rank_table(text, options.output or Path("the table")), ""
+        path = options.output or Path(f"hccl_{table.ranks}p.json")
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
+    print(f"{path}: {said}{table.ranks} rank(s) on {len(table.server_list)} server(s)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,7 +51,7 @@ sys.path.insert(0, str(ROOT))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import core_shares, signal_when_parent_ends  # noqa: E402
-from scripts.hccl_tools import Device, RankTable, read_rank_table  # noqa: E402
+from scripts.hccl_tools import RankTable, read_rank_table  # noqa: E402
 
 MSRUN_LOGS = Path("train_parallel")  # what msrun itself writes; train_parallel<i>/log is a link into this folder
 POLL_SECONDS = 0.1
@@ -87,6 +87,7 @@ class Job:
 
     def __init__(self, processes: Sequence[Process], *, grace_s: float) -> None:
         self._processes, self._grace_s = processes, grace_s
+        self._msrun_ranks = processes[0].starts
         self._shown, self._position = processes[0].log, 0  # rank 0 of this host
         self._children: list[subprocess.Popen] = []
         self._ranks: dict[int, tuple[str, Path]] = {}  # process id -> name and log
@@ -95,8 +96,9 @@ class Job:
 
     def run(self) -> int:
         """0 if every rank ended well; else the status of the first that failed, or 128 + the signal passed on."""
-        previous = {number: signal.signal(number, self._on_signal) for number in PASSED_ON  # ignored ones stay so
-                    if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN}
+        for number in PASSED_ON:
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, self._on_signal)
         try:
             for process in self._processes:
                 self._start(process)
@@ -104,18 +106,16 @@ class Job:
             self._end()
         finally:
             self._kill()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         if self._signal is not None:
             return 128 + self._signal
         if failed is None:
             return 0
-        _report(*failed)
-        return failed[2]
-
-    @property
-    def _by_msrun(self) -> bool:
-        return self._processes[0].starts > 0
+        name, log, code = failed
+        status = code if code > 0 else 128 - code
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = ([line for line in lines if not line.startswith(FRAMEWORK_LINES)] or lines)[-LAST_LINES:]
+        print("\n  ".join([f"\n{name} failed with status {status}; the end of {log}:", *last]), file=sys.stderr)
+        return status
 
     def _start(self, process: Process) -> None:
         process.log.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +125,13 @@ class Job:
                                      stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                      preexec_fn=partial(signal_when_parent_ends, signal.SIGKILL))
         self._children.append(child)
-        if not self._by_msrun:
+        if not self._msrun_ranks:
             self._ranks[child.pid] = process.name, process.log
 
     def _find_ranks(self) -> None:
         """Those that msrun has started: unlike its other children each has a session of its own."""
         with suppress(psutil.Error, ProcessLookupError):
-            for child in psutil.Process(self._children[0].pid).children() if self._by_msrun else ():
+            for child in psutil.Process(self._children[0].pid).children():
                 number = child.environ().get("MS_NODE_ID")
                 if number and os.getpgid(child.pid) == child.pid:
                     self._ranks[child.pid] = f"rank {number}", rank_log(int(number))
@@ -142,16 +142,16 @@ class Job:
         self._signal = self._signal or signal.Signals(number)
 
     def _wait(self) -> tuple[str, Path, int] | None:
-        """Until all have ended, a signal has come, or one has failed: its name, log and status."""
+        """Until all have ended, a signal has come, or one has failed: its name, log and exit code."""
         while self._signal is None:
-            if len(self._ranks) < self._processes[0].starts:
+            if len(self._ranks) < self._msrun_ranks:
                 self._find_ranks()
             codes = [child.poll() for child in self._children]
             for pid, code in RANK_FAILED.findall(self._show_new_output()):
-                return *self._ranks.get(int(pid), ("a rank", self._shown)), _shell_status(int(code))
+                return *self._ranks.get(int(pid), ("a rank", self._shown)), int(code)
             for process, code in zip(self._processes, codes, strict=True):
                 if code:
-                    return process.name, process.log, _shell_status(code)
+                    return process.name, process.log, code
             if None not in codes:
                 return None
             time.sleep(POLL_SECONDS)
@@ -162,28 +162,32 @@ class Job:
         self._is_ending = True
         asked = self._signal if self._signal == signal.SIGINT else signal.SIGTERM  # the ranks handle these two
         grace_s = self._grace_s if self._signal else min(self._grace_s, FAILURE_GRACE_S)
-        if self._by_msrun:  # it would kill the others as soon as the first has saved and ended
+        if self._msrun_ranks:  # it would kill the others as soon as the first has saved and ended
             with suppress(ProcessLookupError):
                 os.kill(self._children[0].pid, signal.SIGSTOP)
             self._find_ranks()
-        for pid in filter(_is_running, self._ranks):
-            _send(asked, pid)
+        self._send_to_ranks(asked)
         deadline = time.monotonic() + grace_s
         while any(map(_is_running, self._ranks)) and time.monotonic() < deadline:
             self._show_new_output()
             time.sleep(POLL_SECONDS)
         time.sleep(POLL_SECONDS)  # msrun's `tail` copies the last lines of rank 0
         self._show_new_output()
-        for name, _ in [rank for pid, rank in self._ranks.items() if _is_running(pid)]:
-            print(f"{name} did not end within {grace_s:g} s of {asked.name}; it is killed", file=sys.stderr)
+        for pid, (name, _) in self._ranks.items():
+            if _is_running(pid):
+                print(f"{name} did not end within {grace_s:g} s of {asked.name}; it is killed", file=sys.stderr)
+
+    def _send_to_ranks(self, number: int) -> None:
+        """To each that runs, and to what it has started in its session."""
+        for pid in filter(_is_running, self._ranks):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
 
     def _kill(self) -> None:
+        self._send_to_ranks(signal.SIGKILL)
         for child in self._children:
-            if child.returncode is None or self._by_msrun:  # also the scheduler and `tail` of an msrun that has ended
-                _send(signal.SIGKILL, child.pid)
-        for pid in filter(_is_running, self._ranks):
-            _send(signal.SIGKILL, pid)
-        for child in self._children:
+            with suppress(ProcessLookupError):  # also the scheduler and `tail` of an msrun that has ended
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
     def _show_new_output(self) -> str:
@@ -195,21 +199,11 @@ class Job:
         self._position += len(whole)
         lines = whole.decode("utf-8", "replace").splitlines(keepends=True)
         try:
-            sys.stdout.write("".join(_without_framework(lines)))
+            sys.stdout.write("".join(line for line in lines if not line.startswith(FRAMEWORK_LINES)))
             sys.stdout.flush()
         except OSError:  # nobody reads it, as with `| head` or a closed terminal: the ranks go on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "".join(lines)
-
-
-def _without_framework(lines: Sequence[str]) -> list[str]:
-    return [line for line in lines if not line.startswith(FRAMEWORK_LINES)]
-
-
-def _send(number: int, pid: int) -> None:
-    """To a process and what it has started in its session."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, number)
 
 
 def _is_running(pid: int) -> bool:
@@ -219,48 +213,35 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def _shell_status(code: int) -> int:
-    return code if code > 0 else 128 - code
-
-
-def _report(name: str, log: Path, status: int) -> None:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    print(f"\n{name} failed with status {status}; the end of {log}:", file=sys.stderr)
-    for line in (_without_framework(lines) or lines)[-LAST_LINES:]:
-        print(f"  {line}", file=sys.stderr)
-
-
 # --- which processes
 
 
 def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
     text = env.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+    if not (text.isdecimal() and least <= int(text) <= most):
         raise UserError(f"{name}: must be a number from {least} to {most}, not {text!r}")
     return int(text)
 
 
-def device_target(own: str, flags: Sequence[str], env: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The kind of device that is asked for, the launcher's `own` or CPU, and the flags without it."""
+def train_flags(data_path: str, rest: Sequence[str], own: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The kind of device that is asked for, the launcher's `own` or CPU, and the flags of every rank.
+
+    A bare word after the data path is the data set; a folder of class folders that is named as the training half of
+    ImageNet needs none.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device_target", "--device-target", "--device", default=env.get("DEVICE_TARGET") or own)
-    options, rest = parser.parse_known_args(flags)
-    for target in (own, "CPU"):
-        if options.device_target.lower() == target.lower():
-            return target, rest
-    raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
-
-
-def train_flags(data_path: str, rest: Sequence[str], target: str) -> list[str]:
-    """The flags of every rank. A bare word after the data path is the data set; a folder of class folders that is
-    named as the training half of ImageNet needs none."""
-    flags = [f"--dataset={rest[0]}", *rest[1:]] if rest and not rest[0].startswith("-") else list(rest)
-    names = {flag.partition("=")[0].replace("_", "-") if flag.startswith("--") else flag[:2] for flag in flags}
+    options, flags = parser.parse_known_args(rest)
+    target = {own.lower(): own, "cpu": "CPU"}.get(options.device_target.lower())
+    if target is None:
+        raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
     folder = Path(data_path)
-    if folder.name in ("train", "ilsvrc") and any(item.is_dir() for item in folder.glob("*")) \
-            and not names & {"--dataset", "--config", "--config-path", "-c"}:
-        flags = ["--dataset=imagenet2012", *flags]
-    return [f"--data_dir={data_path}", "--is_distributed=1", f"--device_target={target}", *flags]
+    if flags and not flags[0].startswith("-"):
+        flags[0] = f"--dataset={flags[0]}"
+    elif folder.name in ("train", "ilsvrc") and any(item.is_dir() for item in folder.glob("*")) \
+            and not any(re.match(r"-c|--(dataset|config([-_]path)?)(=|$)", flag) for flag in flags):
+        flags.insert(0, "--dataset=imagenet2012")
+    return target, [f"--data_dir={data_path}", "--is_distributed=1", f"--device_target={target}", *flags]
 
 
 def free_port() -> int:
@@ -276,23 +257,13 @@ def rank_log(rank: int) -> Path:
 def msrun_job(ranks: int, flags: Sequence[str], env: Mapping[str, str]) -> Process:
     """msrun with so many ranks on this host. It starts the `python` that it finds first on the PATH."""
     folder = Path(sys.executable).parent
-    binds = env.get("BIND_CORES", "1") != "0"
     command = [str(folder / "msrun") if (folder / "msrun").is_file() else "msrun", f"--worker_num={ranks}",
-               f"--local_worker_num={ranks}", "--join=True", f"--bind_core={binds}",
+               f"--local_worker_num={ranks}", "--join=True", f"--bind_core={env.get('BIND_CORES', '1') != '0'}",
                f"--cluster_time_out={number(env, 'JOIN_SECONDS', 600)}",
                f"--master_port={number(env, 'MASTER_PORT', free_port(), least=1, most=2**16 - 1)}",
                f"--log_dir={MSRUN_LOGS}", "--tail_worker_log=0",
                "python" if (folder / "python").is_file() else "python3", "-u", str(ROOT / "train.py"), *flags]
     return Process("msrun", command, {}, MSRUN_LOGS / "msrun.log", starts=ranks)
-
-
-def link_logs(ranks: int) -> None:
-    """train_parallel<i>/log, where users look for it, for the logs that msrun writes."""
-    for rank in range(ranks):
-        log = rank_log(rank)
-        log.parent.mkdir(exist_ok=True)
-        log.unlink(missing_ok=True)
-        log.symlink_to(Path("..") / MSRUN_LOGS / f"worker_{rank}.log")
 
 
 def table_job(table: RankTable, path: Path, server: str, flags: Sequence[str], env: Mapping[str, str]) -> list[Process]:
@@ -303,55 +274,50 @@ def table_job(table: RankTable, path: Path, server: str, flags: Sequence[str], e
     if env.get("BIND_CORES", "1") != "0" and shutil.which("taskset"):
         shares = core_shares(sorted(os.sched_getaffinity(0)), len(devices))
     join = max(120, number(env, "JOIN_SECONDS", 600))  # HCCL takes no less
-
-    def process(device: Device, cores: Sequence[int]) -> Process:
+    processes = []
+    for device, cores in zip(devices, shares, strict=True):
         bound = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
-        return Process(f"rank {device.rank_id}", [*bound, sys.executable, "-u", str(ROOT / "train.py"), *flags],
-                       {"RANK_TABLE_FILE": str(path), "RANK_ID": str(device.rank_id), "RANK_SIZE": str(table.ranks),
-                        "LOCAL_RANK_SIZE": str(len(devices)), "DEVICE_ID": str(device.device_id),
-                        "HCCL_CONNECT_TIMEOUT": str(join)}, rank_log(device.rank_id))
-
-    return [process(device, cores) for device, cores in zip(devices, shares, strict=True)]
+        settings = {"RANK_TABLE_FILE": path, "RANK_ID": device.rank_id, "RANK_SIZE": table.ranks,
+                    "LOCAL_RANK_SIZE": len(devices), "DEVICE_ID": device.device_id, "HCCL_CONNECT_TIMEOUT": join}
+        processes.append(Process(
+            f"rank {device.rank_id}", [*bound, sys.executable, "-u", str(ROOT / "train.py"), *flags],
+            {name: str(value) for name, value in settings.items()}, rank_log(device.rank_id)))
+    return processes
 
 
 def this_server(servers: Sequence[str], env: Mapping[str, str]) -> str:
     """SERVER_ID's, the only server, or the one with an address of this host."""
-    if env.get("SERVER_ID"):
-        own = [env["SERVER_ID"]]
-    elif len(servers) == 1:
-        own = servers
-    else:
-        addresses = {address.address for found in psutil.net_if_addrs().values() for address in found}
-        own = [server for server in servers if server in addresses | {socket.gethostname()}]
-    if len(own) != 1 or own[0] not in servers:
+    wanted = env.get("SERVER_ID") or (servers[0] if len(servers) == 1 else None)
+    addresses = {address.address for found in psutil.net_if_addrs().values() for address in found}
+    own = set(servers) & ({wanted} if wanted else {*addresses, socket.gethostname()})
+    if len(own) != 1:
         raise UserError(f"this host is none of the table's servers ({', '.join(servers)}); SERVER_ID=... says which")
-    return own[0]
+    return own.pop()
 
 
 def visible_cards(env: Mapping[str, str]) -> int:
     """DEVICE_NUM, or the GPUs that this process may use."""
     if env.get("DEVICE_NUM"):
         return number(env, "DEVICE_NUM", 1, least=1, most=4096)
-    chosen = env.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        cards = len(glob("/dev/nvidia[0-9]*"))
-    else:
-        cards = len(list(takewhile(lambda card: card not in ("", "-1"), chosen.replace(" ", "").split(","))))
+    cards: Sequence[str] = glob("/dev/nvidia[0-9]*")
+    if "CUDA_VISIBLE_DEVICES" in env:  # a -1 hides the cards after it
+        named = env["CUDA_VISIBLE_DEVICES"].replace(" ", "").split(",")
+        cards = list(takewhile(lambda card: card not in ("", "-1"), named))
     if not cards:
         raise UserError("no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
-    return cards
+    return len(cards)
 
 
 def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
     """`kind` is table or cards: whether a rank table comes before the data path."""
-    count = 2 if kind == "table" else 1
-    if len(arguments) < count or any(item.startswith("-") for item in arguments[:count]):
-        raise UserError(f"{'RANK_TABLE_FILE ' * (count - 1)}DATA_PATH must come first; --help says more")
-    target, rest = device_target("Ascend" if kind == "table" else "GPU", arguments[count:], env)
-    flags = train_flags(arguments[count - 1], rest, target)
+    own, names = ("Ascend", ("RANK_TABLE_FILE", "DATA_PATH")) if kind == "table" else ("GPU", ("DATA_PATH",))
+    paths, rest = arguments[:len(names)], arguments[len(names):]
+    if len(paths) < len(names) or any(item.startswith("-") for item in paths):
+        raise UserError(f"{' '.join(names)} must come first; --help says more")
+    target, flags = train_flags(paths[-1], rest, own, env)
     is_dry = env.get("DRY_RUN", "0") not in ("", "0")
     grace = number(env, "GRACE_SECONDS", 60)
-    path = Path(arguments[0]).resolve()
+    path = Path(paths[0]).resolve()
     table = read_rank_table(path) if kind == "table" else None
     if table and target == "Ascend":
         servers = [server.server_id for server in table.server_list]
@@ -359,13 +325,15 @@ def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
                      for server in (servers if is_dry else [this_server(servers, env)])
                      for process in table_job(table, path, server, flags, env)]
     else:
-        ranks = table.ranks if table else visible_cards(env)
-        processes = [msrun_job(ranks, flags, env)]
-        if not is_dry:
-            link_logs(ranks)
+        processes = [msrun_job(table.ranks if table else visible_cards(env), flags, env)]
     if is_dry:
         print("\n".join(map(str, processes)))
         return 0
+    for rank in range(processes[0].starts):  # train_parallel<i>/log, where users look for it, is what msrun writes
+        log = rank_log(rank)
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        log.symlink_to(Path("..") / MSRUN_LOGS / f"worker_{rank}.log")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for msrun's `python`
     return Job(processes, grace_s=grace).run()
 

@@ -8,15 +8,15 @@ it that this command did not write.
 
 import argparse
 import json
-import os
-import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command  # noqa: E402
+from src.data.shapes import GENERATOR, write_cifar10, write_folders  # noqa: E402
 from src.utils.files import writing  # noqa: E402
 
 RECORD = "shapes.json"  # what was asked for, and every file with its size
@@ -28,49 +28,33 @@ def files_below(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in sorted(paths)}
 
 
-def write_set(folder: Path, args: argparse.Namespace) -> None:
-    from src.data.shapes import write_cifar10, write_folders
-
-    counts = {"train_count": args.train, "test_count": args.test, "seed": args.seed}
-    if args.layout == "folders":
-        write_folders(folder, **counts, size=args.size, classes=args.classes)
-    elif (args.size, args.classes) == (32, 10):
-        write_cifar10(folder, **counts)
-    else:
-        raise UserError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
-
-
 def make_shapes(args: argparse.Namespace) -> bool:
     """Write the set; False if it was there. UserError if the folder holds anything else, which is never removed."""
-    from src.data.shapes import GENERATOR
-
     folder: Path = args.folder
     wanted = {name: getattr(args, name) for name in ("layout", "train", "test", "size", "classes", "seed")}
     wanted["generator"] = GENERATOR
-    try:
+    there, record = files_below(folder), {}
+    if (folder / RECORD).is_file():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {"files": {}}
-    there = files_below(folder)
     if record.get("wanted") == wanted and record["files"].items() <= there.items():
         return False
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    foreign = sorted(set(there) - set(record["files"]))
-    if foreign:
-        raise UserError(f"{folder} holds other files, such as {foreign[0]}; name another folder")
+    if there:
+        raise UserError(f"{folder} holds other files, such as {min(there)}, or a damaged set; remove it, or name "
+                        "another folder")
+    if args.layout == "cifar10" and (args.size, args.classes) != (32, 10):
+        raise UserError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        write_set(partial, args)
-        record = {"wanted": wanted, "files": files_below(partial)}
-        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    counts = {"train_count": args.train, "test_count": args.test, "seed": args.seed}
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as hidden:
+        new = Path(hidden, "set")
+        new.mkdir()
+        if args.layout == "cifar10":
+            write_cifar10(new, **counts)
+        else:
+            write_folders(new, **counts, size=args.size, classes=args.classes)
+        record = {"wanted": wanted, "files": files_below(new)}
+        (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        new.rename(folder)
     return True
 
 
@@ -89,11 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         if not 0 <= args.seed < 2**32:
             raise UserError(f"--seed: must be 0 to {2**32 - 1}, not {args.seed}")
-        try:
-            with writing(args.folder):
-                done = "written to" if make_shapes(args) else "are in"
-        except ModuleNotFoundError as error:
-            raise UserError(f"this Python has no {error.name}; requirements.txt lists what is needed") from None
+        with writing(args.folder):
+            done = "written to" if make_shapes(args) else "are in"
         print(f"{args.train} training and {args.test} test images {done} {args.folder}")
 
     return run_command(run, "make_shapes.py")

@@ -42,7 +42,7 @@ def signals_are_noticed() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def device() -> None:
+def cpu() -> None:
     """The device is set once, before anything runs on it: MindSpore takes the same one again, but not a late one."""
     import mindspore
 
@@ -61,7 +61,7 @@ def graph_mode() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_curves(device) -> Iterator[None]:
+def no_curves(cpu) -> Iterator[None]:
     """Drawing curves takes longer than an epoch of most tests; runs in processes of their own draw them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("src.training.hooks.plot_curves", lambda out, *_: write_atomically(out, b""))

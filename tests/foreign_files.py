@@ -3,15 +3,11 @@
 
 import pickle
 import struct
-import sys
-import types
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import mindspore
 import numpy as np
@@ -62,7 +58,7 @@ def make(network: str, *, batch_norm: bool, bias: bool = True, classes: int = 7,
     return arrays
 
 
-def reference_logits(arrays: Arrays, images: np.ndarray, *, pooled_side: int | None = None) -> np.ndarray:
+def reference_logits(arrays: Arrays, images: np.ndarray) -> np.ndarray:
     x = images.astype(np.float64)
     convolutions = [int(name.split(".")[1]) for name, values in arrays.items() if values.ndim == 4]
     for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
@@ -79,22 +75,11 @@ def reference_logits(arrays: Arrays, images: np.ndarray, *, pooled_side: int | N
         if following != index + (3 if has_norm else 2):  # a pooling is numbered between them
             count, channels, height, width = x.shape
             x = x.reshape(count, channels, height // 2, 2, width // 2, 2).max(axis=(3, 5))
-    x = average_pool(x, pooled_side) if pooled_side else x
     x = x.reshape(len(x), -1)
     for number in (0, 3, 6):
         x = x @ arrays[f"classifier.{number}.weight"].T + arrays[f"classifier.{number}.bias"]
         x = x if number == 6 else np.maximum(x, 0)
     return x
-
-
-def average_pool(x: np.ndarray, side: int) -> np.ndarray:
-    """Adaptive: cell i is the mean from floor(i * size / side) to ceil((i + 1) * size / side)."""
-
-    def edges(size: int) -> list[slice]:
-        return [slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
-
-    rows = [[x[:, :, rows, columns].mean(axis=(2, 3)) for columns in edges(x.shape[3])] for rows in edges(x.shape[2])]
-    return np.array(rows).transpose(2, 3, 0, 1)
 
 
 def random_images() -> np.ndarray:
@@ -178,50 +163,33 @@ def write_safetensors(path: Path, arrays: Arrays) -> Path:
 STORAGES = {"float64": "Double", "float32": "Float", "float16": "Half", "int64": "Long", "int8": "Char"}
 
 
-class TorchPickler(pickle.Pickler):
-    """Writes arrays as `torch.save` writes tensors; `storages` then has the bytes of each.
+ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
+
+
+def plain_opcodes(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=2)[2:-1]  # without the number of the protocol and the end
+
+
+def torch_opcodes(value: Any, storages: Arrays, lead: int = 0, order: str = "<", view: bytes = b"") -> bytes:
+    """The pickle of arrays as `torch.save` writes tensors, without beginning and end; fills `storages`.
 
     `lead` numbers of something else are stored before each tensor. `view` is what old files say of each storage.
     """
-
-    def __init__(self, file: Any, lead: int = 0, order: str = "<", view: tuple[None, ...] = ()) -> None:
-        super().__init__(file, protocol=2)
-        self.storages: dict[str, np.ndarray] = {}
-        self._lead, self._order, self._view = lead, order, view
-
-    def persistent_id(self, item: Any) -> Any:
-        if not isinstance(item, types.SimpleNamespace):
-            return None
-        return ("storage", item.kind, item.key, "cpu", item.count, *self._view)
-
-    def reducer_override(self, item: Any) -> Any:
-        if not isinstance(item, np.ndarray):
-            return NotImplemented
-        kind = "BFloat16" if isinstance(item, BFloat16) else STORAGES[item.dtype.name]
-        memory = np.concatenate([np.full(self._lead, 7, item.dtype), np.ravel(np.asarray(item), order="K")])
-        key = str(len(self.storages))
-        self.storages[key] = memory.astype(memory.dtype.newbyteorder(self._order))
-        storage = types.SimpleNamespace(kind=getattr(sys.modules["torch"], f"{kind}Storage"), key=key,
-                                        count=memory.size)
-        strides = tuple(stride // item.itemsize for stride in item.strides)
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (storage, self._lead, item.shape, strides, False,
-                                                                OrderedDict())
-
-
-def torch_pickled(value: Any, file: Any, **options: Any) -> dict[str, np.ndarray]:
-    """Pickle it with the names that PyTorch's classes and functions have; returns the storages."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for kind in (*STORAGES.values(), "BFloat16"):
-        setattr(torch, f"{kind}Storage", type(f"{kind}Storage", (), {"__module__": "torch"}))
-    utils._rebuild_tensor_v2 = types.FunctionType((lambda *_: None).__code__, {}, "_rebuild_tensor_v2")
-    utils._rebuild_tensor_v2.__module__, utils._rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
     if isinstance(value, dict):
-        value = OrderedDict(value)
-        value._metadata = OrderedDict()  # the versions of the modules, an attribute in every state dict
-    with mock.patch.dict(sys.modules, {"torch": torch, "torch._utils": utils}):
-        pickler = TorchPickler(file, **options)
-        pickler.dump(value)
-    return pickler.storages
+        items = b"".join(plain_opcodes(name) + torch_opcodes(item, storages, lead, order, view)
+                         for name, item in value.items())
+        metadata = b"}" + plain_opcodes("_metadata") + ORDERED_DICT + b"sb"  # an attribute of every state dict
+        return ORDERED_DICT + b"(" + items + b"u" + metadata
+    if not isinstance(value, np.ndarray):
+        return plain_opcodes(value)
+    kind = "BFloat16" if isinstance(value, BFloat16) else STORAGES[value.dtype.name]
+    memory = np.concatenate([np.full(lead, 7, value.dtype), np.ravel(np.asarray(value), order="K")])
+    key, strides = str(len(storages)), tuple(stride // value.itemsize for stride in value.strides)
+    storages[key] = memory.astype(memory.dtype.newbyteorder(order))
+    storage = (plain_opcodes("storage") + f"ctorch\n{kind}Storage\n".encode()
+               + b"".join(map(plain_opcodes, (key, "cpu", memory.size))) + view)
+    return (b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ"
+            + b"".join(map(plain_opcodes, (lead, value.shape, strides, False))) + ORDERED_DICT + b"tR")
 
 
 def write_archive(path: Path, pickled: bytes, storages: Arrays, byteorder: str = "little") -> Path:
@@ -236,22 +204,23 @@ def write_archive(path: Path, pickled: bytes, storages: Arrays, byteorder: str =
 
 def write_pth(path: Path, value: Any, *, lead: int = 0, byteorder: str = "little") -> Path:
     """The zip archive of PyTorch since 1.6."""
-    with path.with_suffix(".pkl").open("w+b") as file:
-        storages = torch_pickled(value, file, lead=lead, order=">" if byteorder == "big" else "<")
-    write_archive(path, path.with_suffix(".pkl").read_bytes(), storages, byteorder)
-    path.with_suffix(".pkl").unlink()
-    return path
+    storages: Arrays = {}
+    opcodes = torch_opcodes(value, storages, lead, ">" if byteorder == "big" else "<")
+    return write_archive(path, b"\x80\x02" + opcodes + b".", storages, byteorder)
+
+
+LEGACY_HEAD = b"".join(pickle.dumps(item, protocol=2) for item in (
+    0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}))
 
 
 def write_legacy_pth(path: Path, value: Any) -> Path:
     """The sequence of pickles of PyTorch before 1.6, as torchvision's VGG files are."""
-    with path.open("wb") as file:
-        for item in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
-            pickle.dump(item, file, protocol=2)
-        storages = torch_pickled(value, file, view=(None,))
-        pickle.dump(list(storages), file, protocol=2)
-        for values in storages.values():
-            file.write(struct.pack("<q", values.size) + values.tobytes())
+    storages: Arrays = {}
+    content = LEGACY_HEAD + b"\x80\x02" + torch_opcodes(value, storages, view=b"N") + b"."
+    content += pickle.dumps(list(storages), protocol=2)
+    for values in storages.values():
+        content += struct.pack("<q", values.size) + values.tobytes()
+    path.write_bytes(content)
     return path
 
 

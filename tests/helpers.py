@@ -2,7 +2,6 @@
 """What the tests train and run on: small data in the real on-disk formats, and the entry scripts as users call them."""
 
 import contextlib
-import functools
 import importlib
 import io
 import os
@@ -218,35 +217,22 @@ def write_coloured(root: Path) -> Path:
     return root
 
 
-@functools.cache
-def example_class() -> type:
-    """tf.train.Example, made by Google's protobuf library; a map is a repeated entry of key and value."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+def varint(value: int) -> bytes:
+    """An integer of the protobuf format: seven bits per byte, the lowest first."""
+    value %= 2**64
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint(value >> 7)
 
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
-    text, content, integer, message = 9, 12, 3, 11
-    for name, fields in {
-            "Bytes": [("value", content, 3, "")], "Integers": [("value", integer, 3, "")],
-            "Feature": [("bytes", message, 1, "Bytes"), ("floats", content, 1, ""),
-                        ("integers", message, 1, "Integers")],
-            "Entry": [("key", text, 1, ""), ("value", message, 1, "Feature")],
-            "Features": [("feature", message, 3, "Entry")], "Example": [("features", message, 1, "Features")]}.items():
-        kind = file.message_type.add(name=name)
-        for number, (field, type_number, label, type_name) in enumerate(fields, start=1):
-            named = {"type_name": f".tf.{type_name}"} if type_name else {}
-            kind.field.add(name=field, number=number, type=type_number, label=label, **named)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message: bytes, a text or another message."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def encode_example(features: dict[str, bytes | int]) -> bytes:
-    """An Example with one value per feature."""
-    example = example_class()()
-    for name, value in features.items():
-        feature = example.features.feature.add(key=name).value
-        (feature.integers if isinstance(value, int) else feature.bytes).value.append(value)
-    return example.SerializeToString()
+    """A tf.train.Example with one value per feature."""
+    values = {name: field(3, field(1, varint(value))) if isinstance(value, int) else field(1, field(1, value))
+              for name, value in features.items()}
+    return field(1, b"".join(field(1, field(1, name.encode()) + field(2, value)) for name, value in values.items()))
 
 
 def frame(record: bytes) -> bytes:
@@ -270,6 +256,17 @@ def write_tfrecords(folders: Path, output: Path, shards: int = 3) -> Path:
             part = records[len(records) * shard // shards:len(records) * (shard + 1) // shards]
             (output / f"{name}-{shard:05d}-of-{shards:05d}").write_bytes(b"".join(part))
     return output
+
+
+def write_mindrecord(folder: Path, rows: Sequence[dict], shards: int = 1, **types: str) -> None:
+    """Training rows in MindRecord files, as MindSpore writes them; `types` of the columns."""
+    from mindspore.mindrecord import FileWriter
+
+    folder.mkdir(exist_ok=True)
+    writer = FileWriter(str(folder / "train.mindrecord"), shards)
+    writer.add_schema({name: {"type": kind} for name, kind in types.items()}, "images")
+    writer.write_raw_data(list(rows))
+    writer.commit()
 
 
 def convert(source: Path, to: str, output: Path, *flags: str, dataset: str = "imagenet2012",
@@ -323,7 +320,7 @@ def same(first, second) -> bool:
 def train_here(*flags: str) -> Outcome:
     """train.py on the folder `data`, writing to `runs`, both in the current folder."""
     return run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data", "--batch_size=4",
-                    "--ckpt_path=runs", "--max_epoch=1", *flags)
+                    "--ckpt_path=runs", "--max_epoch=1", "--graph_mode=False", *flags)
 
 
 def copy_data(source: Path, target: Path) -> Path:

@@ -11,10 +11,12 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from mindspore import Tensor, nn, ops
 
 from model_utils.schema import Config
+from src.training.cpu_layers import SmallMapConv
+from src.vgg import VGG
 
-UNITS = {"s": ("ms", 1000.0), "s, start-up": ("s", 1.0), "MiB": ("MiB", 1.0)}  # kind of value -> unit, factor
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
@@ -35,12 +37,11 @@ class Contender:
     """One of the things that are compared: `run` runs a block and returns the value of one step of it."""
 
     run: Callable[[], float]
-    kind: str = "s"
+    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
     images: float | None = None  # per step
     gflop: float | None = None  # per step
     is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
-    warms_up: bool = True  # False if each block is a fresh process that warms up by itself
 
 
 Contenders = dict[str, Contender]
@@ -59,38 +60,32 @@ def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
     for block in range(blocks + 1):
         for name, contender in contenders.items():
             time.sleep(PAUSE_S)
+            value = contender.run()
             if block:
-                values[name].append(contender.run())
-            elif contender.warms_up:
-                contender.run()
-    rows = {name: _row(contender, values[name]) for name, contender in contenders.items()}
-    matrix_rates = [rows[name]["gflop_per_s"] for name, contender in contenders.items() if contender.is_matmul]
+                values[name].append(value)
+    middles = {name: statistics.median(values[name]) for name in contenders}
+    matrix_rates = [item.gflop / middles[name] for name, item in contenders.items() if item.is_matmul]
+    rows = {}
     for name, contender in contenders.items():
-        if matrix_rates and contender.gflop and not contender.is_matmul:
-            rows[name]["share_of_matmul"] = rows[name]["gflop_per_s"] / max(matrix_rates)
-    return {name: {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-            for name, row in rows.items()}
-
-
-def _row(contender: Contender, values: Sequence[float]) -> dict[str, Any]:
-    unit, factor = UNITS[contender.kind]
-    middle = statistics.median(values)
-    row = {"unit": unit, "median": factor * middle, "min": factor * min(values), "max": factor * max(values),
-           "n": len(values)}
-    if contender.images:
-        row["images_per_s"] = contender.images / middle
-    if contender.gflop:
-        row |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
-    if contender.cpu_seconds:
-        row["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
-    return row
+        middle, factor = middles[name], 1000 if contender.unit == "ms" else 1
+        row = {"median": factor * middle, "min": factor * min(values[name]), "max": factor * max(values[name])}
+        if contender.images:
+            row["images_per_s"] = contender.images / middle
+        if contender.gflop:
+            row |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
+            if matrix_rates and not contender.is_matmul:
+                row["share_of_matmul"] = row["gflop_per_s"] / max(matrix_rates)
+        if contender.cpu_seconds:
+            row["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
+        rows[name] = {"unit": contender.unit, "n": blocks, **{key: float(f"{row[key]:.6g}") for key in row}}
+    return rows
 
 
 class Layer(NamedTuple):
     """A layer and its place in the network."""
 
     kind: str
-    cell: Any
+    cell: nn.Cell
     shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
 
@@ -106,14 +101,12 @@ class Layer(NamedTuple):
         return 2 * TAPS.get(self.kind, 0) * prod(self.shape) * self.out
 
 
-def layers_of(network: Any, shape: tuple[int, ...]) -> list[Layer]:
-    """The layers in their order, for images of this shape."""
-    from mindspore import nn
-
-    kinds = ((nn.Conv2d, "convolution"), (nn.BatchNorm2d, "batch normalisation"), (nn.ReLU, "ReLU"),
-             (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
+def layers_of(network: VGG, config: Config) -> list[Layer]:
+    """The layers in their order, for a batch of images."""
+    kinds = (((nn.Conv2d, SmallMapConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
+             (nn.ReLU, "ReLU"), (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
     classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
-    found = []
+    found, shape = [], (config.batch_size, 3, *config.image_size)
     for cell in [*network.layers, *classifier]:
         kind = next(name for cell_type, name in kinds if isinstance(cell, cell_type))
         if kind == "dense":
@@ -124,28 +117,21 @@ def layers_of(network: Any, shape: tuple[int, ...]) -> list[Layer]:
     return found
 
 
-def forward_gflop(network: Any, config: Config) -> float:
-    return sum(layer.flop for layer in layers_of(network, (config.batch_size, 3, *config.image_size))) / 1e9
-
-
-def step_gflop(network: Any, config: Config) -> float:
-    """Forward and backward: the gradients of weight and input take as much as the forward pass each.
+def gflop_of(network: VGG, config: Config, *, backward: bool) -> float:
+    """Of a forward pass, or a training step: the gradients of weight and input take as much as the forward pass each.
 
     The first layer that trains needs no input gradient, and a layer below it no gradient at all.
     """
     flop, trains_below = 0, False
-    for layer in layers_of(network, (config.batch_size, 3, *config.image_size)):
-        if layer.flop:
-            trains = bool(layer.cell.weight.requires_grad)
-            flop += layer.flop * (1 + trains + trains_below)
-            trains_below = trains_below or trains
+    for layer in layers_of(network, config):
+        trains = backward and layer.flop > 0 and layer.cell.weight.requires_grad
+        flop += layer.flop * (1 + trains + trains_below)
+        trains_below |= trains
     return flop / 1e9
 
 
 def matmul(device_target: str) -> Contenders:
     """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
-    from mindspore import Tensor, ops
-
     left, right = np.random.RandomState(0).standard_normal((2, MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
     tensors, product = (Tensor(left), Tensor(right)), ops.MatMul()
     calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(*tensors).asnumpy()}

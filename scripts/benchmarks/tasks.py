@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +23,27 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank, guard_this_machine, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from scripts.benchmarks import measure
-from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call
+
+# Other programs that are measured must not inherit what is set in here for MindSpore's sake, such as the cap on oneDNN.
+USERS_ENVIRONMENT = dict(os.environ)
+guard_this_machine()  # must come before the import of MindSpore
+
+import mindspore  # noqa: E402
+from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
+
+from scripts.benchmarks import measure  # noqa: E402
+from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call  # noqa: E402
+from src import build  # noqa: E402
+from src.dataset import create_eval_dataset  # noqa: E402
+from src.deploy.engines import open_engine  # noqa: E402
+from src.deploy.export import write_format  # noqa: E402
+from src.vgg import VGG  # noqa: E402
+from src.weights.load import open_pre_trained  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 STEPS_WITHOUT_DATA = 100  # length of an epoch if no images determine it
-
-# Other programs that are measured must not inherit what is set in here for MindSpore's sake, such as the cap on oneDNN:
-# copied when this is imported, before any device is set up.
-USERS_ENVIRONMENT = dict(os.environ)
 
 
 # --- training steps
@@ -43,75 +54,60 @@ class Bench(NamedTuple):
 
     config: Config
     rank: Rank
-    data: Any
-    network: Any
-    model: Any
-    rates: np.ndarray
+    data: build.TrainData | None
+    network: VGG
+    model: mindspore.Model
 
 
 def set_up(config: Config, *, with_data: bool = True) -> Bench:
     rank = set_up_device(config)
-    import mindspore
-
-    from src import build
-    from src.weights.load import open_pre_trained
-
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)
     data = build.build_train_data(start.config, rank) if with_data else None
     network, _ = build.build_start(start, rank)
     steps = data.steps_per_epoch if data else STEPS_WITHOUT_DATA
     rates = build.build_learning_rates(start.config, steps, rank.world_size)
-    return Bench(start.config, rank, data, network, build.build_model(start.config, network, rates, rank), rates)
+    return Bench(start.config, rank, data, network, build.build_model(start.config, rank, network, rates))
 
 
-def random_batch(config: Config) -> list[Any]:
-    from mindspore import Tensor
-
+def random_batch(config: Config) -> list[Tensor]:
     random = np.random.RandomState(config.seed)
     images = random.standard_normal((config.batch_size, 3, *config.image_size)).astype(np.float32)
     return [Tensor(images), Tensor(random.randint(0, config.num_classes, config.batch_size).astype(np.int32))]
 
 
-def bare_step(bench: Bench, batch: Sequence[Any], steps: int) -> Callable[[], float]:
+def bare_step(bench: Bench, batch: Sequence[Tensor], steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
     cell = bench.model.train_network.set_train()
-    return lambda: seconds_per_call(lambda: cell(*batch).asnumpy(), steps)
+    return partial(seconds_per_call, lambda: cell(*batch).asnumpy(), steps)
 
 
 def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
     """`Model.train` on the real pipeline with the loss read at each step, timed from the end of its first step."""
-    from mindspore import Callback
-
-    if min(bench.data.steps_per_epoch, len(bench.rates)) <= steps:
+    if bench.data.steps_per_epoch <= steps:
         raise UserError(f"--steps: {steps} steps and a first one do not fit into an epoch of "
                         f"{bench.data.steps_per_epoch}; ask for fewer, or give more images")
+    ends: list[float] = []
 
     class StepTimes(Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ends: list[float] = []
-
-        def on_train_step_end(self, run_context: Any) -> None:
+        def on_train_step_end(self, run_context: mindspore.RunContext) -> None:
             run_context.original_args().net_outputs.asnumpy()
-            self.ends.append(time.perf_counter())
-            if len(self.ends) > steps:
+            ends.append(time.perf_counter())
+            if len(ends) > steps:
                 run_context.request_stop()
 
     def block() -> float:
-        times = StepTimes()
-        bench.model.train(1, bench.data.dataset(0), callbacks=[times], dataset_sink_mode=False)
-        return (times.ends[steps] - times.ends[0]) / steps
+        ends.clear()
+        bench.model.train(1, bench.data.dataset(0), callbacks=[StepTimes()], dataset_sink_mode=False)
+        return (ends[steps] - ends[0]) / steps
 
     return block
 
 
 def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline."""
-    from mindspore import Tensor
-
     bench = set_up(task.config)
-    gflop = measure.step_gflop(bench.network, bench.config)
+    gflop = measure.gflop_of(bench.network, bench.config, backward=True)
     contender = partial(Contender, images=bench.config.batch_size, gflop=gflop)
     batch = next(bench.data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
     return {BARE_STEP: contender(bare_step(bench, [Tensor(item) for item in batch], task.steps)),
@@ -125,11 +121,9 @@ def steps(task: Task) -> Contenders:
 def forward(task: Task) -> Contenders:
     """The network alone, as it is used for inference."""
     rank, config = set_up_device(task.config), task.config
-    from src import build
-
     network = build.build_network(config, rank).set_train(False)
     images, _ = random_batch(config)
-    gflop = measure.forward_gflop(network, config)
+    gflop = measure.gflop_of(network, config, backward=False)
     run = partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps)
     return {"forward pass, one fixed batch": Contender(run, images=config.batch_size, gflop=gflop),
             **torch_contenders(task, network, gflop, mode="forward"), **measure.matmul(rank.device_target)}
@@ -138,10 +132,6 @@ def forward(task: Task) -> Contenders:
 def operators(task: Task) -> Contenders:
     """Forward and backward of each kind of layer, and the optimizer; its name says how often a layer occurs."""
     bench = set_up(task.config, with_data=False)
-    rank, config = bench.rank, bench.config
-    from mindspore import ParameterTuple, Tensor, nn, ops
-
-    from src import build
 
     class Passes(nn.Cell):
         def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
@@ -159,7 +149,7 @@ def operators(task: Task) -> Contenders:
     def random_like(shape: Sequence[int]) -> Tensor:
         return Tensor(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
 
-    def passes(layer: measure.Layer, *, is_first: bool) -> Callable[[], object]:
+    def passes(layer: measure.Layer, *, is_first: bool) -> Callable[[], None]:
         x = random_like(layer.shape)
         slope, cell = random_like(layer.cell(x).shape), Passes(layer.cell, is_first=is_first).set_train()
 
@@ -171,94 +161,68 @@ def operators(task: Task) -> Contenders:
 
         return run
 
-    def update() -> Callable[[], object]:
-        # Of another network: a layer that was measured by itself has lost its parameters' names.
-        optimizer = bench.model.train_network.optimizer
-        gradients = tuple(random_like(item.shape) for item in optimizer.parameters)
-        smallest = min(optimizer.parameters, key=lambda item: item.size)
-        return lambda: (optimizer(gradients), smallest.asnumpy())
-
-    network = build.build_network(config, rank).set_train()
-    layers = measure.layers_of(network, (config.batch_size, 3, *config.image_size))
-    counts, kinds = Counter(layer.name for layer in layers), {layer.name: layer for layer in layers}
-    request = [[name, layer.kind, layer.shape, layer.out, layer is layers[0]] for name, layer in kinds.items()]
-    torch = open_torch(task, network, mode="operators", operators=request)
+    # Of a second network: a layer that is measured by itself loses the names of its parameters.
+    network = build.build_network(bench.config, bench.rank).set_train()
+    layers = measure.layers_of(network, bench.config)
+    counts = Counter(layer.name for layer in layers)
+    runs = [(layer.name, f"{layer.name} ({counts[layer.name]}x)", passes(layer, is_first=layer is layers[0]),
+             layer.flop * (2 if layer is layers[0] else 3) / 1e9)
+            for layer in {layer.name: layer for layer in layers}.values()]
+    optimizer = bench.model.train_network.optimizer
+    gradients = tuple(random_like(item.shape) for item in optimizer.parameters)
+    smallest = min(optimizer.parameters, key=lambda item: item.size)
+    runs.append(("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()), None))
+    torch = TorchProcess(task, network, "operators") if task.torch_python else None
     contenders: Contenders = {}
-    for name, layer in kinds.items():
-        is_first, title = layer is layers[0], f"{name} ({counts[name]}x)"
-        contender = partial(Contender, gflop=layer.flop * (2 if is_first else 3) / 1e9)
-        contenders[title] = contender(partial(seconds_per_call, passes(layer, is_first=is_first), task.steps))
+    for name, title, run, gflop in runs:
+        contenders[title] = Contender(partial(seconds_per_call, run, task.steps), gflop=gflop)
         if torch:
-            contenders[f"PyTorch: {title}"] = contender(partial(torch.ask, name))
-    title = "optimizer, all parameters"
-    contenders[title] = Contender(partial(seconds_per_call, update(), task.steps))
-    if torch:
-        contenders[f"PyTorch: {title}"] = Contender(partial(torch.ask, "optimizer"))
-    return contenders | measure.matmul(rank.device_target)
+            contenders[f"PyTorch: {title}"] = Contender(partial(torch.ask, name), gflop=gflop)
+    return contenders | measure.matmul(bench.rank.device_target)
 
 
 def deploying(task: Task) -> Contenders:
     """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size images at a time."""
     rank, config = set_up_device(task.config), task.config
-    import mindspore
-    import onnxruntime
-    from mindspore import nn
-
-    from src import build
-
     folder = Path(task.stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_")))
     network = build.build_network(config, rank, for_export=True).set_train(False)
-    images, _ = random_batch(config)
-    mindspore.export(network, images, file_name=str(folder / "model"), file_format="MINDIR")
-    try:
-        from mindspore.onnx import export  # from MindSpore 2.8 on; its older way warns there
-    except ImportError:
-        export = partial(mindspore.export, file_format="ONNX")
-    export(network, images, file_name=str(folder / "model.onnx"))
-    graph = nn.GraphCell(mindspore.load(str(folder / "model.mindir")))
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: images.asnumpy()}
-    runs = {"MINDIR through mindspore": lambda: graph(images).asnumpy(),
-            "ONNX through onnxruntime": lambda: session.run(None, feed)}
-    return {name: Contender(partial(seconds_per_call, run, task.steps), images=config.batch_size)
-            for name, run in runs.items()}
+    images, contenders = random_batch(config)[0].asnumpy(), {}
+    for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
+        path = folder / f"model.{file_format.lower()}"
+        write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
+        run = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
+        contenders[f"{file_format} through {engine}"] = Contender(partial(seconds_per_call, run, task.steps),
+                                                                  images=config.batch_size)
+    return contenders
 
 
 def pipeline(task: Task) -> Contenders:
     """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, contenders = set_up_device(task.config), {}
-    from src import build
-    from src.dataset import create_eval_dataset
-
-    def contender(create: Callable[[int], Any], steps: int, images: float) -> Contender:
-        epoch, cpu_seconds = 0, []
+    def add(name: str, create: Callable[[int], Any], steps: int, images: float) -> None:
+        epochs, cpu_seconds = count(), []
 
         def run() -> float:
-            nonlocal epoch
-            iterator = create(epoch).create_tuple_iterator(num_epochs=1, output_numpy=True)
-            epoch += 1
+            iterator = create(next(epochs)).create_tuple_iterator(num_epochs=1, output_numpy=True)
             start, cpu_start = time.perf_counter(), time.process_time()
-            seen = sum(1 for _ in iterator)
-            if seen != steps:
-                raise RuntimeError(f"the pipeline gave {seen} batches, not {steps}")
+            for _ in iterator:
+                pass
             cpu_seconds.append((time.process_time() - cpu_start) / steps)
             return (time.perf_counter() - start) / steps
 
-        return Contender(run, images=images, cpu_seconds=cpu_seconds)
+        contenders[name] = Contender(run, images=images, cpu_seconds=cpu_seconds)
 
     for name, augment in (("training, with augmentation", True), ("training, without augmentation", False)):
-        config = get_config([*task.flags, f"--augment={augment}", f"--training_step_per_epoch={task.steps}"],
-                            "benchmark.py")
-        data = build.build_train_data(config, rank)
-        contenders[name] = contender(data.dataset, data.steps_per_epoch, config.batch_size)
-    test, size = build.build_reader(task.config, "test"), task.config.batch_size
+        flags = [*task.flags, f"--augment={augment}", f"--training_step_per_epoch={task.steps}"]
+        data = build.build_train_data(get_config(flags, "benchmark.py"), rank)
+        add(name, data.dataset, data.steps_per_epoch, task.config.batch_size)
     # The share of one rank of many, of about as many steps; not the first steps of all images, because MindData would
     # prepare far more than these.
+    test, size = build.build_reader(task.config, "test"), task.config.eval_batch_size
     ranks = max(1, len(test) // (task.steps * size))
-    images = len(range(0, len(test), ranks))
-    steps, share = -(-images // size), rank._replace(rank=0, world_size=ranks)
-    contenders["evaluation"] = contender(
-        lambda _epoch: create_eval_dataset(test, task.config.preset, share, batch_size=size), steps, images / steps)
+    images, share = len(range(0, len(test), ranks)), rank._replace(rank=0, world_size=ranks)
+    steps = -(-images // size)
+    add("evaluation", lambda _epoch: create_eval_dataset(task.config, test, share), steps, images / steps)
     return contenders
 
 
@@ -273,60 +237,48 @@ def startup(task: Task) -> Contenders:
         parts[:] = in_fresh_process("startup", task)
         return sum(parts)
 
-    second = partial(Contender, kind="s, start-up")
+    def first_loss() -> float:
+        """train.py is killed after its first loss line."""
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            command = [sys.executable, "-u", str(ROOT / "train.py"), *task.flags, "--mode=train", "--log_interval=1",
+                       f"--ckpt_path={folder}"]
+            start, line = time.perf_counter(), ""
+            with subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  text=True) as process:
+                for line in process.stdout:
+                    if "loss is" in line:
+                        seconds = time.perf_counter() - start
+                        process.kill()
+                        return seconds
+        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
+
+    second = partial(Contender, unit="s")
     return {"bare: import, build, compile, first step": second(bare),
             **{f"of this: {name}": second(lambda index=index: parts[index]) for index, name in enumerate(PHASES)},
-            "train.py, until its first loss": second(lambda: first_loss_s(task.flags))}
+            "train.py, until its first loss": second(first_loss)}
 
 
 def memory(task: Task) -> Contenders:
     """The most memory that training steps take."""
-    return {title: Contender(partial(in_fresh_process, kind, task), kind="MiB", warms_up=False)
-            for title, kind in ((BARE_STEP, "memory of bare steps"), (LOOP, "memory of the loop"))}
+    return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
 
 
-def in_fresh_process(kind: str, task: Task) -> Any:
+def in_fresh_process(what: str, task: Task) -> Any:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_here, kind, time.time(), task.steps, task.flags).result()
+        return pool.submit(measure_here, what, time.time(), task.steps, task.flags).result()
 
 
-def last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "it printed nothing")
-
-
-def first_loss_s(flags: Sequence[str]) -> float:
-    """Seconds from train.py's command to its first loss line, after which it is killed."""
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        command = [sys.executable, "-u", str(ROOT / "train.py"), *flags, "--mode=train", "--log_interval=1",
-                   f"--ckpt_path={folder}"]
-        start, line = time.perf_counter(), ""
-        with subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True) as process:
-            for line in process.stdout:
-                if "loss is" in line:
-                    seconds = time.perf_counter() - start
-                    process.kill()
-                    return seconds
-        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
-
-
-def measure_here(kind: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
+def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
     """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
-    guard_this_machine()  # must come before the import
-    import mindspore  # noqa: F401
-
-    from src import build  # noqa: F401
-
     imported = time.time()
-    bench = set_up(get_config(flags, "train.py"), with_data=kind == "memory of the loop")
-    if kind == "startup":
-        built = time.time()
-        bench.model.train_network.set_train()(*random_batch(bench.config)).asnumpy()
-        return [imported - started, built - imported, time.time() - built]
-    if kind == "memory of the loop":
+    bench = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
+    built = time.time()
+    if what == LOOP:
         train_loop(bench, steps)()
     else:
-        bare_step(bench, random_batch(bench.config), steps)()
+        bare_step(bench, random_batch(bench.config), 1 if what == "startup" else steps)()
+    if what == "startup":
+        return [imported - started, built - imported, time.time() - built]
     # Not getrusage, whose peak counts the process that this one was forked from as well.
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024
@@ -336,73 +288,52 @@ def measure_here(kind: str, started: float, steps: int, flags: Sequence[str]) ->
 
 
 class TorchProcess:
-    """torch_worker.py under an interpreter that has torch. UserError if it does not answer."""
+    """torch_worker.py under the interpreter that has torch, until the task is done."""
 
     version: str | None = None  # of the last one that answered, for the record
 
-    def __init__(self, python: str, request: dict[str, Any]) -> None:
-        self._python, self._errors = python, tempfile.TemporaryFile("w+")  # noqa: SIM115, lives as long as the process
+    def __init__(self, task: Task, network: VGG, mode: str) -> None:
+        """It gets all that it must know to build and train the same network; `mode` is train, forward or operators."""
+        self._python = task.torch_python
+        same = ("has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov",
+                "weight_decay", "seed")
+        request = {"mode": mode, "steps": task.steps, "dropout_rate": task.config.effective_dropout,
+                   "layers": [(layer.name, layer.kind, layer.shape, layer.out)
+                              for layer in measure.layers_of(network, task.config)],
+                   "parameters": int(sum(item.size for item in network.trainable_params())),
+                   **{key: getattr(task.config, key) for key in same}}
+        self._errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
-                [python, str(Path(__file__).with_name("torch_worker.py"))], env=USERS_ENVIRONMENT,
+                [self._python, str(Path(__file__).with_name("torch_worker.py"))], env=USERS_ENVIRONMENT,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         except OSError as error:
-            raise UserError(f"--torch_python: {python} cannot be started: {error.strerror}") from None
+            raise UserError(f"--torch_python: {self._python} cannot be started: {error.strerror}") from None
+        task.stack.callback(self._end)
         about = self.ask(json.dumps(request))
-        TorchProcess.version = about["torch"]
-        self.names: list[str] = about["contenders"]
+        TorchProcess.version, self.names = about["torch"], about["contenders"]
 
     def ask(self, line: str) -> Any:
+        """The answer to a line; UserError if there is none."""
         try:
             print(line, file=self._process.stdin, flush=True)
             return json.loads(self._process.stdout.readline())
-        except (OSError, ValueError):  # it has ended
-            self.close()
+        except (OSError, ValueError):
+            self._end()
             self._errors.seek(0)
-            raise UserError(f"--compare=torch: PyTorch does not answer under {self._python}: "
-                            f"{last_line(self._errors.read())}; --torch_python=PYTHON names an interpreter that has "
-                            "it") from None
+            last = ["it printed nothing", *self._errors.read().strip().splitlines()][-1]
+            raise UserError(f"--compare=torch: PyTorch does not answer under {self._python}: {last}; "
+                            "--torch_python=PYTHON names an interpreter that has it") from None
 
-    def close(self) -> None:
-        try:
-            self._process.communicate(timeout=10)  # it ends when its input ends
-        except (subprocess.TimeoutExpired, OSError):
-            self._process.kill()
-            self._process.wait()
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def open_torch(task: Task, network: Any, *, mode: str, **more: Any) -> TorchProcess | None:
-    """The process for a network of ours, until the task is done; None if PyTorch is not asked for.
-
-    It gets all that it must know to build and train the same network. 0 among the channels is a pooling.
-    """
+def torch_contenders(task: Task, network: VGG, gflop: float, *, mode: str) -> Contenders:
+    """PyTorch's contenders for a network of ours; none if they are not asked for."""
     if task.torch_python is None:
-        return None
-    from mindspore import nn
-
-    config = task.config
-    channels = [0 if isinstance(cell, nn.MaxPool2d) else cell.out_channels for cell in network.layers
-                if isinstance(cell, (nn.MaxPool2d, nn.Conv2d))]
-    dense = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
-    same = ("batch_norm", "has_bias", "average_pool", "batch_size", "image_size", "num_classes", "smoothing", "lr",
-            "momentum", "use_nesterov", "weight_decay", "seed")
-    process = TorchProcess(task.torch_python, {
-        "mode": mode, "steps": task.steps, "channels": channels, "dropout_rate": config.effective_dropout,
-        "units": [[cell.in_channels, cell.out_channels] for cell in dense],
-        "parameters": int(sum(item.size for item in network.trainable_params())),
-        **{key: getattr(config, key) for key in same}, **more})
-    task.stack.callback(process.close)
-    return process
-
-
-def torch_contenders(task: Task, network: Any, gflop: float, *, mode: str) -> Contenders:
-    """PyTorch's contenders for a network of ours, none if they are not asked for; `mode` is train or forward."""
-    process = open_torch(task, network, mode=mode)
-    return {name: Contender(partial(process.ask, name), images=task.config.batch_size, gflop=gflop)
-            for name in (process.names if process else ())}
-
-
-TASKS: dict[str, Callable[[Task], Contenders]] = {
-    "steps": steps, "forward": forward, "operators": operators, "pipeline": pipeline, "startup": startup,
-    "memory": memory, "deploying": deploying}
-COMPARED = ("steps", "forward", "operators")  # the tasks that PyTorch takes part in
+        return {}
+    torch = TorchProcess(task, network, mode)
+    return {name: Contender(partial(torch.ask, name), images=task.config.batch_size, gflop=gflop)
+            for name in torch.names}

@@ -20,24 +20,23 @@ from torch import nn
 POOLED_SIDE = 7
 
 
-def build_network(about: dict[str, Any]) -> nn.Module:
+def build_layer(about: dict[str, Any], kind: str, shape: list[int], out: int) -> nn.Module:
+    if kind == "convolution":
+        return nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"])
+    if kind == "dense":
+        return nn.Linear(shape[1], out)
+    return {"batch normalisation": nn.BatchNorm2d(out), "pooling": nn.MaxPool2d(2),
+            "ReLU": nn.ReLU(inplace=about["mode"] != "operators")}[kind]
+
+
+def build_network(about: dict[str, Any]) -> nn.Sequential:
     cells: list[nn.Module] = []
-    in_channels = 3
-    for item in about["channels"]:
-        if not item:
-            cells.append(nn.MaxPool2d(2))
-            continue
-        cells.append(nn.Conv2d(in_channels, item, 3, padding=1, bias=about["has_bias"]))
-        if about["batch_norm"]:
-            cells.append(nn.BatchNorm2d(item))
-        cells.append(nn.ReLU(inplace=True))
-        in_channels = item
-    if about["average_pool"]:
-        cells.append(nn.AdaptiveAvgPool2d(POOLED_SIDE))
-    if about["units"]:
-        first, second, head = (nn.Linear(*units) for units in about["units"])
-        hidden = [[dense, nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])] for dense in (first, second)]
-        cells += [nn.Flatten(), *hidden[0], *hidden[1], head]
+    for _, kind, shape, out in about["layers"]:
+        if kind == "dense" and isinstance(cells[-1], nn.Linear):
+            cells += [nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
+        elif kind == "dense":
+            cells += [nn.AdaptiveAvgPool2d(POOLED_SIDE), nn.Flatten()] if about["average_pool"] else [nn.Flatten()]
+        cells.append(build_layer(about, kind, shape, out))
     network = nn.Sequential(*cells)
     count = sum(item.numel() for item in network.parameters())
     if count != about["parameters"]:
@@ -56,9 +55,9 @@ def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Op
 def build_step(about: dict[str, Any], memory_format: torch.memory_format,
                precision: Callable[[], AbstractContextManager]) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
-    network = build_network(about).to(memory_format=memory_format)
-    images = torch.randn(about["batch_size"], 3, *about["image_size"]).to(memory_format=memory_format)
-    labels = torch.randint(0, about["num_classes"], (about["batch_size"],))
+    network = build_network(about).to(memory_format=memory_format).train(about["mode"] == "train")
+    images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
+    labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
 
     def train() -> float:
@@ -73,15 +72,13 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
         with torch.inference_mode(), precision():
             return network(images).float().numpy()
 
-    network.train(about["mode"] == "train")
-    return {"train": train, "forward": forward}[about["mode"]]
+    return train if about["mode"] == "train" else forward
 
 
-def build_operator(kind: str, shape: list[int], out: int, is_first: bool, *, has_bias: bool) -> Callable[[], object]:
+def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, *, is_first: bool
+                   ) -> Callable[[], None]:
     """Forward and backward of one layer alone."""
-    layer = {"convolution": lambda: nn.Conv2d(shape[1], out, 3, padding=1, bias=has_bias), "ReLU": nn.ReLU,
-             "batch normalisation": lambda: nn.BatchNorm2d(out), "pooling": lambda: nn.MaxPool2d(2),
-             "dense": lambda: nn.Linear(shape[1], out)}[kind]()
+    layer = build_layer(about, kind, shape, out)
     images = torch.randn(*shape, requires_grad=not is_first)
     slope = torch.randn_like(layer(images))
 
@@ -93,35 +90,27 @@ def build_operator(kind: str, shape: list[int], out: int, is_first: bool, *, has
     return run
 
 
-def build_update(about: dict[str, Any]) -> Callable[[], object]:
-    network = build_network(about)
-    for item in network.parameters():
-        item.grad = torch.randn_like(item)
-    return build_optimizer(network, about).step
-
-
 def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
     if about["mode"] == "operators":
-        layers = {name: build_operator(*layer, has_bias=about["has_bias"]) for name, *layer in about["operators"]}
-        return {**layers, "optimizer": build_update(about)}
+        network = build_network(about)
+        for item in network.parameters():
+            item.grad = torch.randn_like(item)
+        return {**{name: build_operator(about, *layer, is_first=number == 0)
+                   for number, (name, *layer) in enumerate(about["layers"])},
+                "optimizer": build_optimizer(network, about).step}
     bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    plain, last = torch.contiguous_format, torch.channels_last
-    return {"PyTorch eager, float32": build_step(about, plain, nullcontext),
-            "PyTorch eager, float32, channels-last": build_step(about, last, nullcontext),
-            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, last, bfloat16)}
-
-
-def main() -> None:
-    about = json.loads(sys.stdin.readline())
-    torch.manual_seed(about["seed"])
-    contenders = build_contenders(about)
-    print(json.dumps({"torch": torch.__version__, "contenders": list(contenders)}), flush=True)
-    for line in sys.stdin:
-        step, start = contenders[line.strip()], time.perf_counter()
-        for _ in range(about["steps"]):
-            step()
-        print((time.perf_counter() - start) / about["steps"], flush=True)
+    return {"PyTorch eager, float32": build_step(about, torch.contiguous_format, nullcontext),
+            "PyTorch eager, float32, channels-last": build_step(about, torch.channels_last, nullcontext),
+            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, torch.channels_last, bfloat16)}
 
 
 if __name__ == "__main__":
-    main()
+    settings = json.loads(sys.stdin.readline())
+    torch.manual_seed(settings["seed"])
+    contenders = build_contenders(settings)
+    print(json.dumps({"torch": torch.__version__, "contenders": list(contenders)}), flush=True)
+    for line in sys.stdin:
+        step, start = contenders[line.strip()], time.perf_counter()
+        for _ in range(settings["steps"]):
+            step()
+        print((time.perf_counter() - start) / settings["steps"], flush=True)

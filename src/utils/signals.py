@@ -14,10 +14,10 @@ class StopSignals:
     """Takes SIGTERM, Ctrl-C and the end of the terminal as long as the `with` block lasts. What was ignored before, as
     under nohup or in the background of a script, stays ignored.
 
-    MindSpore and MindData install handlers of their own, which turn a SIGINT into a SIGTERM or a crash. So the signals
-    are blocked in this thread, and by inheritance in every thread started later, and one thread waits for them. It ends
-    the process at once, unless `is_training` is set: then the signal is noted, and the run stops after its step. A
-    second Ctrl-C always ends the process.
+    MindSpore and MindData install handlers of their own, which turn a SIGINT, even an ignored one, into a SIGTERM or a
+    crash. So the signals are blocked in this thread, and by inheritance in every thread started later, and one thread
+    waits for them. It ends the process at once, unless `is_training` is set: then the signal is noted, and the run
+    stops after its step. A second Ctrl-C always ends the process.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -26,12 +26,12 @@ class StopSignals:
         self.received = 0  # number of the first signal, 0 for none
         self.is_training = False
         self._program, self._is_over = program, False
-        self._taken = [number for number in self.NUMBERS
-                       if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN]
+        self._ignored = [number for number in self.NUMBERS
+                         if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN]
         self._thread = threading.Thread(target=self._wait, name="stop signals", daemon=True)
 
     def __enter__(self) -> "StopSignals":
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._taken)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
         self._thread.start()
         return self
 
@@ -41,13 +41,15 @@ class StopSignals:
         with suppress(ProcessLookupError):  # the thread may just have ended by a signal
             signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
         self._thread.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._taken)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
 
     def _wait(self) -> None:
         while True:  # no timeout: sigtimedwait reports signals that never came after Ctrl-Z and `fg`
-            number = signal.sigwaitinfo(self._taken).si_signo
+            number = signal.sigwaitinfo(self.NUMBERS).si_signo
             if self._is_over:
                 return
+            if number in self._ignored:
+                continue
             if not self.is_training or self.received and number == signal.SIGINT:
                 with suppress(OSError):
                     os.write(2, f"{self._program}: stopped by {signal.Signals(number).name}\n".encode())

@@ -1,95 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged data in every format: the message names the file and the line or record, and the status is 2."""
+"""Damaged data in every format: the message names the file and the line or record, and the status is 2.
+
+Images that cannot be decoded: a run ends with their names, or goes on without them and says so.
+"""
 
 import struct
 from pathlib import Path
 
 import pytest
-from helpers import encode_example, frame, train_here
+from helpers import (
+    CLASSES,
+    encode_example,
+    eval_batches,
+    frame,
+    photo_config,
+    train_batches,
+    train_here,
+    write_mindrecord,
+    write_tfrecords,
+)
+
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from model_utils.errors import UserError
+from src.build import build_train_data
+from src.data.broken_images import naming_bad_images
+from src.data.formats import build_reader
+from src.training.resume import find_point
+
+pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
 
 
-def refused(*flags: str) -> str:
-    """What train.py says when it does not begin."""
-    outcome = train_here(*flags)
+def check_refused(*said: str) -> None:
+    """train.py does not begin, and says why."""
+    outcome = train_here()
     assert outcome.status == 2 and "Traceback" not in outcome.err, outcome
     assert not Path("runs").exists()
-    return outcome.err
+    for part in said:
+        assert part in outcome.err
 
 
-# Lists
+def replace(name: str, content: bytes | None = None, size: int = 0):
+    """A call that writes something else to a file, or leaves only its first bytes."""
+    def change(data: Path) -> None:
+        new = (data / name).read_bytes()[:size] if content is None else content
+        (data / name).unlink()  # it may be a link to the file that other tests read
+        (data / name).write_bytes(new)
+    return change
 
 
 @pytest.mark.parametrize(("line", "said"), [
-    ("train/ant/image 00.png", "has no label"), ("nothing", "has no label"),
-    ("train/ant/image_00.png one", "has no label"),
+    ("nothing", "has no label"), ("train/ant/image_00.png one", "has no label"),
     ("train/ant/image 00.png 3", "label 3 is out of range"), ("train/ant/image 00.png -1", "label -1 is out"),
     ("train/ant/absent.png 0", "there is no file train/ant/absent.png"), ("train/ant 0", "there is no file train/ant"),
-    ("../outside.png 0", "leads out of"), ("train/../../outside.png 0", "leads out of"),
-    ("/etc/hostname 0", "leads out of")])
+    ("train/../../outside.png 0", "leads out of"), ("/etc/hostname 0", "leads out of")])
 def test_a_wrong_line_of_a_list(copy_of, line, said):
     path = copy_of("folder") / "train_list.txt"
     Path("outside.png").write_bytes(b"")
     path.write_text(f"train/ant/image 00.png 0\n\n{line}\ntrain/bee/image 09.png 1\n")
-    message = refused()
-    assert "data/train_list.txt:3: " in message and said in message and "--dataset_format=folder" in message
+    check_refused("data/train_list.txt:3: ", said, "--dataset_format=folder")
 
 
-def test_many_wrong_lines_of_a_list(copy_of):
-    (copy_of("folder") / "train_list.txt").write_text("\n".join(f"absent/{number}.png 0" for number in range(9)))
-    message = refused()
-    assert "train_list.txt:5: " in message and "train_list.txt:6" not in message and "and 4 more" in message
+@pytest.mark.parametrize(("name", "damage", "said"), [
+    ("list", replace("labels.txt", b"0:a\n2:b\n3:c\n"), "without a gap"),
+    ("list", replace("labels.txt", b"0:a\nbee\n"), "labels.txt:2"),
+    ("list", replace("labels.txt", b"0:a\n1:b\n"), "labels.txt: has no name for the class 2"),
+    ("tfrecord", replace("train-00001-of-00003", b""), "train-00001-of-00003: is empty"),
+    ("tfrecord", replace("train-00002-of-00003", size=-200), "train-00002-of-00003: record 7 is cut short"),
+    ("tfrecord", replace("train-00002-of-00003", size=6), "train-00002-of-00003: record 0 is cut short in its header"),
+    ("tfrecord", replace("train-00000-of-00003", b"\x1f\x8b\x08" + bytes(40)), "gzip"),
+    ("tfrecord", replace("train-00000-of-00003", b"no TFRecord" * 9), "record 0 has a wrong checksum of its length"),
+    ("mindrecord", replace("train-00001-of-00003.mindrecord", b""), "train-00001-of-00003.mindrecord: is empty"),
+    ("mindrecord", replace("train-00001-of-00003.mindrecord", size=100), "data/train-00001-of-00003.mindrecord: "),
+    ("mindrecord", replace("train-00001-of-00003.mindrecord", size=20_000_000), "train-00001-of-00003.mindrecord: "),
+    ("mindrecord", replace("train-00001-of-00003.mindrecord.db", size=100), "data/train-00001-of-00003.mindrecord: "),
+    ("mindrecord", lambda data: (data / "train-00002-of-00003.mindrecord.db").unlink(),
+     "train-00002-of-00003.mindrecord: its index train-00002-of-00003.mindrecord.db is missing")])
+def test_a_damaged_file(copy_of, name, damage, said):
+    damage(copy_of(name))
+    check_refused(said)
 
 
-@pytest.mark.parametrize(("content", "said"), [("0:a\n2:b\n3:c\n", "without a gap"), ("0:a\nbee\n", "labels.txt:2"),
-                                               ("0:a\n1:b\n", "labels.txt: has no name for the class 2")])
-def test_wrong_class_names(copy_of, content, said):
-    (copy_of("list") / "labels.txt").write_text(content)
-    message = refused()
-    assert said in message and "data" in message
-
-
-# TFRecord
-
-
-def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("train-*"))
-
-
-def write_records(folder: Path, *records: bytes) -> None:
-    for path in shards(folder):
-        path.unlink()
-    (folder / "train-00000-of-00001").write_bytes(b"".join(records))
-
-
-def example(**features) -> bytes:
-    names = {"image": "image/encoded", "label": "image/class/label"}
-    return frame(encode_example({names[name]: value for name, value in features.items()}))
-
-
-def test_an_empty_shard(copy_of):
-    shards(copy_of("tfrecord"))[1].write_bytes(b"")
-    assert "train-00001-of-00003: is empty" in refused()
-
-
-@pytest.mark.parametrize(("bytes_left", "said"), [(-1, "1 bytes are missing"), (-200, "200 bytes are missing"),
-                                                  (6, "record 0 is cut short in its header")])
-def test_a_truncated_shard(copy_of, bytes_left, said):
-    path = shards(copy_of("tfrecord"))[2]
-    path.write_bytes(path.read_bytes()[:bytes_left])
-    message = refused()
-    assert "train-00002-of-00003: record" in message and said in message
-
-
-@pytest.mark.parametrize(("content", "hint"), [(b"\x1f\x8b\x08" + bytes(40), "gzip"), (b"no TFRecord" * 9, "damaged")],
-                         ids=["gzip", "text"])
-def test_a_wrong_checksum_of_a_length(copy_of, content, hint):
-    shards(copy_of("tfrecord"))[0].write_bytes(content)
-    message = refused()
-    assert "train-00000-of-00003: record 0 has a wrong checksum of its length" in message and hint in message
-
-
-def test_a_wrong_checksum_of_a_image_is_found_when_it_is_read(copy_of):
-    path = shards(copy_of("tfrecord"))[1]
+def test_a_wrong_checksum_of_an_image_is_found_when_it_is_read(copy_of):
+    path = copy_of("tfrecord") / "train-00001-of-00003"
     content = bytearray(path.read_bytes())
     size = struct.unpack("<Q", content[:8])[0]
     content[12 + size + 4 + 12 + 60] ^= 1  # in the second record
@@ -99,69 +92,129 @@ def test_a_wrong_checksum_of_a_image_is_found_when_it_is_read(copy_of):
     assert "on_bad_image=skip" in outcome.err and "Traceback" not in outcome.err
 
 
+def example(**features: bytes | int) -> bytes:
+    names = {"image": "image/encoded", "label": "image/class/label"}
+    return frame(encode_example({names[name]: value for name, value in features.items()}))
+
+
 @pytest.mark.parametrize(("record", "said"), [
     (example(image=b"x", label=0), "record 1 has the label 0"),
     (example(image=b"x", label=4), "record 1 has the label 4; labels run from 1 to 3"),
     (example(image=b"x", label=-1), "record 1 has the label -1"),
-    (example(image=b"x"), "record 1 has no feature image/class/label"),
-    (example(label=1), "record 1 has no feature image/encoded"),
     (example(image=b"x", label=b"1"), "record 1 has no feature image/class/label"),
-    (frame(b""), "record 1 has no feature image/encoded"), (frame(b"\xff" * 30), "record 1 is no tf.train.Example"),
-    (frame(b"\x0a\x7fshort"), "record 1 is no tf.train.Example")], ids=range(9))
-def test_a_wrong_record(copy_of, record, said):
-    write_records(copy_of("tfrecord"), example(image=b"x", label=1), record)
-    message = refused()
-    assert f"data/train-00000-of-00001: {said}" in message
-
-
-# MindRecord
-
-
-def replace(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
-
-
-def test_an_empty_mindrecord_file(copy_of):
-    replace(copy_of("mindrecord") / "train-00001-of-00003.mindrecord", b"")
-    assert "data/train-00001-of-00003.mindrecord: is empty" in refused()
-
-
-def test_a_mindrecord_file_without_its_index(copy_of):
-    (copy_of("mindrecord") / "train-00002-of-00003.mindrecord.db").unlink()
-    assert "train-00002-of-00003.mindrecord: its index train-00002-of-00003.mindrecord.db is missing" in refused()
-
-
-@pytest.mark.parametrize("name", ["train-00001-of-00003.mindrecord", "train-00001-of-00003.mindrecord.db"])
-@pytest.mark.parametrize("size", [100, 20_000_000])
-def test_a_damaged_mindrecord_file(copy_of, name, size):
-    path = copy_of("mindrecord") / name
-    replace(path, path.read_bytes()[:size] if path.stat().st_size > size else b"junk" * size)
-    message = refused()
-    assert "data/train-00001-of-00003.mindrecord: " in message and "C++" not in message
-
-
-def write_mindrecord(folder: Path, schema: dict[str, dict[str, str]], *rows) -> None:
-    from mindspore.mindrecord import FileWriter
-
-    folder.mkdir()
-    writer = FileWriter(str(folder / "train.mindrecord"), 1)
-    writer.add_schema(schema, "images")
-    writer.write_raw_data(list(rows))
-    writer.commit()
-
-
-BYTES, INTEGER = {"type": "bytes"}, {"type": "int32"}
-
-
-@pytest.mark.parametrize(("schema", "row", "said"), [
-    ({"image": BYTES, "number": INTEGER}, {"image": b"x", "number": 1}, "and label; its columns: image, number"),
-    ({"photo": BYTES, "label": INTEGER}, {"photo": b"x", "label": 1}, "label; its columns: label, photo"),
-    ({"image": BYTES, "label": INTEGER}, {"image": b"x", "label": 3}, "row 0 has the label 3; labels run from 0 to 2"),
-    ({"image": BYTES, "label": {"type": "float32"}}, {"image": b"x", "label": 1.0}, "one whole number per row"),
-    ({"image": INTEGER, "label": INTEGER}, {"image": 1, "label": 1}, "must be stored as bytes")])
-def test_wrong_columns_of_a_mindrecord_file(tmp_path, monkeypatch, schema, row, said):
+    (example(label=1), "record 1 has no feature image/encoded"),
+    (frame(b"\x0a\x7fshort"), "record 1 is no tf.train.Example")], ids=range(6))
+def test_a_wrong_record(tmp_path, monkeypatch, record, said):
     monkeypatch.chdir(tmp_path)
-    write_mindrecord(tmp_path / "data", schema, row)
-    message = refused()
-    assert "data/train.mindrecord" in message and said in message
+    Path("data").mkdir()
+    Path("data/train-00000-of-00001").write_bytes(example(image=b"x", label=1) + record)
+    check_refused("data/train-00000-of-00001: ", said)
+
+
+@pytest.mark.parametrize(("types", "row", "said"), [
+    ({"image": "bytes", "number": "int32"}, {"image": b"x", "number": 1}, "and label; its columns: image, number"),
+    ({"image": "bytes", "label": "int32"}, {"image": b"x", "label": 3}, "row 0 has the label 3"),
+    ({"image": "bytes", "label": "float32"}, {"image": b"x", "label": 1.0}, "one whole number per row"),
+    ({"image": "int32", "label": "int32"}, {"image": 1, "label": 1}, "must be stored as bytes")])
+def test_wrong_columns_of_a_mindrecord_file(tmp_path, monkeypatch, types, row, said):
+    monkeypatch.chdir(tmp_path)
+    write_mindrecord(tmp_path / "data", [row], **types)
+    check_refused("data/train.mindrecord", said)
+
+
+# Images that cannot be decoded
+
+
+def break_images(folder: Path) -> tuple[str, ...]:
+    """Two of the training and one of the evaluation."""
+    broken = "train/ant/image 02.png", "train/cow/image 20.png", "val/bee/image 04.png"
+    (folder / broken[0]).write_bytes(b"no image")
+    (folder / broken[1]).write_bytes((folder / broken[1]).read_bytes()[:60])
+    (folder / broken[2]).write_bytes(b"")
+    return broken
+
+
+def test_a_broken_image_ends_the_run_with_its_name(copy_of):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here()
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
+    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("replace", 20), ("skip", 16)])
+def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, rows):
+    broken = break_images(copy_of("folder"))
+    config = photo_config("data", f"--on_bad_image={mode}")
+    reader, test = build_reader(config, "train"), build_reader(config, "test")
+    for epoch in range(2):  # 20 of 22 are left; the order has both bad ones in it
+        images = train_batches(config, reader, epoch=epoch)
+        assert sum(len(labels) for _, labels in images) == rows
+        lost = reader.tracker.take_lost()
+        assert sorted(reader.name(index) for index in lost) == [f"data/{name}" for name in broken[:2]]
+        assert reader.tracker.take_lost() == []
+    assert sum(len(labels) for _, labels in eval_batches(config, test)) == 10
+    assert [test.name(index) for index in test.tracker.take_lost()] == [f"data/{broken[2]}"]
+
+
+def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
+    broken = break_images(copy_of("folder"))
+    outcome = train_here("--on_bad_image=skip", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1")
+    assert outcome.status == 0, outcome
+    run = next(Path("runs").iterdir())
+    log = (run / "train.log").read_text()
+    for epoch in (1, 2):
+        assert f"epoch: {epoch} step: 4, loss is" in log
+        assert f"2 images could not be read in epoch {epoch} and were skipped:" in log
+    assert "1 image could not be read in the evaluation and was not counted" in log and "tot=10," in log
+    assert all(f"data/{name}" in log for name in broken)
+    assert [line.split(",")[1] for line in (run / "metrics.csv").read_text().splitlines()] == ["step", "5", "10"]
+    assert {path.name for path in (run / "ckpt_0").iterdir()} == {"0-1_5.ckpt", "0-2_5.ckpt"}
+    point = find_point(get_config([f"--resume={run}"]), Rank())
+    assert point.contents.arrays["global_step"].item() == 10  # it is what learning rates follow: left out steps count
+
+
+@pytest.mark.parametrize("mode", ["skip", "replace"])
+def test_an_epoch_of_broken_images_alone(copy_of, mode):
+    for path in copy_of("folder").glob("train/*/*"):
+        path.write_bytes(b"broken")
+    outcome = train_here(f"--on_bad_image={mode}")
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
+
+
+def test_skipping_is_refused_with_several_devices_or_data_sinking(formats):
+    config = photo_config(formats["folder"], "--on_bad_image=skip")
+    with pytest.raises(UserError, match="--on_bad_image=replace"):
+        build_train_data(config, Rank(0, 2, 1, "CPU"))
+    config = photo_config(formats["folder"], "--on_bad_image=skip", "--dataset_sink_mode=True")
+    with pytest.raises(UserError, match="--dataset_sink_mode=False"):
+        build_train_data(config, Rank(0, 1, 1, "Ascend"))
+    build_train_data(config, Rank(0, 1, 1, "CPU"))  # where nothing is sunk anyway
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "mindrecord"])
+def test_broken_images_in_records_are_named_and_replaced_too(copy_of, tmp_path, kind):
+    folders, packed = copy_of("folder"), tmp_path / kind
+    (folders / "train/ant/image 07.png").write_bytes(b"no image")
+    if kind == "tfrecord":
+        write_tfrecords(folders, packed, shards=1)
+    else:
+        rows = [{"image": path.read_bytes(), "label": label} for label, name in enumerate(CLASSES)
+                for path in sorted((folders / "train" / name).iterdir())]
+        write_mindrecord(packed, rows, image="bytes", label="int32")
+    config = photo_config(packed)
+    reader = build_reader(config, "train")
+    with pytest.raises(UserError, match=r"(record|row) 7: cannot be decoded"), naming_bad_images(reader):
+        train_batches(config, reader)
+    images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
+    assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
+
+
+def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
+    (copy_of("folder") / "val/bee/image 04.png").write_bytes(b"")
+    outcome = train_here("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
+    assert outcome.status == 2 and "data/val/bee/image 04.png: is empty" in outcome.err
+    point = find_point(get_config(["--resume", "--ckpt_path=runs"]), Rank())
+    assert point.step == point.record["steps_per_epoch"]
+    assert len((point.folder / "metrics.csv").read_text().split()) == 2

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import Outcome, run_main
 
-READERS = pytest.mark.parametrize(("script", "flag"), [
-    ("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.checkpoint}"),
-    ("infer", "--model_path={0.onnx}"), ("preprocess", "--model_path={0.mindir}")])
+READERS = (("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.onnx}"),
+           ("preprocess", "--model_path={0.mindir}"))
 
 
 @pytest.fixture
@@ -28,8 +27,10 @@ def count(script: str, folder: Path, *flags: str) -> Outcome:
                     *flags)
 
 
-@READERS
-def test_classes_under_other_numbers_are_refused(photo_model, listed, script, flag):
+@pytest.mark.parametrize(("script", "flag"), READERS)
+def test_other_class_numbers_and_other_kinds_of_images_are_refused(photo_model, listed, script, flag):
+    said = count(script, listed, flag.format(photo_model))  # the recipe without `--dataset` has small images
+    assert said.status == 2 and "the model was trained on photos: give --dataset=imagenet2012, or" in said.err
     lines = (listed / "val_list.txt").read_text().splitlines()
     turned = [f"{path} {2 - int(label)}\n" for path, label in map(str.split, lines)]
     (listed / "val_list.txt").write_text("".join(turned))
@@ -37,18 +38,10 @@ def test_classes_under_other_numbers_are_refused(photo_model, listed, script, fl
     assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
 
 
-@READERS
-def test_photos_are_not_taken_for_small_images(photo_model, listed, script, flag):
-    """As the recipe that is used where `--dataset` is not given would have it."""
-    said = count(script, listed, flag.format(photo_model))
-    assert said.status == 2 and "the model was trained on photos: give --dataset=imagenet2012, or" in said.err
-    if script == "eval":  # the others need files of their own, or labels of this data set
-        assert count(script, listed, flag.format(photo_model), "--dataset=cifar10").status == 0
-
-
-def test_small_images_are_not_taken_for_photos(cifar_model, listed):
+def test_another_kind_of_images_needs_the_flag(cifar_model, photo_model, listed):
     recipe = listed / "own.yaml"
     recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
     said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")
     assert said.status == 2
     assert "give --dataset=cifar10, or --dataset=imagenet2012 if that is what you want" in said.err
+    assert count("eval", listed, f"--pre_trained={photo_model.checkpoint}", "--dataset=cifar10").status == 0

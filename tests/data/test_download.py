@@ -100,7 +100,7 @@ def test_a_set_is_complete_after_failures_and_then_left_alone(tmp_path):
 
 @pytest.mark.parametrize(("answers", "flags", "said"), [
     (["missing"], [], "404"), (["page"], [], "looks like a web page"),
-    (["broken"], ["--retries=0"], "can also be downloaded elsewhere and put into")])
+    (["broken"], ["--retries=0"], "can also be downloaded elsewhere")])
 def test_a_download_that_fails_leaves_nothing(tmp_path, answers, flags, said):
     with Server(*answers) as server:
         outcome = download(tmp_path, server.url, *flags)

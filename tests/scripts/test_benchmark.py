@@ -71,7 +71,8 @@ def test_operators_beside_pytorch_add_up_to_the_step(tmp_path):
     assert {f"PyTorch: {name}" for name in ours} < set(layers) and forward["torch, plain"]["images_per_s"] == 8
     assert record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())
-    assert asked["mode"] == "forward" and asked["units"] == [[64, 512], [512, 512], [512, 10]]
+    assert asked["mode"] == "forward" and [(kind, shape[1], out) for _, kind, shape, out in asked["layers"][-3:]] == [
+        ("dense", 64, 512), ("dense", 512, 512), ("dense", 512, 10)]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("benchmark_*.json")))
@@ -86,8 +87,8 @@ def test_tables_of_the_committed_records(monkeypatch, name):
     (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
     (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
     (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
-    (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: is not a file"),
-    (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "--json: docs"),
+    (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: cannot be read"),
+    (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),
     ([*TINY, *DATA[:1], "--synthetic_train_images=8", "--batch_size=4"], "--steps: 20 steps")])
 def test_mistakes_are_answered_with_status_2(monkeypatch, args, message):
     monkeypatch.chdir(ROOT)

@@ -2,8 +2,6 @@
 """Checkpoints and resume states: read back bit for bit, also by MindSpore, and refused if they are damaged."""
 
 import json
-import shutil
-import subprocess
 
 import mindspore
 import numpy as np
@@ -17,6 +15,7 @@ from src.weights.checkpoint import INFO_KEY, STATE_KEY, read_file, write_file
 from src.weights.formats import as_float32
 from src.weights.load import read_weights
 
+pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
 FIRST_VERSION = ROOT / "tests" / "files" / "first_version"
 TEXT = '{"names": ["äpfel", "猫"]}'
 
@@ -42,17 +41,18 @@ def check_same(found, wanted):
         assert found[name].tobytes() == array.tobytes()
 
 
-def test_every_type_is_read_back_bit_for_bit(path, arrays):
+def test_every_type_is_read_back_bit_for_bit_also_by_mindspore(path, arrays, monkeypatch):
     contents = read_file(path)
-    assert contents.is_verified and contents.texts == {STATE_KEY: TEXT}
+    assert contents.is_verified and contents.texts == {STATE_KEY: TEXT} and path.stat().st_mode & 0o777 == 0o644
     check_same(contents.arrays, arrays)
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_mindspore_reads_and_verifies_it(path, arrays, tmp_path):
-    loaded = mindspore.load_checkpoint(str(shutil.copy(path, tmp_path / "a.ckpt")), crc_check=True)
-    assert np.array_equal(loaded["layers.0.weight"].asnumpy(), arrays["layers.0.weight"])
-    assert loaded["single"].shape == () and loaded[STATE_KEY] == TEXT
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)  # as large tensors are written
+    sliced = path.with_name("sliced.ckpt")
+    write_file(sliced, {}, arrays.items())
+    check_same(read_file(sliced).arrays, arrays)
+    for file in (path.rename(path.with_suffix(".ckpt")), sliced):
+        loaded = mindspore.load_checkpoint(str(file), crc_check=True)
+        assert np.array_equal(loaded["layers.0.weight"].asnumpy(), arrays["layers.0.weight"])
+        assert loaded["single"].shape == () and loaded.get(STATE_KEY) == (None if file == sliced else TEXT)
 
 
 @pytest.mark.parametrize("crc_check", [True, False])
@@ -68,14 +68,6 @@ def test_checkpoints_that_mindspore_wrote_are_read(tmp_path, arrays, crc_check):
     assert contents.arrays["s"] == 3 and contents.arrays["epoch"] == 7
 
 
-def test_large_tensors_are_written_in_slices(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", 64)
-    write_file(tmp_path / "sliced.ckpt", {}, arrays.items())
-    check_same(read_file(tmp_path / "sliced.ckpt").arrays, arrays)
-    loaded = mindspore.load_checkpoint(str(tmp_path / "sliced.ckpt"), crc_check=True)
-    assert np.array_equal(loaded["layers.0.weight"].asnumpy(), arrays["layers.0.weight"])
-
-
 def refuse(path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path.name}: is not a checkpoint, or is damaged") as caught:
@@ -83,55 +75,25 @@ def refuse(path, content):
     assert caught.value.exit_status == 2
 
 
-@pytest.mark.parametrize("key", [INFO_KEY, STATE_KEY])
-def test_our_files_are_refused_if_cut_off_or_altered(tmp_path, arrays, key):
-    write_file(tmp_path / "whole.ckpt", {key: TEXT}, arrays.items())
+def test_files_are_refused_if_cut_off_or_altered(tmp_path, arrays):
+    write_file(tmp_path / "whole.ckpt", {INFO_KEY: TEXT}, arrays.items())
     whole, random = (tmp_path / "whole.ckpt").read_bytes(), np.random.RandomState(1)
-    entry_ends = [len(whole) - checkpoint.TRAILER_BYTES]  # where only the missing checksum shows the damage
-    for length in [0, 1, *entry_ends, len(whole) - 1, *random.randint(2, len(whole), 30)]:
+    entries_end = len(whole) - checkpoint.TRAILER_BYTES  # where only the missing checksum shows the damage
+    for length in (0, 1, entries_end, len(whole) - 1, *random.randint(2, len(whole), 9)):
         refuse(tmp_path / "cut.ckpt", whole[:length])
-    for bit in random.randint(0, 8 * len(whole), 60):
+    for bit in random.randint(0, 8 * len(whole), 25):
         altered = bytearray(whole)
         altered[bit // 8] ^= 1 << bit % 8
         refuse(tmp_path / "altered.ckpt", altered)
 
 
-@pytest.mark.parametrize(("dims", "content"), [
-    ([2**40], b"1234"), ([-1, 3], b"1234"), ([2], b"123"), ([1] * 70, b"1234")])
-def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path, dims, content):
-    message = checkpoint.Checkpoint()
-    entry = message.value.add()
-    entry.tag, entry.tensor.tensor_type, entry.tensor.tensor_content = "w", "Float32", content
-    entry.tensor.dims.extend(dims)
-    refuse(tmp_path / "a.ckpt", message.SerializeToString())
-
-
-def test_an_interrupted_write_leaves_the_old_file(path, arrays):
-    def interrupted():
-        yield from list(arrays.items())[:2]
-        raise OSError(28, "No space left on device")
-
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="No space left"):
-        write_file(path, {}, interrupted())
-    assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == [path.name]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here (it takes root and the right to mount)")
-    try:
-        write_file(folder / "a.ckpt", {STATE_KEY: "old"}, [("w", np.zeros(1000, np.float32))])
-        with pytest.raises(OSError, match="No space left"):
-            write_file(folder / "a.ckpt", {STATE_KEY: "new"}, [("w", np.zeros(100_000, np.float32))])
-        assert read_file(folder / "a.ckpt").texts == {STATE_KEY: "old"}
-        assert [item.name for item in folder.iterdir()] == ["a.ckpt"]
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path):
+    for dims, content in (([2**40], b"1234"), ([-1, 3], b"1234"), ([2], b"123")):
+        message = checkpoint.Checkpoint()
+        entry = message.value.add()
+        entry.tag, entry.tensor.tensor_type, entry.tensor.tensor_content = "w", "Float32", content
+        entry.tensor.dims.extend(dims)
+        refuse(tmp_path / "a.ckpt", message.SerializeToString())
 
 
 # What the first version wrote
@@ -151,22 +113,17 @@ def test_a_checkpoint_of_the_first_version_loads(tmp_path):
     assert (tmp_path / "again.ckpt").read_bytes() == path.read_bytes()  # and the first version would read ours
 
 
-def test_a_resume_state_of_the_first_version_is_read():
-    contents = read_file(FIRST_VERSION / "resume" / "step-00000006.state")
+def test_a_resume_state_of_the_first_version_is_read_and_is_no_checkpoint():
+    state = FIRST_VERSION / "resume" / "step-00000006.state"
+    contents = read_file(state)
     assert contents.is_verified and json.loads(contents.texts[STATE_KEY])["step"] == 6
     assert contents.arrays["run.losses"].dtype == np.float64 and "moments.classifier.6.bias" in contents.arrays
-
-
-def test_a_resume_state_is_no_checkpoint():
-    state = FIRST_VERSION / "resume" / "step-00000006.state"
     with pytest.raises(UserError, match="train.py --resume"):
         read_weights(state)
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("network", "resnet50"), ("num_classes", 3), ("image_size", [33, 32]), ("image_size", [32]), ("width", -1),
-    ("image_mean", [0.5]), ("image_std", [0.1, 0, 0.1]), ("dataset", "mnist"), ("crop_pct", "all"), ("new_key", 1),
-    ("batch_norm", None)])
+    ("network", "resnet50"), ("num_classes", 3), ("image_size", [33, 32]), ("image_std", [0.1, 0, 0.1])])
 def test_a_model_record_that_cannot_be_is_one_error(tmp_path, key, value):
     contents = read_file(FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt")
     record = json.dumps(json.loads(contents.texts[INFO_KEY]) | {key: value})

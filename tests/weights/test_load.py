@@ -1,34 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anyone's weights: the logits of the network they come from, a report of what happened, and no silent partial load."""
 
+import pickle
+import struct
+import zipfile
 from pathlib import Path
 
-import foreign_files
-import mindspore
 import numpy as np
 import pytest
 from foreign_files import (
     FORMATS,
+    LEGACY_HEAD,
     load,
     logits,
     make,
     mindcv,
     model_zoo,
+    plain_opcodes,
     random_images,
     reference_logits,
     refusal_of,
     say,
+    to_bfloat16,
+    torch_opcodes,
     torchvision,
     without,
+    write_archive,
     write_ckpt,
+    write_legacy_pth,
     write_pth,
     write_safetensors,
 )
 from helpers import Outcome, run_main, write_class_folders
 
-from src.vgg import AveragePool
+from src.weights.load import read_weights
 
+pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
 CLASSES = 7
+SMALL = {"features.0.weight": np.ones((8, 3, 3, 3), np.float32)}
 
 
 def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
@@ -40,8 +49,7 @@ def check_logits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("source", FORMATS)
-@pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("network", ["vgg11", "vgg16"])
+@pytest.mark.parametrize(("network", "batch_norm"), [("vgg11", True), ("vgg16", False)])
 def test_foreign_weights_give_their_network_s_logits(tmp_path, network, batch_norm, source):
     model, images = make(network, batch_norm=batch_norm), random_images()
     names, write, ending = FORMATS[source]
@@ -55,8 +63,7 @@ def test_the_other_depths(tmp_path, network):
     check_logits(logits(write_pth(tmp_path / "a.pth", torchvision(model)), images), reference_logits(model, images))
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("names", [model_zoo, mindcv])
+@pytest.mark.parametrize(("names", "batch_norm"), [(model_zoo, True), (mindcv, True), (mindcv, False)])
 def test_convolutions_without_bias(tmp_path, names, batch_norm):
     """As the model zoo's CIFAR-10 recipe and MindCV build them."""
     model, images = make("vgg11", batch_norm=batch_norm, bias=False), random_images()
@@ -64,7 +71,6 @@ def test_convolutions_without_bias(tmp_path, names, batch_norm):
     check_logits(logits(path, images), reference_logits(model, images))
     assert f"batch_norm={batch_norm}, has_bias=False" in say(path)
     assert ("does not say what it was trained on" in say(path)) == (names is model_zoo)
-    assert "does not say what it was trained on" not in say(path, "--dataset=imagenet2012")
 
 
 def test_a_file_for_other_channel_counts_brings_its_width(tmp_path):
@@ -72,24 +78,6 @@ def test_a_file_for_other_channel_counts_brings_its_width(tmp_path):
     path = write_pth(tmp_path / "a.pth", torchvision(model))
     check_logits(logits(path, random_images()), reference_logits(model, random_images()))
     assert "width=0.05" in say(path)
-
-
-def test_an_average_pool_takes_images_of_other_sizes_to_the_classifier(tmp_path):
-    """As torchvision's network does: made for a 7x7 map, used with a 2x2 one."""
-    model = make("vgg11", batch_norm=False, map_side=7, channels=(8, 8, 8, 8, 8), hidden=64)  # width 1/64
-    path, images = write_pth(tmp_path / "a.pth", torchvision(model)), random_images()
-    check_logits(logits(path, images, "--average_pool=True", "--image_size=64"),
-                 reference_logits(model, images, pooled_side=7))
-    assert "image_size: --image_size says 64,64" in refusal_of(path, "--image_size=64")
-    config = load(path).config
-    assert config.image_size == (224, 224) and not config.average_pool
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8), (10, 7), (14, 14)])
-def test_average_pool_is_adaptive(size):
-    x = np.random.RandomState(0).standard_normal((2, 3, *size)).astype(np.float32)
-    found = AveragePool(*size, 7)(mindspore.Tensor(x)).asnumpy()
-    np.testing.assert_allclose(found, foreign_files.average_pool(x, 7), atol=1e-6)
 
 
 # What is printed
@@ -113,29 +101,30 @@ def refused_training(tmp_path: Path, path: Path, *flags: str) -> str:
     return outcome.err
 
 
-def test_the_report_of_training_from_another_zoo(tmp_path):
-    path = write_pth(tmp_path / "vgg11_bn.pth", torchvision(make("vgg11", batch_norm=True)))
-    outcome = train(tmp_path, path)
+def test_training_from_another_zoo_says_what_is_taken_and_what_is_new(tmp_path):
+    arrays = without(torchvision(make("vgg11", batch_norm=True)), "classifier.3.bias")
+    path = write_pth(tmp_path / "vgg11_bn.pth", arrays)
+    text = refused_training(tmp_path, path)
+    assert "classifier.3.bias is missing" in text and "--pre_trained_strict=False" in text
+    outcome = train(tmp_path, path, "--pre_trained_strict=False")
     assert outcome.status == 0, outcome
-    assert f"{path} (names of torchvision): vgg11, batch_norm=True, has_bias=True, 7 classes, float32" in outcome.out
-    assert "taken from the file: network=vgg11 (not vgg16, " in outcome.out
-    assert "taken from the file: batch_norm=True (not False, " in outcome.out
-    assert "taken from the file: width=0.125 (not 1.0, default)" in outcome.out
-    assert "loaded: 52 of the network's 54 tensors, 540,176 of 541,715 values" in outcome.out
-    assert ("new, with the recipe's initial values: classifier.6.weight, classifier.6.bias "
-            "(the file's head has 7 classes, this run has 3)") in outcome.out
-    assert ("left out of the file: classifier.6.weight, classifier.6.bias (the file's head has 7 classes, "
-            "this run has 3)") in outcome.out
-    assert "features.1.num_batches_tracked" in outcome.out and "and 3 more (counters of PyTorch)" in outcome.out
+    for said in (f"{path} (names of torchvision): vgg11, batch_norm=True, has_bias=True, 7 classes, float32",
+                 "taken from the file: network=vgg11 (not vgg16, ", "loaded: 51 of the network's 54 tensors",
+                 "classifier.3.bias (is missing)", "(the file's head has 7 classes, this run has 3)"):
+        assert said in outcome.out
     settings = next((tmp_path / "runs").glob("*/config.yaml")).read_text()
     assert "network: vgg11\n" in settings and "has_bias: true\n" in settings and "num_classes: 3\n" in settings
 
 
-def test_moments_and_counters_of_a_training_run_are_left_out_by_name(tmp_path):
+def test_what_of_a_file_is_not_used_is_said(tmp_path):
     text = say(write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=True))))
-    assert "(names of the model zoo)" in text
+    assert "(names of the model zoo)" in text and "carries no checksum" in text
     assert "moments.layers.0.weight" in text and "(state of a training run)" in text
-    assert "carries no checksum" in text
+    arrays = torchvision(make("vgg11", batch_norm=False)) | {"aux.weight": np.ones(3, np.float32)}
+    arrays["features.40.weight"] = arrays["features.18.weight"]
+    text = say(write_safetensors(tmp_path / "a.safetensors", arrays))
+    assert "aux.weight (unknown names)" in text and "loaded: 22 of the network's 22" in text
+    assert "features.40.weight (no such layer in the network)" in text
 
 
 def test_published_weights_bring_imagenet_s_normalisation(tmp_path):
@@ -147,34 +136,18 @@ def test_published_weights_bring_imagenet_s_normalisation(tmp_path):
     assert load(zoo).config.preset.mean == (0.4914, 0.4822, 0.4465)
 
 
-def test_names_that_nobody_knows_are_left_out_and_said(tmp_path):
-    arrays = torchvision(make("vgg11", batch_norm=False)) | {"aux.weight": np.ones(3, np.float32)}
-    text = say(write_safetensors(tmp_path / "a.safetensors", arrays))
-    assert "left out of the file: aux.weight (unknown names)" in text and "loaded: 22 of the network's 22" in text
-
-
-def test_layers_that_the_network_has_no_place_for_are_left_out_and_said(tmp_path):
-    arrays = torchvision(make("vgg11", batch_norm=False))
-    arrays["features.40.weight"] = arrays["features.18.weight"]
-    text = say(write_pth(tmp_path / "a.pth", arrays))
-    assert "left out of the file: features.40.weight (no such layer in the network)" in text
-
-
 # What is in conflict
 
 
-CONFLICTS = [
-    ("--network=vgg16", "network: --network says vgg16, but the checkpoint", "give --network=vgg11, or leave the flag"),
-    ("--batch_norm=False", "batch_norm: --batch_norm says False", "has True"),
-    ("--has_bias=False", "has_bias: --has_bias says False", "give --has_bias=True"),
-    ("--width=0.5", "width: --width says 0.5", "give --width=0.125")]
-
-
-@pytest.mark.parametrize(("flag", "conflict", "remedy"), CONFLICTS)
-def test_a_flag_that_the_file_contradicts(tmp_path, flag, conflict, remedy):
+def test_flags_that_the_file_contradicts(tmp_path):
     path = write_pth(tmp_path / "a.pth", torchvision(make("vgg11", batch_norm=True)))
-    for text in (refusal_of(path, flag), refused_training(tmp_path, path, flag)):
-        assert conflict in text and remedy in text and str(path) in text
+    for flag, conflict, remedy in (
+            ("--network=vgg16", "network: --network says vgg16, but", "give --network=vgg11, or leave the flag"),
+            ("--batch_norm=False", "batch_norm: --batch_norm says False", "has True"),
+            ("--has_bias=False", "has_bias: --has_bias says False", "give --has_bias=True"),
+            ("--width=0.5", "width: --width says 0.5", "give --width=0.125")):
+        for text in (refusal_of(path, flag), refused_training(tmp_path, path, flag)):
+            assert conflict in text and remedy in text and str(path) in text
 
 
 def test_evaluation_wants_the_file_s_classes(tmp_path):
@@ -190,54 +163,168 @@ def test_evaluation_wants_the_file_s_classes(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "ours"), [
-    ("features.11.weight", "layers.11.weight"), ("features.12.running_var", "layers.12.moving_variance"),
-    ("features.12.bias", "layers.12.beta"), ("classifier.3.bias", "classifier.3.bias")])
-def test_a_missing_tensor_is_an_error_unless_it_is_allowed(tmp_path, name, ours):
+    ("features.11.weight", "layers.11.weight"), ("features.12.running_var", "layers.12.moving_variance")])
+def test_a_missing_tensor_is_an_error(tmp_path, name, ours):
     arrays = without(torchvision(make("vgg11", batch_norm=True)), name) | {"stray": np.ones(2, np.float32)}
     path = write_pth(tmp_path / "a.pth", arrays)
     assert f"does not fit vgg11: {ours} is missing\n  not used: stray" in refusal_of(path)
-    text = refused_training(tmp_path, path)
-    assert f"{ours} is missing" in text and "--pre_trained_strict=False" in text
-    outcome = train(tmp_path, path, "--pre_trained_strict=False")
-    assert outcome.status == 0 and f"new, with the recipe's initial values: {ours} (is missing)" in outcome.out
 
 
-def test_a_file_without_a_head_trains_and_does_not_evaluate(tmp_path):
-    arrays = without(torchvision(make("vgg11", batch_norm=False)), "classifier.6.weight", "classifier.6.bias")
-    path = write_pth(tmp_path / "a.pth", arrays)
-    assert "classifier.6.weight is missing" in refusal_of(path)
-    assert "(the file has no head, this run has 3)" in train(tmp_path, path).out
-
-
-def test_a_tensor_of_another_shape_is_an_error(tmp_path):
+def test_tensors_that_do_not_fit_and_other_networks_are_errors(tmp_path):
     arrays = torchvision(make("vgg11", batch_norm=False))
-    arrays["classifier.3.weight"] = arrays["classifier.3.weight"][:, :100].copy()
-    path = write_pth(tmp_path / "a.pth", arrays)
-    assert "classifier.3.weight is (512, 100), not (512, 512)" in refusal_of(path)
-
-
-def test_whole_numbers_are_no_weights(tmp_path):
-    arrays = torchvision(make("vgg11", batch_norm=False))
-    arrays["classifier.3.weight"] = arrays["classifier.3.weight"].astype(np.int8)
-    assert "classifier.3.weight is missing" in refusal_of(write_safetensors(tmp_path / "a.safetensors", arrays))
-
-
-def test_other_networks_are_no_vgg(tmp_path):
+    name, hidden = "classifier.3.weight", arrays["classifier.3.weight"]
     resnet = {"conv1.weight": np.ones((64, 3, 7, 7), np.float32), "fc.weight": np.ones((10, 64), np.float32)}
-    text = refusal_of(write_pth(tmp_path / "resnet.pth", resnet))
-    assert "holds no VGG11, 13, 16 or 19" in text and "conv1.weight, fc.weight" in text
     alexnet = {f"features.{index}.weight": np.ones((8, 8, side, side), np.float32)
                for index, side in ((0, 11), (3, 5), (6, 3), (8, 3), (10, 3))}
-    assert "holds no VGG" in refusal_of(write_pth(tmp_path / "alexnet.pth", alexnet))
-    odd = make("vgg11", batch_norm=False, channels=(8, 16, 32, 64, 100))
-    assert "8, 16, 32, 32, 64, 64, 100, 100 channels" in refusal_of(
-        write_pth(tmp_path / "odd.pth", torchvision(odd)))
+    odd = torchvision(make("vgg11", batch_norm=False, channels=(8, 16, 32, 64, 100)))
+    for wrong, said in ((arrays | {name: hidden[:, :100].copy()}, f"{name} is (512, 100), not (512, 512)"),
+                        (arrays | {name: hidden.astype(np.int8)}, f"{name} is missing"),
+                        (resnet, "holds no VGG11, 13, 16 or 19"), (alexnet, "holds no VGG"),
+                        (odd, "8, 16, 32, 32, 64, 64, 100, 100 channels")):
+        assert said in refusal_of(write_pth(tmp_path / "a.pth", wrong))
 
 
 def test_training_starts_from_a_file_not_a_folder(tmp_path):
     (tmp_path / "weights").mkdir()
     assert "is a folder; training starts from one file" in refused_training(tmp_path, tmp_path / "weights")
-    for name in ("a.pth", "b.pth"):
-        (tmp_path / "weights" / name).touch()
-    assert "names 2 files; training starts from one" in refused_training(tmp_path, tmp_path / "weights" / "*.pth")
     assert "there is no checkpoint " in refused_training(tmp_path, tmp_path / "absent.pth")
+
+
+# Files that are damaged, of another kind, or hostile: refused by name, and nothing in them runs
+
+
+@pytest.mark.parametrize("write", [write_pth, write_legacy_pth, write_safetensors, write_ckpt])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, write):
+    whole = write(tmp_path / "whole", mindcv(make("vgg11", batch_norm=True))).read_bytes()
+    path = tmp_path / "cut.pth"
+    for length in (0, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refusal_of(path)
+    if write is write_pth:  # the only one of them with checksums: a number that was altered is found too
+        path.write_bytes(whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 64]) + whole[len(whole) // 2 + 1:])
+        assert "damaged" in refusal_of(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of escapes in texts that were altered
+@pytest.mark.parametrize("write", [write_pth, write_legacy_pth, write_safetensors])
+def test_altered_headers_are_one_error(tmp_path, write):
+    """No traceback, no endless loop, no memory that the file only claims."""
+    content = write(tmp_path / "whole", SMALL).read_bytes()
+    random, path = np.random.RandomState(0), tmp_path / "altered"
+    for _ in range(25):
+        altered = bytearray(content)
+        altered[random.randint(len(altered) if write is write_pth else 250)] = random.randint(256)
+        path.write_bytes(altered)
+        refusal_of(path)
+
+
+def test_files_of_other_kinds(tmp_path):
+    for name, content, reason in (("page.pth", b"<!DOCTYPE html>", "web page"), ("keras.ckpt", b"\x89HDF\r\n", "HDF5"),
+                                  ("pointer.safetensors", b"version https://git-lfs.github.com", "Git LFS"),
+                                  ("text.pth", b"hello", ".pth"), ("text.ckpt", b"hello", "not a checkpoint"),
+                                  ("empty.pth", b"", "empty")):
+        (tmp_path / name).write_bytes(content)
+        assert reason in refusal_of(tmp_path / name)
+    assert "no such file" in refusal_of(tmp_path / "absent.pth")
+
+
+# PyTorch's tensors
+
+
+def test_views_of_storages_and_other_byte_orders(tmp_path):
+    tensors = torchvision(make("vgg11", batch_norm=True))
+    tensors["classifier.3.weight"] = np.asfortranarray(tensors["classifier.3.weight"])  # strides of its own
+    for lead, byteorder in ((5, "little"), (5, "big")):
+        found = read_weights(write_pth(tmp_path / "a.pth", tensors, lead=lead, byteorder=byteorder))
+        assert len(found.arrays) == 54
+        for ours, array in found.arrays.items():
+            assert np.array_equal(array, tensors[found.names[ours]])
+
+
+def test_tensors_are_found_in_what_training_scripts_save(tmp_path):
+    arrays = torchvision(make("vgg11", batch_norm=False))
+    tensors = {f"module.{name}": values for name, values in arrays.items()}
+    for key in ("state_dict", "anything"):
+        path = write_pth(tmp_path / "a.pth", {"epoch": 3, key: tensors, "optimizer": {"state": {}}})
+        found = read_weights(path)
+        assert np.array_equal(found.arrays["classifier.6.bias"], arrays["classifier.6.bias"])
+        assert found.left_out == {"epoch": "no tensors", "optimizer": "no tensors"}
+
+
+@pytest.mark.parametrize("write", [write_pth, write_legacy_pth, write_safetensors])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_other_precisions_become_float32(tmp_path, write, kind):
+    arrays = torchvision(make("vgg11", batch_norm=True))
+    floats = {name for name, values in arrays.items() if values.dtype.kind == "f"}
+    stored = {name: to_bfloat16(arrays[name]) if kind == "bfloat16" else arrays[name].astype(kind) for name in floats}
+    path = write(tmp_path / "a", arrays | stored)
+    network = load(path).network
+    for name, ours in (("features.0.weight", network.layers[0].weight), ("features.1.running_var",
+                       network.layers[1].moving_variance), ("classifier.6.bias", network.classifier[6].bias)):
+        halves = stored[name]
+        wanted = (halves.astype(np.uint32) << 16).view(np.float32) if kind == "bfloat16" else halves.astype(np.float32)
+        assert ours.asnumpy().tobytes() == wanted.tobytes()
+    assert f", {kind}" in say(path)
+
+
+# What is pickled
+
+TOUCH = b"X\x0c\x00\x00\x00touch canary"
+HOSTILE = {  # opcodes that would call something, and what the refusal must name
+    "global": (b"cos\nsystem\n" + TOUCH + b"\x85R", "os.system"),
+    "stack global": (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93" + TOUCH + b"\x85R", "os.system"),
+    "built-in": (b"c__builtin__\neval\n" + TOUCH + b"\x85R", "__builtin__.eval"),
+    "extension": (b"\x82\x01", "extension"),
+    "state of a tensor type": (b"ctorch\nFloatStorage\n}X\x01\x00\x00\x00aNsb", "damaged"),
+    "numpy": (b"cnumpy.core.multiarray\n_reconstruct\n)R", "numpy.core.multiarray._reconstruct"),
+    "torch itself": (b"ctorch.serialization\nload\n" + TOUCH + b"\x85R", "torch.serialization.load"),
+    "dotted": (b"ccollections\nOrderedDict.fromkeys\n" + TOUCH + b"\x85R", "OrderedDict.fromkeys"),
+    "a module": (b"ctorchvision.models.vgg\nVGG\n)\x81", "torchvision.models.vgg.VGG"),
+}
+
+
+@pytest.mark.parametrize("way", HOSTILE)
+def test_nothing_that_is_pickled_runs(tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    (opcodes, named), storages = HOSTILE[way], {}
+    evil = b"\x80\x02" + torch_opcodes(SMALL, storages) + plain_opcodes("extra") + opcodes + b"s."
+    archive, legacy = write_archive(tmp_path / "archive.pth", evil, storages), tmp_path / "legacy.pth"
+    legacy.write_bytes(LEGACY_HEAD + evil + pickle.dumps([], 2))
+    for path in (archive, legacy):
+        assert named in refusal_of(path) and not (tmp_path / "canary").exists()
+    if way == "global":  # Python itself would have run it
+        pickle.loads(b"\x80\x02" + opcodes + b".")
+        assert (tmp_path / "canary").exists()
+
+
+TENSOR = (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+          b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ")
+LARGE = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
+SENSELESS = (
+    b"})" + b"\x85" * 200_000 + b"Ns",  # a key that is a tuple in a tuple in a tuple: hashing it exhausts the stack
+    b"Nr\xff\xff\xff\x7f",  # place 2**31 of the table of objects
+    b"\x8e" + (2**40).to_bytes(8, "little"),  # 2**40 bytes
+    b"0" * 50, b"R", b"(NNNNNtQ",
+    TENSOR + b"K\x00(K\x05t(K\x01t\x89NtR",  # more numbers than there are
+    TENSOR + b"J\xff\xff\xff\xff(K\x01t(K\x01t\x89NtR",  # an offset below 0
+    TENSOR + b"K\x00(K\x02t(J\xff\xff\xff\xfft\x89NtR",  # a stride below 0
+    TENSOR + b"K\x00(K\x02K\x02t(K\x01t\x89NtR",  # fewer strides than sides
+    TENSOR + b"K\x00(K\x00" + LARGE + b"t(K\x01K\x01t\x89NtR",  # a side that no memory has
+    TENSOR + b"K\x00(X\x01\x00\x00\x00a" + LARGE + b"t(K\x01K\x01t\x89NtR")  # a text 2**70 times
+
+
+def test_pickles_that_make_no_sense_are_refused(tmp_path):
+    for opcodes in SENSELESS:
+        pickled = b"\x80\x02}" + plain_opcodes("features.0.weight") + opcodes + b"s."
+        path = write_archive(tmp_path / "a.pth", pickled, {"0": np.ones(4, np.float32)})
+        assert "cannot be read as a PyTorch file" in refusal_of(path), opcodes[-12:]
+
+
+def test_archives_that_claim_more_than_they_hold_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10 << 20))
+    assert "more bytes than the file has" in refusal_of(path)
+    header = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    refusal_of(path)

@@ -52,13 +52,6 @@ def test_what_does_not_fit_is_refused(cifar_model: Deployed, photo_model: Deploy
     assert done.status == 2 and "mean [0.5, 0.5, 0.5], not [0.4914" in done.err
 
 
-def test_a_recipe_without_dataset_name_means_its_dataset(photo_model: Deployed, tmp_path):
-    (tmp_path / "own.yaml").write_text("dataset: imagenet2012\nnum_classes: 3\n")
-    done = preprocess(tmp_path / "r", f"--config_path={tmp_path / 'own.yaml'}", f"--data_dir={photo_model.data}")
-    assert done.status == 0, done.err
-    assert (tmp_path / "r" / "imagenet_label.json").is_file()
-
-
 @pytest.fixture
 def results(tmp_path) -> Path:
     """Three files of two images and one of one, seven in all; the answers for classes 1, 3 and 5 are wrong."""

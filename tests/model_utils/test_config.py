@@ -81,15 +81,6 @@ def test_a_recipe_of_the_project_is_found_from_any_folder(tmp_path, monkeypatch)
     assert get_config(["--config_path=configs/quickstart.yaml"]).width == 0.5
 
 
-def test_names_stay_as_written_and_numbers_are_numbers(tmp_path):
-    written = {"ckpt_path": "2024_01_05", "file_name": "1.10", "data_dir": "2024-01-05", "log_name": "010",
-               "result_dir": "12:30", "save": "2024-13-01", "label_dir": "2012"}
-    text = "".join(f"{name}: {value}\n" for name, value in written.items())
-    config = read_recipe(tmp_path, f"{text}batch_size: 016\nlr_max: 0.10\neta_min: 1.0e-10\nweight_decay: 5e-4\n")
-    assert {name: getattr(config, name) for name in written} == written
-    assert (config.batch_size, config.lr_max, config.eta_min, config.weight_decay) == (16, 0.1, 1e-10, 5e-4)
-
-
 # The command line
 
 

@@ -110,9 +110,3 @@ def test_one_process_is_rank_0_of_1(request):
         assert (mindspore.get_context("device_target"), mindspore.get_context("mode")) == ("CPU", mode)
     with pytest.raises(UserError, match="rank_size: is 3 .*1 rank"):
         set_up_device(get_config(["--device_target=CPU", "--rank_size=3"]))
-
-
-@pytest.mark.parametrize(("asked", "notes"), [("auto", 0), ("False", 0), ("True", 1)])
-def test_sinking_has_no_effect_on_cpu_and_says_so(asked, notes):
-    found = set_up_device(get_config([*TINY, f"--dataset_sink_mode={asked}"])).notes
-    assert sum(line.startswith("dataset_sink_mode: True") for line in found) == notes

@@ -220,12 +220,6 @@ def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
     assert "after step 3\n" in out and steps_of_states(folder) == [3, 4]
 
 
-def test_a_state_is_no_checkpoint(reference, tmp_path):
-    state = next((reference.folder / "resume").glob("*.state"))
-    outcome = run_main("eval", "--dataset=synthetic", f"--pre_trained={state}", f"--ckpt_path={tmp_path}")
-    assert outcome.status == 2 and str(state) in outcome.err and "--resume" in outcome.err
-
-
 # --- what is different
 
 
@@ -329,14 +323,6 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_pat
         assert "is in use by another run (pid 4711 on elsewhere)" in reference.resumed(folder, status=2)
         owner.kill()
     assert "pid 4711 on elsewhere" in reference.resumed(folder)
-
-
-def test_a_file_system_that_cannot_lock_is_no_other_run(reference, tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
-    assert "cannot be locked" in reference.resumed(reference.stopped_after(10, tmp_path))
 
 
 def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):

@@ -308,13 +308,6 @@ def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
     assert outcome.status == 2 and "pre_trained: " in outcome.err
 
 
-def test_a_disk_that_is_too_full_is_found_before_training(cifar, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 1000, "total": 1, "used": 1})
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    outcome = run_main("train", *flags_for(cifar, f"--ckpt_path={tmp_path}"))
-    assert outcome.status == 2 and "ckpt_path: " in outcome.err and "loss is" not in outcome.out
-
-
 # --- networks without batch normalisation, which are known to stay at a loss of ln(classes)
 
 

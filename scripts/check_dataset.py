@@ -33,7 +33,6 @@ from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from src.data.base import LABELS_FILE, Reader, write_class_names  # noqa: E402
-from src.data.broken_images import image_problem  # noqa: E402
 from src.data.folder import is_image  # noqa: E402
 from src.data.formats import build_reader, check_class_count, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
@@ -46,15 +45,10 @@ SHOWN_CLASSES = 20
 
 def look(reader: Reader, index: int) -> tuple[str | None, tuple[int, int] | None, bytes]:
     """What is wrong with an image; its width and height, if known; and the digest of its stored bytes."""
-    try:
-        content = reader.read(index)
-    except UserError as error:
-        return str(error), None, b""
+    content, problem = reader.look(index)
     digest = hashlib.blake2b(content.tobytes(), digest_size=12).digest()
-    if not reader.encoded:
-        return None, content.shape[1::-1], digest
-    if problem := image_problem(content):
-        return f"{reader.name(index)}: {problem}", None, digest
+    if problem or not reader.encoded:
+        return problem, None if problem else content.shape[1::-1], digest
     with suppress(OSError, ValueError, Image.DecompressionBombError):  # OpenCV reads what Pillow does not
         return None, Image.open(io.BytesIO(content)).size, digest
     return None, None, digest

@@ -17,9 +17,15 @@ project_python() {
     fi
 }
 
-# show_help FILE: the comment at the top of a script.
-show_help() {
-    sed -n '3,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
+# begin COUNT ARGUMENT...: sets `python`. The comment at the top of the script answers --help, and fewer arguments.
+begin() {
+    local text
+    text=$(sed -n '3,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0")
+    case "${2:-}" in
+        -h | --help) printf '%s\n' "$text"; exit 0 ;;
+    esac
+    [ $# -gt "$1" ] || { printf '%s\n' "$text" >&2; exit 2; }
+    python=$(project_python)
 }
 
 # become COMMAND...: what this script was for; with DRY_RUN=1 it is printed, and nothing starts.

@@ -32,7 +32,6 @@ from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names  # noqa: E402
-from src.data.broken_images import image_problem  # noqa: E402
 from src.data.formats import FORMATS, build_reader, check_classes  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
 from src.utils.files import printable, writing  # noqa: E402
@@ -47,14 +46,10 @@ Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 def load(reader: Reader, index: int) -> tuple[bytes, str | None]:
     """The encoded image and what is wrong with it; an array becomes a PNG image, which keeps every pixel."""
+    content, problem = reader.look(index)
     if not reader.encoded:
-        return cv2.imencode(".png", cv2.cvtColor(reader.read(index), cv2.COLOR_RGB2BGR))[1].tobytes(), None
-    try:
-        content = reader.read(index).tobytes()
-    except UserError as error:
-        return b"", str(error)
-    problem = image_problem(content)
-    return content, problem and f"{reader.name(index)}: {problem}"
+        content = cv2.imencode(".png", cv2.cvtColor(content, cv2.COLOR_RGB2BGR))[1]
+    return content.tobytes(), problem
 
 
 def good_images(config: Config, reader: Reader, left_out: dict[int, str], indices: Sequence[int]) -> Images:

@@ -8,9 +8,6 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname -- "$0")/common.sh"
-case "${1:-}" in
-    -h | --help) show_help "$0"; exit 0 ;;
-esac
-python=$(project_python)
+begin 0 "$@"
 become "$python" -u "$ROOT/train.py" "--config_path=$ROOT/configs/vgg/vgg19_batch256.yaml" \
     ${DATA_DIR:+"--data_dir=$DATA_DIR"} ${DEVICE_TARGET:+"--device_target=$DEVICE_TARGET"} "$@"

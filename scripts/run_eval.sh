@@ -7,12 +7,5 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname -- "$0")/common.sh"
-case "${1:-}" in
-    -h | --help) show_help "$0"; exit 0 ;;
-esac
-if [ $# -lt 4 ]; then
-    show_help "$0" >&2
-    exit 2
-fi
-python=$(project_python)
+begin 4 "$@"
 become "$python" -u "$ROOT/eval.py" "--data_dir=$1" "--dataset=$2" "--device_target=$3" "--pre_trained=$4" "${@:5}"

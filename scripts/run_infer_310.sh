@@ -35,8 +35,7 @@ first_existing() {
     done
 }
 
-if [[ "${1:-}" =~ ^(-h|--help)$ ]]; then show_help "$0"; exit 0; fi
-[ $# -ge 4 ] || { show_help "$0" >&2; exit 2; }
+begin 4 "$@"
 model=$1 dataset=$2 data=${3%/} need_preprocess=$4 device=${DEVICE_ID:-0}
 shift 4
 case "${1:-}" in
@@ -57,7 +56,7 @@ done
 
 rm -f -- acc.log  # an old accuracy must not be taken for that of a run that failed
 flags=("--dataset=$dataset" "--dataset_name=$dataset" "--model_path=$model" "$@")
-python=$(project_python) labels=imagenet_label.json inputs="" source=("--data_dir=$data")
+labels=imagenet_label.json inputs="" source=("--data_dir=$data")
 [ "$dataset" != cifar10 ] || labels=cifar10_label_ids.npy
 if [[ "$need_preprocess" = [yY] ]]; then
     stage preprocess preprocess.log "$python" "$ROOT/preprocess.py" "${flags[@]}" "${source[@]}" \

@@ -5,10 +5,7 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname -- "$0")/common.sh"
-case "${1:-}" in
-    -h | --help) show_help "$0"; exit 0 ;;
-    "") show_help "$0" >&2; exit 2 ;;
-esac
+begin 1 "$@"
 data=$1
 shift
 flags=()
@@ -17,5 +14,4 @@ case "${1:-}" in
     *) flags+=("--dataset=$1"); shift ;;
 esac
 [ -z "${DEVICE_TARGET:-}" ] || flags+=("--device_target=$DEVICE_TARGET")
-python=$(project_python)
 become "$python" -u "$ROOT/train.py" "--data_dir=$data" ${flags[@]+"${flags[@]}"} "$@"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.broken_images import ImageTracker
+from src.data.broken_images import ImageTracker, image_problem
 from src.utils.files import write_atomically
 from src.utils.util import listed
 
@@ -57,6 +57,15 @@ class Reader:
     def read(self, index: int) -> np.ndarray:
         """One image as it is stored: the bytes of a file, or the array. UserError if it cannot be read."""
         return self._images[index]
+
+    def look(self, index: int) -> tuple[np.ndarray, str | None]:
+        """What `read` gives, and what is wrong with the image, if anything."""
+        try:
+            content = self.read(index)
+        except UserError as error:
+            return np.empty(0, np.uint8), str(error)
+        problem = image_problem(content) if self.encoded else None
+        return content, problem and f"{self.name(index)}: {problem}"
 
     def name(self, index: int) -> str:
         """Where it is stored, for messages."""

@@ -86,28 +86,21 @@ class ImageTracker:
     def take_lost(self) -> list[int]:
         """The images that were lost since the last call."""
         for row in list(self._pending):  # images after the last one that arrived may be lost as well
-            if self._problem(row[1]):
+            if self._reader.look(row[1])[1]:
                 with suppress(ValueError):  # a pipeline that still runs may have removed it
                     self._pending.remove(row)
                 self._lost[row[1]] = None
         lost, self._lost = list(self._lost), {}
         return lost
 
-    def _problem(self, index: int) -> str | None:
-        try:
-            problem = image_problem(self._reader.read(index))
-            return f"{self._reader.name(index)}: {problem}" if problem else None
-        except UserError as error:
-            return str(error)
-
     def describe(self, lost: Sequence[int]) -> str:
         """A line for each of the first few images, with what is wrong with it."""
-        lines = [self._problem(index) or self._reader.name(index) for index in lost[:SHOWN]]
+        lines = [self._reader.look(index)[1] or self._reader.name(index) for index in lost[:SHOWN]]
         return "  " + listed([*lines, *map(self._reader.name, lost[SHOWN:])], SHOWN, "\n  ")
 
     def failure(self) -> str | None:
         """The image that a pipeline failed on, and what is wrong with it; None if no image is broken."""
-        problems = (self._problem(index) for _, index in list(self._pending))
+        problems = (self._reader.look(index)[1] for _, index in list(self._pending))
         return self._failure or next(filter(None, problems), None)
 
 

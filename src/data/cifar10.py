@@ -68,12 +68,9 @@ class Cifar10Reader(Reader):
                          np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
 
     def name(self, index: int) -> str:
-        for path in self._files:
-            records = path.stat().st_size // RECORD_BYTES
-            if index < records:
-                break
-            index -= records
-        return f"{path}: record {index}"
+        ends = np.cumsum([0, *(path.stat().st_size // RECORD_BYTES for path in self._files)])
+        file = int(np.searchsorted(ends, index, side="right")) - 1
+        return f"{self._files[file]}: record {index - ends[file]}"
 
 
 READER = Cifar10Reader

@@ -19,9 +19,8 @@ LOOKED_FOR = {split: [*(f"{name}/<class>/" for name in names), "<class>/"] for s
 
 
 def _class_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def is_image(name: str) -> bool:

@@ -48,17 +48,6 @@ def _find_file(path: str, roots: Sequence[str], files_in: Callable[[str], frozen
     return found
 
 
-def _parse(line: str, num_classes: int) -> tuple[str, int]:
-    """(path, label); ValueError if the line is wrong."""
-    parts = line.rsplit(maxsplit=1)
-    if len(parts) < 2 or not parts[1].lstrip("-").isdigit():
-        raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {line!r}")
-    label = int(parts[1])
-    if not 0 <= label < num_classes:
-        raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is {num_classes}")
-    return parts[0], label
-
-
 def _folder_names(files: list[str], labels: list[int]) -> dict[int, str]:
     """The name of the folder that holds all images of a class, by label; nothing if a class has several."""
     folders: dict[int, str] = {}
@@ -82,18 +71,22 @@ class ListReader(EncodedReader):
         self._files: list[str] = []
         self._lines: list[int] = []
         # File names need not be UTF-8; surrogateescape keeps their bytes.
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    path, label = _parse(line.strip("\r\n \t"), config.num_classes)
-                    self._files.append(_find_file(path, roots, files_in))
-                except ValueError as error:
-                    problems.append(f"{self.path}:{number}: {error}")
-                else:
-                    labels.append(label)
-                    self._lines.append(number)
+        lines = self.path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
+        for number, line in enumerate((line.strip("\r \t") for line in lines), start=1):
+            if not line.strip():
+                continue
+            path, label = [*line.rsplit(maxsplit=1), ""][:2]
+            try:
+                if not label.lstrip("-").isdigit():
+                    raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {line!r}")
+                if not 0 <= int(label) < config.num_classes:
+                    raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is "
+                                     f"{config.num_classes}")
+                self._files.append(_find_file(path, roots, files_in))
+                self._lines.append(number)
+                labels.append(int(label))
+            except ValueError as error:
+                problems.append(f"{self.path}:{number}: {error}")
         if not labels:
             raise_problems(problems or [f"{self.path}: lists no image"])
         names = find_class_names([self.path.parent], np.array(labels), config.num_classes,

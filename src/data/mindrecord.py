@@ -33,13 +33,12 @@ def _reason(error: Exception) -> str:
     return next((line.split("ERROR]")[1].strip() for line in lines if "ERROR]" in line), next(iter(lines), repr(error)))
 
 
-def _open(paths: Sequence[Path], columns: Sequence[str] | None = None) -> MindDataset:
+def _open(paths: Sequence[Path], columns: list[str] | None = None) -> MindDataset:
     """A dataset whose rows can be asked for by number. UserError names the first file."""
     import mindspore.dataset as ds
 
     try:
-        dataset = ds.MindDataset([str(path) for path in paths], columns_list=list(columns) if columns else None,
-                                 shuffle=False)
+        dataset = ds.MindDataset([str(path) for path in paths], columns_list=columns, shuffle=False)
         dataset.get_dataset_size()
         return dataset
     except (RuntimeError, ValueError) as error:

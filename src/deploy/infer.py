@@ -86,7 +86,7 @@ def infer(config: Config) -> list[Prediction]:
         try:
             content = item.load()
             return prepare(content, model.config.preset, photos=photos)[None] if content.dtype == np.uint8 else content
-        except UserError as error:
+        except (UserError, OSError) as error:
             return str(error)
 
     predictions, thumbnails, captions, times_ms = [], [], [], []

@@ -113,7 +113,7 @@ def find_card(model_path: Path) -> ModelCard | None:
         return ModelCard.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not the description of an exported model, or is damaged "
-                        f"({type(error).__name__}: {error}); export the model again") from None
+                        f"({type(error).__name__}: {error}); export the model again, or under another name") from None
 
 
 class KnownModel(NamedTuple):

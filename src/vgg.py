@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VGG networks of Simonyan and Zisserman, https://arxiv.org/abs/1409.1556."""
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -26,7 +26,7 @@ class VGG(nn.Cell):
     ValueError for an unknown network, initialize_mode or image size.
     """
 
-    def __init__(self, network: str, num_classes: int, *, image_size: tuple[int, int] = (224, 224),
+    def __init__(self, network: str, num_classes: int = 1000, *, image_size: tuple[int, int] = (224, 224),
                  batch_norm: bool = True, has_bias: bool = False, dropout_rate: float = 0.5,
                  initialize_mode: str = "XavierUniform", include_top: bool = True, width: float = 1.0,
                  average_pool: bool = False) -> None:
@@ -112,21 +112,5 @@ def _means(pixels: int, side: int) -> np.ndarray:
     return rows
 
 
-def vgg11(num_classes: int = 1000, **kwargs: Any) -> VGG:
-    """VGG with 8 convolutions; `kwargs` are those of `VGG`."""
-    return VGG("vgg11", num_classes, **kwargs)
-
-
-def vgg13(num_classes: int = 1000, **kwargs: Any) -> VGG:
-    """VGG with 10 convolutions; `kwargs` are those of `VGG`."""
-    return VGG("vgg13", num_classes, **kwargs)
-
-
-def vgg16(num_classes: int = 1000, **kwargs: Any) -> VGG:
-    """VGG with 13 convolutions; `kwargs` are those of `VGG`."""
-    return VGG("vgg16", num_classes, **kwargs)
-
-
-def vgg19(num_classes: int = 1000, **kwargs: Any) -> VGG:
-    """VGG with 16 convolutions; `kwargs` are those of `VGG`."""
-    return VGG("vgg19", num_classes, **kwargs)
+# vgg16(10, image_size=(32, 32)): the arguments are those of VGG, without the name of the network
+vgg11, vgg13, vgg16, vgg19 = (partial(VGG, name) for name in ("vgg11", "vgg13", "vgg16", "vgg19"))

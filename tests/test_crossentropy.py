@@ -38,9 +38,3 @@ def test_half_precision_logits_are_taken_in_float32():
     assert loss.dtype == mindspore.float32
     gap = float(large[0, 0]) - float(large[0, 1])
     assert float(loss.asnumpy()) == pytest.approx(np.log1p(np.exp(-gap)), abs=1e-6)
-
-
-@pytest.mark.parametrize("arguments", [(0.0, 1), (-0.1, 10), (1.0, 10)])
-def test_impossible_values_are_refused(arguments):
-    with pytest.raises(ValueError, match="must be|at least"):
-        CrossEntropy(*arguments)

@@ -51,10 +51,6 @@ def spans(images):
     return np.stack([np.ptp(red, axis=(1, 2)), np.ptp(green, axis=(1, 2))], axis=1)
 
 
-def flipped(images):
-    return images[:, 0, 0, 0] > images[:, 0, 0, -1]
-
-
 def test_scale_and_ratio_are_area_and_width_over_height(data_dir):
     assert (spans(train_images(data_dir, "--scale=1,1", "--ratio=1,1")) > 0.97).all()
     small = spans(train_images(data_dir, "--scale=0.04,0.09", "--ratio=1,1"))
@@ -63,12 +59,6 @@ def test_scale_and_ratio_are_area_and_width_over_height(data_dir):
     assert usual.min() < 0.5 < usual.max()
     width, height = spans(train_images(data_dir, "--scale=0.3,0.3", "--ratio=3,3")).T
     assert np.allclose(width / height, 3, rtol=0.15)
-
-
-def test_hflip_is_how_often(data_dir):
-    assert not flipped(train_images(data_dir, "--hflip=0")).any()
-    assert flipped(train_images(data_dir, "--hflip=1")).all()
-    assert 0 < flipped(train_images(data_dir)).sum() < COUNT
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -117,16 +107,8 @@ def test_interpolation_is_how_pixels_are_mixed(data_dir):
 
     assert mixed("--interpolation=nearest") < 0.01 < 0.3 < mixed()
     assert mixed() == mixed("--interpolation=bilinear")
-    assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--interpolation=Bilinear"))
     others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area")]
     assert all(not np.array_equal(other, eval_image(data_dir)) for other in others)
-
-
-def test_crop_pct_is_the_part_that_an_evaluation_sees(data_dir):
-    for crop_pct in (1.0, 0.5):
-        image = eval_image(data_dir, f"--crop_pct={crop_pct}")
-        assert np.allclose(spans(image[None]), crop_pct, atol=0.03)
-        assert np.allclose(image[:2].mean(axis=(1, 2)), 0.5, atol=0.01)  # the middle
 
 
 def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, tmp_path):

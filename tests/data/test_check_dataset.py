@@ -79,19 +79,6 @@ def test_fix_writes_lists_without_what_is_wrong_that_train_py_reads(data):
     assert "     2 cow: 8" in again.out  # the names stay
 
 
-def test_wrong_lines_of_a_list_are_found_and_fixed(data):
-    lines = [f"{path.relative_to(data)} {label}" for label, name in enumerate(("ant", "bee", "cow"))
-             for path in sorted((data / "train" / name).iterdir())]
-    (data / "train_list.txt").write_text("\n".join([*lines, "train/ant/absent.png 0", "train/ant/image 00.png 7"]))
-    outcome = check("--split=train", "--fix=list")
-    assert outcome.status == 1
-    assert f"train_list.txt:{TRAIN + 1}: there is no file train/ant/absent.png" in outcome.out
-    assert f"train_list.txt:{TRAIN + 2}: the label 7 is out of range" in outcome.out
-    assert (data / "train_list.txt").read_text().splitlines() == lines
-    assert (data / "train_list.txt.before_fix").read_text().splitlines()[:TRAIN] == lines
-    assert check("--split=train").status == 0
-
-
 def test_broken_records_of_shards_are_all_found(data, tmp_path):
     image = (data / "train/ant/image 00.png").read_bytes()
 
@@ -121,12 +108,3 @@ def test_packed_sets_and_cifar_records_are_read(data, tmp_path):
     written = write_cifar10(tmp_path / "cifar")
     outcome = run_main("scripts.check_dataset", f"--data_dir={written.folder}")
     assert outcome.status == 0 and "images per class: 8 to 8" in outcome.out and "width 32 to 32" in outcome.out
-
-
-def test_what_cannot_be_checked(data):
-    assert check("--data_dir=absent").status == 2
-    assert check("--batchsize=1").status == 2
-    (data / "val").rename(Path("elsewhere"))
-    outcome = check("--num_classes=4")
-    assert outcome.status == 1 and f"{TRAIN} images" in outcome.out
-    assert "evaluation: data_dir: no data found" in outcome.err and "--num_classes=3 fits" in outcome.err

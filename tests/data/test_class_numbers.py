@@ -36,12 +36,3 @@ def test_other_class_numbers_and_other_kinds_of_images_are_refused(photo_model, 
     (listed / "val_list.txt").write_text("".join(turned))
     said = count(script, listed, flag.format(photo_model), "--dataset=imagenet2012")
     assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
-
-
-def test_small_images_are_not_taken_for_photos_or_only_on_request(cifar_model, photo_model, listed):
-    recipe = listed / "own.yaml"
-    recipe.write_text("dataset: imagenet2012\nnum_classes: 10\n")
-    said = count("eval", listed, f"--config_path={recipe}", f"--pre_trained={cifar_model.checkpoint}")
-    assert said.status == 2
-    assert "give --dataset=cifar10, or --dataset=imagenet2012 if that is what you want" in said.err
-    assert count("eval", listed, f"--pre_trained={photo_model.checkpoint}", "--dataset=cifar10").status == 0

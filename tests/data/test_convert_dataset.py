@@ -102,9 +102,3 @@ def test_flags_that_make_no_sense(source, monkeypatch, flags, said):
     data = () if any(flag.startswith("--data_dir") for flag in flags) else (f"--data_dir={source}",)
     outcome = run_main("scripts.convert_dataset", "--dataset=imagenet2012", *data, *flags)
     assert outcome.status == 2 and said in outcome.err and "Traceback" not in outcome.err
-
-
-def test_splits_with_different_class_folders(source, tmp_path):
-    (source / "val/cow").rename(source / "val/dog")
-    outcome = convert(source, "mindrecord", tmp_path / "out")
-    assert outcome.status == 2 and "other classes" in outcome.err and not (tmp_path / "out").exists()

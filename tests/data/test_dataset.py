@@ -170,11 +170,6 @@ def test_a_global_batch_has_the_same_images_for_any_number_of_ranks(cifar):
     assert one_rank == global_batches(2) == global_batches(3)
 
 
-def test_a_rank_without_images_has_no_pipeline(cifar):
-    config = cifar_config(cifar.folder)
-    assert create_eval_dataset(config, build_reader(config, "test"), Rank(TEST_COUNT, TEST_COUNT + 1, 1)) is None
-
-
 # Class folders
 
 
@@ -206,17 +201,6 @@ def test_evaluation_takes_the_middle_of_the_photo_at_256_to_224(tmp_path, size):
     expected = resized[top:top + size[0], left:left + size[1]]
     assert images.shape == (2, 3, *size)
     assert np.abs(images[0].transpose(1, 2, 0) - expected).mean() < 1.5
-
-
-# Generated images
-
-
-def test_the_generated_set_is_the_same_every_time_and_its_splits_differ():
-    config = get_config(["--dataset=synthetic", "--synthetic_train_images=40", "--synthetic_test_images=20",
-                         "--image_size=32", *PIXELS])
-    assert [len(build_reader(config, split)) for split in ("train", "test")] == [40, 20]
-    first, again, test = (as_bytes(eval_epoch(config, split)[0]) for split in ("train", "train", "test"))
-    assert first == again and not set(first) & set(test)
 
 
 # Normalisation
@@ -298,15 +282,6 @@ def test_the_format_is_found_and_said(formats, name):
         read(formats[name], "train", f"--dataset_format={other}")
 
 
-def test_data_in_another_place_or_of_another_data_set_is_hinted_at(formats, tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep/images").symlink_to(formats["folder"])
-    with pytest.raises(NoDataError, match=f"class folders found: --data_dir={tmp_path}/deep/images"):
-        read(tmp_path / "deep")
-    with pytest.raises(NoDataError, match="class folders found: --dataset=imagenet2012"):
-        build_reader(get_config([f"--data_dir={formats['folder']}"]), "train")
-
-
 def test_a_list_wins_over_the_folders_that_it_lists_and_is_found_from_them(formats):
     for data_dir in (formats["list"], formats["list"] / "train", formats["list"] / "val"):
         for split, count in (("train", TRAIN), ("test", VAL)):
@@ -365,14 +340,6 @@ def test_the_folder_of_one_split_is_never_taken_for_the_other(tmp_path):
         read(data / "val", "train")
 
 
-def test_a_dot_or_a_link_is_the_folder_that_it_names(tmp_path, monkeypatch):
-    data = write_coloured(tmp_path / "data")
-    (data / "photos").symlink_to(data / "train")
-    monkeypatch.chdir(data / "train")
-    for folder in (Path(), data / "photos", data / "val", data):
-        assert (source_folder(folder, "train"), source_folder(folder, "test")) == (data / "train", data / "val")
-
-
 def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):
     shutil.move(write_class_folders(tmp_path / "data", each=2) / "train", tmp_path / "flat")
     outcome = run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--batch_size=2", "--max_epoch=1",
@@ -380,13 +347,6 @@ def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):
                        f"--ckpt_path={tmp_path / 'runs'}")
     assert outcome.status == 0, outcome.err
     assert "the accuracy is that on the images that are trained on" in outcome.out
-
-
-def test_class_names_of_records_are_lines_beside_the_training_records(tmp_path):
-    folder = write_cifar10(tmp_path).folder
-    (folder / "cifar-10-batches-bin/batches.meta.txt").write_bytes(b"fire truck\n" * 10 + b"\n")
-    for split in ("train", "test"):
-        assert build_reader(get_config([f"--data_dir={folder}"]), split).class_names == ("fire truck",) * 10
 
 
 # Lists

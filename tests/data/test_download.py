@@ -118,13 +118,6 @@ def test_an_archive_that_is_there_is_unpacked_without_a_network(tmp_path):
     assert outcome.status == 1 and "other/cifar-10-binary.tar.gz: is not the file wanted" in outcome.err
 
 
-def test_the_archive_is_kept_if_that_is_asked_for(tmp_path):
-    with Server("well") as server:
-        assert download(tmp_path, server.url, "--keep_archive").status == 0
-    assert (tmp_path / "cifar-10-binary.tar.gz").read_bytes() == ARCHIVE
-    check_set(tmp_path)
-
-
 def link(name: str, target: str) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = tarfile.SYMTYPE, target
@@ -142,11 +135,3 @@ def test_an_archive_that_is_wrong_leaves_no_half_set(tmp_path, archive, said):
     outcome = run_python(SCRIPT, tmp_path / "in", "--url=http://127.0.0.1:9/a.tar.gz", "--md5=")
     assert outcome.status == 2 and said in outcome.err and "Traceback" not in outcome.err
     assert files_in(tmp_path) == {"in/a.tar.gz"}
-
-
-def test_an_address_that_is_none_and_a_folder_that_cannot_be_written(tmp_path):
-    assert run_python(SCRIPT, tmp_path, "--url=cifar10").status == 2
-    assert download(tmp_path, "http://127.0.0.1:9/x.tar.gz", "--retries=0").status == 1
-    (tmp_path / "file").write_text("in the way")
-    outcome = run_python(SCRIPT, tmp_path / "file/below", "--url=http://127.0.0.1:9/x")
-    assert outcome.status == 2 and "Traceback" not in outcome.err

@@ -51,11 +51,6 @@ def test_records_read_back_byte_for_byte(tmp_path):
     assert len(list(tmp_path.rglob("*.*"))) == 7  # nothing temporary is left
 
 
-def test_the_command_runs_by_itself(tmp_path):
-    outcome = run_python(ROOT / "scripts/make_shapes.py", tmp_path / "shapes", "--train=5", "--test=1")
-    assert outcome.status == 0 and "5 training and 1 test images written to" in outcome.out
-
-
 def test_command_leaves_a_complete_set_alone_and_refuses_a_broken_one(tmp_path):
     folder = tmp_path / "a folder" / "shapes"
     assert "written to" in make_shapes(folder, "--train=20", "--test=5").out
@@ -66,15 +61,6 @@ def test_command_leaves_a_complete_set_alone_and_refuses_a_broken_one(tmp_path):
     batch.write_bytes(batch.read_bytes()[:-1])
     assert "damaged" in refusal(folder, "--train=20", "--test=5")
     assert [path.name for path in folder.parent.iterdir()] == ["shapes"]
-
-
-def test_command_keeps_what_it_did_not_write(tmp_path):
-    precious = tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin"
-    precious.parent.mkdir()
-    precious.write_bytes(b"the real CIFAR-10")
-    assert "holds other files" in refusal(tmp_path, "--train=20", "--test=5")
-    assert precious.read_bytes() == b"the real CIFAR-10"
-    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
 
 
 def test_command_writes_class_folders(tmp_path):
@@ -88,13 +74,3 @@ def test_command_writes_class_folders(tmp_path):
     assert [path.parent.name for path in files] == [SHAPE_NAMES[label] for label in labels]
     assert np.array_equal(np.asarray(Image.open(files[3])), images[3])
     assert len(list((folder / "val").rglob("*.png"))) == 5
-
-
-def test_command_refuses_in_one_line(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    assert "cannot be written" in refusal(blocked / "shapes", "--train=20")
-    assert "file cannot be written" in refusal(blocked, "--train=20")
-    assert "at least 5" in refusal(tmp_path / "new", "--train=1")
-    assert "--layout=folders" in refusal(tmp_path / "new", "--classes=5")
-    assert not (tmp_path / "new").exists()

@@ -119,24 +119,3 @@ def test_the_file_decides_which_engine_runs_it(tmp_path):
         (tmp_path / name).write_bytes(b"no model" * 100)
         with pytest.raises(UserError, match=f"{name}: {engine} cannot load it"):
             open_engine(engine, tmp_path / name, batch_size=1)
-
-
-class Sums:
-    """An engine that adds up each image and remembers the sizes of its batches."""
-
-    name = "sums"
-
-    def __init__(self, batch_size) -> None:
-        self.batch_size, self.calls = batch_size, []
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        self.calls.append(len(images))
-        return images.sum(axis=(1, 2, 3))[:, None]
-
-
-@pytest.mark.parametrize("batch_size, calls", [(3, [3, 3]), (1, [1] * 5), (8, [8]), (None, [5])])
-def test_every_image_is_answered_once(batch_size, calls):
-    engine, times_ms = Sums(batch_size), []
-    assert np.allclose(predict(engine, IMAGES, times_ms), IMAGES.sum(axis=(1, 2, 3))[:, None], atol=1e-3)
-    assert engine.calls == calls
-    assert len(times_ms) == len(calls)

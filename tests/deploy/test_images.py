@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, Preset
 from src.dataset import eval_transforms
-from src.deploy.images import ImageError, decode, find_images, prepare, read_list, unique_names
+from src.deploy.images import ImageError, decode, find_images, prepare, read_list
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVEL = 1 / 255 / min(STD)  # what a change by one of 255 levels can do to the input
@@ -120,11 +119,3 @@ def test_lists_have_paths_with_or_without_a_label(tmp_path):
     (tmp_path / "list.txt").write_text(text, encoding="utf-8-sig")
     assert read_list(tmp_path / "list.txt") == [tmp_path / "a/1.jpg", tmp_path / "b/2 3.jpg", tmp_path / "c.jpg",
                                                 Path("/abs/d.png"), tmp_path / "two words 7"]
-
-
-def test_result_names_are_short_if_possible_and_never_shared():
-    paths = [Path("/d/ant/0.jpg"), Path("/d/bee/0.jpg"), Path("/d/bee/0.png"), Path("/d/bee/n01_1.JPEG")]
-    assert unique_names(paths) == ["ant__0_jpg", "bee__0_jpg", "bee__0_png", "n01_1"]
-    assert unique_names([Path("x.jpg")]) == ["x"]
-    with pytest.raises(UserError):
-        unique_names([Path("/d/a/0.jpg"), Path("/d/a/0.jpg")])

@@ -66,7 +66,7 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
     other.mkdir()
     for path in (*(prepared / "00_data").iterdir(), prepared / "cifar10_label_ids.npy"):
         shutil.copy(path, other)
-    for data in (cifar_model.data, prepared, other):
+    for data in (cifar_model.data, other):
         if data == other:
             for path in (prepared / "00_data").iterdir():
                 path.write_bytes(bytes(path.stat().st_size))  # must not be used

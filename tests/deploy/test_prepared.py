@@ -38,27 +38,6 @@ def test_inputs_of_an_earlier_call_are_removed(cifar_model: Deployed, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before and len(before) == 6  # the folder has two files and the other one
 
 
-def test_what_does_not_fit_is_refused(cifar_model: Deployed, photo_model: Deployed, tmp_path):
-    data = f"--data_dir={cifar_model.data}"
-    for key, *flags in (("model_path", data, f"--model_path={cifar_model.checkpoint}"), ("data_dir", ),
-                        ("dataset_name", "--dataset=cifar10", "--dataset_name=imagenet2012"),
-                        ("num_classes", "--dataset=imagenet2012", f"--data_dir={photo_model.data}",
-                         f"--model_path={cifar_model.onnx}")):
-        done = preprocess(tmp_path / "r", *flags)
-        assert done.status == 2 and f"error: {key}: " in done.err and not list(tmp_path.rglob("*.npy"))
-    assert preprocess(tmp_path, data, "--image_size=32", "--image_mean=0.5,0.5,0.5").status == 0
-    done = run_main("infer", f"--model_path={cifar_model.onnx}", f"--input={tmp_path / '00_data'}",
-                    f"--result_dir={tmp_path / 'r'}")
-    assert done.status == 2 and "mean [0.5, 0.5, 0.5], not [0.4914" in done.err
-
-
-def test_a_recipe_without_dataset_name_means_its_dataset(photo_model: Deployed, tmp_path):
-    (tmp_path / "own.yaml").write_text("dataset: imagenet2012\nnum_classes: 3\n")
-    done = preprocess(tmp_path / "r", f"--config_path={tmp_path / 'own.yaml'}", f"--data_dir={photo_model.data}")
-    assert done.status == 0, done.err
-    assert (tmp_path / "r" / "imagenet_label.json").is_file()
-
-
 @pytest.fixture
 def results(tmp_path) -> Path:
     """Three files of two images and one of one, seven in all; the answers for classes 1, 3 and 5 are wrong."""

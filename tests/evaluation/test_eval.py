@@ -19,7 +19,7 @@ from model_utils.schema import DATASETS
 from src import build
 from src.evaluation.evaluate import evaluate as evaluate_network
 from src.training.loop import build_test_reader
-from src.weights.checkpoint import find_checkpoints, save_checkpoint
+from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -95,23 +95,6 @@ def test_a_folder_is_all_checkpoints_in_it_newest_first_and_a_pattern_some(data,
     assert outcome.out.splitlines()[-4:] == ["top-1     top-5     checkpoint", *rows]
     outcome = evaluate(data, tmp_path, checkpoints[0].parent / "0-*.ckpt")
     assert evaluated(outcome) == [str(checkpoints[0]), str(checkpoints[1])]
-
-
-def test_folders_that_a_pattern_names_are_searched(tmp_path):
-    for name in ("a.ckpt", "run1/ckpt_0/0-1_5.ckpt", "run2/best.ckpt", "run2/curves.png", "other/best.ckpt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "a_gone.ckpt").symlink_to(tmp_path / "gone.ckpt")
-    found = {str(path.relative_to(tmp_path)) for path in find_checkpoints(f"{tmp_path}/[ar]*")}
-    assert found == {"a.ckpt", "run1/ckpt_0/0-1_5.ckpt", "run2/best.ckpt"}
-
-
-@pytest.mark.parametrize("named", ["absent.ckpt", "*.nothing", "."])
-def test_no_checkpoint_at_all(data, tmp_path, monkeypatch, named):
-    monkeypatch.chdir(tmp_path)
-    outcome = evaluate(data, tmp_path / "outputs", named)
-    assert outcome.status == 2 and "pre_trained: " in outcome.err and named in outcome.err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_and_other_checkpoints_are_skipped_and_named(data, checkpoints, tmp_path):

@@ -20,8 +20,6 @@ from helpers import (
     write_recipe,
 )
 
-from model_utils.errors import explain
-
 RECORD = 3073
 TRAIN_FILE = "data/cifar-10-batches-bin/data_batch_3.bin"
 CIFAR_TREE = ("cifar-10-batches-bin/", "cifar-10-verify-bin/", "data_batch_1.bin", "test_batch.bin")
@@ -136,13 +134,6 @@ def test_the_error_of_a_process_is_its_message_alone(tmp_path):
     assert outcome.status == 2 and outcome.out == "" and list(tmp_path.iterdir()) == []
     assert outcome.err.startswith("eval.py: error: ") and "'abc' (from --lr)" in outcome.err
     assert len(outcome.err.splitlines()) == 1
-
-
-def test_what_the_system_refuses_is_one_line(capsys):
-    assert explain(PermissionError(13, "Permission denied", "/a/b"), "train.py") == 2
-    assert capsys.readouterr().err == "train.py: error: /a/b: Permission denied\n"
-    with pytest.raises(FileNotFoundError):  # that is a bug of ours
-        explain(FileNotFoundError(2, "No such file or directory", "x"), "train.py")
 
 
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path):

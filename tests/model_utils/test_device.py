@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which device, which rank, how many workers, on faked machines and in faked environments."""
 
-import os
-import subprocess
-import sys
-from functools import partial
-
 import mindspore
 import pytest
-from helpers import ROOT, TINY, run_main, run_python
+from helpers import TINY, run_main, run_python
 
 from model_utils import local_adapter
 from model_utils.config import get_config
@@ -40,18 +35,12 @@ def test_the_guard_is_set_only_where_it_is_needed(version, flags, machine, befor
 
 def test_the_guard_comes_before_mindspore_is_loaded():
     code = """
-import os, sys
+import sys
 from model_utils import config, device_adapter
-seen = []
-def guard(env, **machine):
-    seen.append("mindspore" in sys.modules)
-    env["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-    return "the guard's line"
-device_adapter.guard_cpu_convolution = guard
-rank = device_adapter.set_up_device(config.get_config(["--device_target=CPU"]))
-print(seen, "mindspore" in sys.modules, os.environ["ONEDNN_MAX_CPU_ISA"], rank.notes)
+device_adapter.guard_cpu_convolution = lambda env, **machine: f"loaded: {'mindspore' in sys.modules}"
+print(device_adapter.set_up_device(config.get_config(["--device_target=CPU"])).notes)
 """
-    assert run_python("-c", code).out == "[False] True AVX2 (\"the guard's line\",)\n"
+    assert run_python("-c", code).out == "('loaded: False',)\n"
 
 
 # The device
@@ -104,15 +93,6 @@ def test_the_workers_are_never_more_than_the_cores(requested, cores, ranks, work
     assert local_adapter.data_workers(requested, cores=cores, ranks=ranks) == workers
 
 
-def test_a_rank_bound_to_cores_does_not_share_them():
-    cores = sorted(os.sched_getaffinity(0))
-    ask = [sys.executable, "-c", "from model_utils.local_adapter import has_own_cores; print(has_own_cores())"]
-    for bound_to, has_own in ((cores, False), (cores[:1], len(cores) > 1)):
-        answer = subprocess.run(ask, cwd=ROOT, preexec_fn=partial(os.sched_setaffinity, 0, bound_to),
-                                capture_output=True, text=True, check=True).stdout
-        assert answer == f"{has_own}\n"
-
-
 def test_distributed_without_a_launcher_names_three_ways_to_start(monkeypatch, tmp_path):
     for name in {*MSRUN, *RANK_TABLE}:
         monkeypatch.delenv(name, raising=False)
@@ -130,9 +110,3 @@ def test_one_process_is_rank_0_of_1(request):
         assert (mindspore.get_context("device_target"), mindspore.get_context("mode")) == ("CPU", mode)
     with pytest.raises(UserError, match="rank_size: is 3 .*1 rank"):
         set_up_device(get_config(["--device_target=CPU", "--rank_size=3"]))
-
-
-@pytest.mark.parametrize(("asked", "notes"), [("auto", 0), ("False", 0), ("True", 1)])
-def test_sinking_has_no_effect_on_cpu_and_says_so(asked, notes):
-    found = set_up_device(get_config([*TINY, f"--dataset_sink_mode={asked}"])).notes
-    assert sum(line.startswith("dataset_sink_mode: True") for line in found) == notes

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, run_main, run_python, write_cifar10, write_recipe
+from helpers import ROOT, TINY, run_main, write_cifar10, write_recipe
 
 from model_utils.config import get_config
 from model_utils.errors import UserError
@@ -181,12 +181,6 @@ def test_results_of_the_last_rank_are_copied_too(cloud):
 # What goes wrong
 
 
-def test_modelarts_without_its_module_is_one_clear_error():
-    outcome = run_python("train.py", "--enable_modelarts=True", "--data_url=s3://bucket/data")
-    assert outcome.status == 2
-    assert "moxing" in outcome.err and "--enable_modelarts" in outcome.err and len(outcome.err.splitlines()) == 1
-
-
 def test_bad_data_is_named_and_nothing_is_written_elsewhere(cloud):
     def refused(words: str, *flags: str) -> None:
         with pytest.raises(UserError, match=words), on_platform(cloud.config(*flags)):
@@ -199,13 +193,6 @@ def test_bad_data_is_named_and_nothing_is_written_elsewhere(cloud):
         archive.writestr("../outside.txt", "no")
     refused("outside")
     assert not (cloud.cache / "outside.txt").exists()
-
-
-def test_data_that_is_no_zip_is_used_as_it_is(cloud):
-    cloud.zip.unlink()
-    write_cifar10(cloud.zip.parent)
-    with on_platform(cloud.config()) as config:
-        assert config.data_dir == str(cloud.cache / "data")
 
 
 def test_an_error_of_the_run_is_not_hidden_and_its_results_are_copied(cloud, capsys):

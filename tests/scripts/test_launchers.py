@@ -40,16 +40,6 @@ def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
 # --- the commands
 
 
-@pytest.mark.parametrize("script", ["run_distribute_train.sh", "run_distribute_train_gpu.sh", "run_standalone_train.sh",
-                                    "run_eval.sh", "run_1p.sh"])
-def test_help_and_missing_arguments(place, script):
-    done = launch(place, script, "--help")
-    assert done.returncode == 0 and f"bash {script} " in done.stdout and not done.stderr
-    if script != "run_1p.sh":
-        done = launch(place, script)
-        assert (done.returncode, done.stdout) == (2, "") and "DATA_PATH" in done.stderr
-
-
 @pytest.mark.parametrize("args, settings, flags", [
     (("data", "imagenet2012", "--amp"), {"CUDA_VISIBLE_DEVICES": "0,2"},
      "--data_dir=data --is_distributed=1 --device_target=GPU --dataset=imagenet2012 --amp"),

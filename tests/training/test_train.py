@@ -281,17 +281,15 @@ def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
     assert np.array_equal(labels_of(part.dataset(1, done_steps=1)), labels[1][1:])
 
 
-def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, short, tmp_path):
+def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):
     flags = ("--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5", "--display_every=1",
              "--lr_scheduler=cosine_annealing")
-    cut = train_on(cifar, tmp_path / "cut", *flags, f"--max_train_steps={STEPS + 2}")
+    cut = train_on(cifar, tmp_path, *flags, f"--max_train_steps={STEPS + 2}")
     assert list(cut.losses)[-1] == (2, 2) and [row["step"] for row in cut.rows] == [str(STEPS), str(STEPS + 2)]
     assert cut.checkpoints() == ["0-2_2.ckpt"]
     assert f"tot={TEST_COUNT}" in cut.outcome.out and cut.rows[-1]["val_top1"]
     rates = build.build_learning_rates(get_config([*flags, "--warmup_epochs=0"]), STEPS)  # the schedule is not cut
     assert [float(row["lr"]) for row in cut.rows] == pytest.approx([rates[STEPS - 1], rates[STEPS + 1]], rel=1e-5)
-    begun = train_on(cifar, tmp_path / "begun", "--max_train_steps=1", f"--pre_trained={short.folder / 'best.ckpt'}")
-    assert begun.losses[1, 1] != cut.losses[1, 1]  # the weights it starts from
 
 
 def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
@@ -308,13 +306,6 @@ def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
     recipe.write_text("mode: evaluate\n", encoding="utf-8")
     outcome = run_main("train", "-c", recipe)
     assert outcome.status == 2 and "pre_trained: " in outcome.err
-
-
-def test_a_disk_that_is_too_full_is_found_before_training(cifar, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 1000, "total": 1, "used": 1})
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    outcome = run_main("train", *flags_for(cifar, f"--ckpt_path={tmp_path}"))
-    assert outcome.status == 2 and "ckpt_path: " in outcome.err and "loss is" not in outcome.out
 
 
 # --- networks without batch normalisation, which are known to stay at a loss of ln(classes)

@@ -9,12 +9,11 @@ import sys
 import numpy as np
 import pytest
 from helpers import ROOT
-from mindspore import Parameter, Tensor
 
 from model_utils.errors import explain
 from src.utils.files import remove_unfinished, replaced_when_whole, write_atomically
 from src.utils.sampler import epoch_order, eval_shard, train_shard
-from src.utils.util import get_param_groups, unknown_name
+from src.utils.util import get_param_groups
 from src.vgg import vgg11
 
 # --- which rank reads which image
@@ -68,19 +67,6 @@ def test_only_weights_of_convolutions_and_dense_layers_decay():
     assert "weight_decay" not in get_param_groups(network)[0]  # the optimizer decides
 
 
-def test_frozen_parameters_and_empty_groups_are_left_out():
-    weight, other = (Parameter(Tensor(np.ones((2, 2), np.float32)), name=name) for name in ("w", "other"))
-    other.requires_grad = False
-    assert get_param_groups([other, weight], 0.1) == [{"params": [weight], "weight_decay": 0.1}]
-    assert get_param_groups([other], 0.1) == []
-
-
-def test_an_unknown_name_is_answered_with_the_nearest():
-    text = unknown_name("network", "VGG61", ["vgg11", "vgg16"])
-    assert "vgg11, vgg16" in text and "did you mean vgg16?" in text
-    assert "did you mean" not in unknown_name("network", "resnet", ["vgg11"])
-
-
 # --- files and logs
 
 
@@ -97,15 +83,6 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
     (tmp_path / ".real.txt.4711.tmp").touch()
     (tmp_path / ".of the user.tmp").touch()
     assert remove_unfinished(tmp_path) == 1 and (tmp_path / ".of the user.tmp").exists()
-
-
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDWR)
-    write_atomically(pipe, "said")
-    assert os.read(end, 9) == b"said" and pipe.is_fifo()
-    os.close(end)
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path, capsys):

@@ -57,37 +57,11 @@ def test_foreign_weights_give_their_network_s_logits(tmp_path, network, batch_no
     check_logits(logits(path, images), reference_logits(model, images))
 
 
-@pytest.mark.parametrize("network", ["vgg13", "vgg19"])
-def test_the_other_depths(tmp_path, network):
-    model, images = make(network, batch_norm=True), random_images()
-    check_logits(logits(write_pth(tmp_path / "a.pth", torchvision(model)), images), reference_logits(model, images))
-
-
-@pytest.mark.parametrize(("names", "batch_norm"), [(model_zoo, True), (mindcv, True), (mindcv, False)])
-def test_convolutions_without_bias(tmp_path, names, batch_norm):
-    """As the model zoo's CIFAR-10 recipe and MindCV build them."""
-    model, images = make("vgg11", batch_norm=batch_norm, bias=False), random_images()
-    path = write_ckpt(tmp_path / "a.ckpt", names(model))
-    check_logits(logits(path, images), reference_logits(model, images))
-    assert f"batch_norm={batch_norm}, has_bias=False" in say(path)
-    assert ("does not say what it was trained on" in say(path)) == (names is model_zoo)
-
-
 def test_a_file_for_other_channel_counts_brings_its_width(tmp_path):
     model = make("vgg11", batch_norm=True, channels=(8, 8, 13, 26, 26), hidden=205)  # width 0.05
     path = write_pth(tmp_path / "a.pth", torchvision(model))
     check_logits(logits(path, random_images()), reference_logits(model, random_images()))
     assert "width=0.05" in say(path)
-
-
-def test_images_of_another_size_take_an_average_pool(tmp_path):
-    """As torchvision's network does: made for a 7x7 map, used with a 2x2 one."""
-    model = make("vgg11", batch_norm=False, map_side=7, channels=(8, 8, 8, 8, 8), hidden=64)  # width 1/64
-    path = write_pth(tmp_path / "a.pth", torchvision(model))
-    assert "image_size: --image_size says 64,64" in refusal_of(path, "--image_size=64")
-    assert load(path, "--average_pool=True", "--image_size=64").config.average_pool
-    config = load(path).config
-    assert config.image_size == (224, 224) and not config.average_pool
 
 
 # What is printed
@@ -124,17 +98,6 @@ def test_training_from_another_zoo_says_what_is_taken_and_what_is_new(tmp_path):
         assert said in outcome.out
     settings = next((tmp_path / "runs").glob("*/config.yaml")).read_text()
     assert "network: vgg11\n" in settings and "has_bias: true\n" in settings and "num_classes: 3\n" in settings
-
-
-def test_what_of_a_file_is_not_used_is_said(tmp_path):
-    text = say(write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=True))))
-    assert "(names of the model zoo)" in text and "carries no checksum" in text
-    assert "moments.layers.0.weight" in text and "(state of a training run)" in text
-    arrays = torchvision(make("vgg11", batch_norm=False)) | {"aux.weight": np.ones(3, np.float32)}
-    arrays["features.40.weight"] = arrays["features.18.weight"]
-    text = say(write_safetensors(tmp_path / "a.safetensors", arrays))
-    assert "aux.weight (unknown names)" in text and "loaded: 22 of the network's 22" in text
-    assert "features.40.weight (no such layer in the network)" in text
 
 
 def test_published_weights_bring_imagenet_s_normalisation(tmp_path):

@@ -106,7 +106,7 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     if options.json:
         with writing(options.json):
             options.json.open("a").close()
-    from scripts.benchmarks import measure, tasks  # which import MindSpore
+    from scripts.benchmarks import tasks  # imports MindSpore
 
     results: list[dict[str, Any]] = []
     for config, case_flags in zip(configs, options.cases, strict=True):
@@ -116,8 +116,8 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
             print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
             torch_python = (options.torch_python or sys.executable) if options.compare else None
             with ExitStack() as stack:
-                task = measure.Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
-                rows = measure.measure(getattr(tasks, what)(task), options.blocks)
+                task = tasks.Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
+                rows = tasks.measure(getattr(tasks, what)(task), options.blocks)
             results.append({"what": what, "case": case, "rows": rows})
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
             record = {**describe_run(flags, options, tasks.TorchProcess.version), "results": results}

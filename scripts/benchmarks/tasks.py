@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmark.py can measure. The first contender of each task is the one that the others are compared with."""
+"""What benchmark.py can  The first contender of each task is the one that the others are compared with."""
 
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +35,9 @@ guard_this_machine()  # must come before the import of MindSpore
 import mindspore  # noqa: E402
 from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
 
-from scripts.benchmarks import measure  # noqa: E402
-from scripts.benchmarks.measure import Contender, Contenders, Task, seconds_per_call  # noqa: E402
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
-from src.deploy.engines import open_engine  # noqa: E402
-from src.deploy.export import write_format  # noqa: E402
+from src.training.cpu_layers import SmallMapConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
@@ -44,6 +45,135 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 STEPS_WITHOUT_DATA = 100  # length of an epoch if no images determine it
+PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
+MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
+TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
+
+
+# --- timing
+
+
+class Task(NamedTuple):
+    """What to measure: one network, image size and batch."""
+
+    config: Config
+    flags: tuple[str, ...]  # those of train.py that `config` was read from, for processes of their own
+    steps: int  # per block
+    stack: ExitStack  # closes what the task has opened
+    torch_python: str | None = None  # the interpreter of PyTorch's contenders; None: without them
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the things that are compared: `run` runs a block and returns the value of one step of it."""
+
+    run: Callable[[], float]
+    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
+    images: float | None = None  # per step
+    gflop: float | None = None  # per step
+    is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
+    cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
+
+
+Contenders = dict[str, Contender]
+
+
+def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        action()
+    return (time.perf_counter() - start) / calls
+
+
+def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
+    """A row of figures for each contender. Their blocks alternate; the first block of each warms up and is dropped."""
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for block in range(blocks + 1):
+        for name, contender in contenders.items():
+            time.sleep(PAUSE_S)
+            value = contender.run()
+            if block:
+                values[name].append(value)
+    middles = {name: statistics.median(values[name]) for name in contenders}
+    matrix_rates = [item.gflop / middles[name] for name, item in contenders.items() if item.is_matmul]
+    rows = {}
+    for name, contender in contenders.items():
+        middle, factor = middles[name], 1000 if contender.unit == "ms" else 1
+        row = {"median": factor * middle, "min": factor * min(values[name]), "max": factor * max(values[name])}
+        if contender.images:
+            row["images_per_s"] = contender.images / middle
+        if contender.gflop:
+            row |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
+            if matrix_rates and not contender.is_matmul:
+                row["share_of_matmul"] = row["gflop_per_s"] / max(matrix_rates)
+        if contender.cpu_seconds:
+            row["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
+        rows[name] = {"unit": contender.unit, "n": blocks, **{key: float(f"{row[key]:.6g}") for key in row}}
+    return rows
+
+
+# --- what a network has to compute
+
+
+class Layer(NamedTuple):
+    """A layer and its place in the network."""
+
+    kind: str
+    cell: nn.Cell
+    shape: tuple[int, ...]  # of its input, images first
+    out: int  # channels or units of its output
+
+    @property
+    def name(self) -> str:
+        """The same for equal layers."""
+        units = f"{self.shape[1]} to {self.out}" if self.kind in TAPS else f"{self.shape[1]}"
+        return f"{self.kind} {units}" + (f", {self.shape[2]}x{self.shape[3]}" if len(self.shape) == 4 else "")
+
+    @property
+    def flop(self) -> int:
+        """Of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0."""
+        return 2 * TAPS.get(self.kind, 0) * prod(self.shape) * self.out
+
+
+def layers_of(network: VGG, config: Config) -> list[Layer]:
+    """The layers in their order, for a batch of images."""
+    kinds = (((nn.Conv2d, SmallMapConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
+             (nn.ReLU, "ReLU"), (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
+    classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
+    found, shape = [], (config.batch_size, 3, *config.image_size)
+    for cell in [*network.layers, *classifier]:
+        kind = next(name for cell_type, name in kinds if isinstance(cell, cell_type))
+        if kind == "dense":
+            shape = (shape[0], cell.in_channels)
+        found.append(Layer(kind, cell, shape, cell.out_channels if kind in TAPS else shape[1]))
+        side = 2 if kind == "pooling" else 1
+        shape = (shape[0], found[-1].out, *(pixels // side for pixels in shape[2:]))
+    return found
+
+
+def gflop_of(network: VGG, config: Config, *, backward: bool) -> float:
+    """Of a forward pass, or a training step: the gradients of weight and input take as much as the forward pass each.
+
+    The first layer that trains needs no input gradient, and a layer below it no gradient at all.
+    """
+    flop, trains_below = 0, False
+    for layer in layers_of(network, config):
+        trains = backward and layer.flop > 0 and layer.cell.weight.requires_grad
+        flop += layer.flop * (1 + trains + trains_below)
+        trains_below |= trains
+    return flop / 1e9
+
+
+def matmul(device_target: str) -> Contenders:
+    """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
+    left, right = np.random.RandomState(0).standard_normal((2, MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
+    tensors, product = (Tensor(left), Tensor(right)), ops.MatMul()
+    calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(*tensors).asnumpy()}
+    if device_target == "CPU":
+        calls["NumPy"] = lambda: np.matmul(left, right)
+    return {f"float32 product of {MATRIX_SIDE}x{MATRIX_SIDE} matrices, {name}": Contender(
+        partial(seconds_per_call, call, MATRIX_CALLS), gflop=2 * MATRIX_SIDE**3 / 1e9, is_matmul=True)
+        for name, call in calls.items()}
 
 
 # --- training steps
@@ -76,9 +206,9 @@ def random_batch(config: Config) -> list[Tensor]:
     return [Tensor(images), Tensor(random.randint(0, config.num_classes, config.batch_size).astype(np.int32))]
 
 
-def bare_step(bench: Bench, batch: Sequence[Tensor], steps: int) -> Callable[[], float]:
+def bare_step(bench: Bench, steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
-    cell = bench.model.train_network.set_train()
+    cell, batch = bench.model.train_network.set_train(), random_batch(bench.config)
     return partial(seconds_per_call, lambda: cell(*batch).asnumpy(), steps)
 
 
@@ -107,12 +237,11 @@ def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
 def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline."""
     bench = set_up(task.config)
-    gflop = measure.gflop_of(bench.network, bench.config, backward=True)
+    gflop = gflop_of(bench.network, bench.config, backward=True)
     contender = partial(Contender, images=bench.config.batch_size, gflop=gflop)
-    batch = next(bench.data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
-    return {BARE_STEP: contender(bare_step(bench, [Tensor(item) for item in batch], task.steps)),
+    return {BARE_STEP: contender(bare_step(bench, task.steps)),
             LOOP: contender(train_loop(bench, task.steps)),
-            **torch_contenders(task, bench.network, gflop, mode="train"), **measure.matmul(bench.rank.device_target)}
+            **torch_contenders(task, bench.network, gflop, mode="train"), **matmul(bench.rank.device_target)}
 
 
 # --- the network, its layers, its exported forms, the pipelines
@@ -123,10 +252,10 @@ def forward(task: Task) -> Contenders:
     rank, config = set_up_device(task.config), task.config
     network = build.build_network(config, rank).set_train(False)
     images, _ = random_batch(config)
-    gflop = measure.gflop_of(network, config, backward=False)
+    gflop = gflop_of(network, config, backward=False)
     run = partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps)
     return {"forward pass, one fixed batch": Contender(run, images=config.batch_size, gflop=gflop),
-            **torch_contenders(task, network, gflop, mode="forward"), **measure.matmul(rank.device_target)}
+            **torch_contenders(task, network, gflop, mode="forward"), **matmul(rank.device_target)}
 
 
 def operators(task: Task) -> Contenders:
@@ -149,7 +278,7 @@ def operators(task: Task) -> Contenders:
     def random_like(shape: Sequence[int]) -> Tensor:
         return Tensor(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
 
-    def passes(layer: measure.Layer, *, is_first: bool) -> Callable[[], None]:
+    def passes(layer: Layer, *, is_first: bool) -> Callable[[], None]:
         x = random_like(layer.shape)
         slope, cell = random_like(layer.cell(x).shape), Passes(layer.cell, is_first=is_first).set_train()
 
@@ -163,7 +292,7 @@ def operators(task: Task) -> Contenders:
 
     # Of a second network: a layer that is measured by itself loses the names of its parameters.
     network = build.build_network(bench.config, bench.rank).set_train()
-    layers = measure.layers_of(network, bench.config)
+    layers = layers_of(network, bench.config)
     counts = Counter(layer.name for layer in layers)
     runs = [(layer.name, f"{layer.name} ({counts[layer.name]}x)", passes(layer, is_first=layer is layers[0]),
              layer.flop * (2 if layer is layers[0] else 3) / 1e9)
@@ -178,12 +307,15 @@ def operators(task: Task) -> Contenders:
         contenders[title] = Contender(partial(seconds_per_call, run, task.steps), gflop=gflop)
         if torch:
             contenders[f"PyTorch: {title}"] = Contender(partial(torch.ask, name), gflop=gflop)
-    return contenders | measure.matmul(bench.rank.device_target)
+    return contenders | matmul(bench.rank.device_target)
 
 
 def deploying(task: Task) -> Contenders:
     """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size images at a time."""
     rank, config = set_up_device(task.config), task.config
+    from src.deploy.engines import open_engine
+    from src.deploy.export import write_format  # imports onnx, which is not to count in the other tasks
+
     folder = Path(task.stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_")))
     network = build.build_network(config, rank, for_export=True).set_train(False)
     images, contenders = random_batch(config)[0].asnumpy(), {}
@@ -276,7 +408,7 @@ def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) ->
     if what == LOOP:
         train_loop(bench, steps)()
     else:
-        bare_step(bench, random_batch(bench.config), 1 if what == "startup" else steps)()
+        bare_step(bench, 1 if what == "startup" else steps)()
     if what == "startup":
         return [imported - started, built - imported, time.time() - built]
     # Not getrusage, whose peak counts the process that this one was forked from as well.
@@ -299,7 +431,7 @@ class TorchProcess:
                 "weight_decay", "seed")
         request = {"mode": mode, "steps": task.steps, "dropout_rate": task.config.effective_dropout,
                    "layers": [(layer.name, layer.kind, layer.shape, layer.out)
-                              for layer in measure.layers_of(network, task.config)],
+                              for layer in layers_of(network, task.config)],
                    "parameters": int(sum(item.size for item in network.trainable_params())),
                    **{key: getattr(task.config, key) for key in same}}
         self._errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115

@@ -5,17 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers import (
-    COUNTS,
-    ROOT,
-    convert,
-    encode_example,
-    frame,
-    run_main,
-    run_python,
-    write_cifar10,
-    write_coloured,
-)
+from helpers import COUNTS, ROOT, convert, encode_example, frame, run_main, run_python, write_cifar10, write_coloured
 
 TRAIN = sum(COUNTS["train"])
 

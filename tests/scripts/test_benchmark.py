@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import ROOT, TINY, run_main
 
-from scripts.benchmarks import measure
+from scripts.benchmarks import tasks
 
 DATA = ("--dataset=synthetic", "--synthetic_train_images=16", "--synthetic_test_images=16", "--batch_size=4")
 # vgg11 of width 0.125 at 32x32: operations of the forward pass for one image, 2 for each multiply and add
@@ -33,8 +33,8 @@ ROWS = {  # task -> its rows, without those of the matrix product
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(measure, "PAUSE_S", 0)
-    monkeypatch.setattr(measure, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(tasks, "PAUSE_S", 0)
+    monkeypatch.setattr(tasks, "MATRIX_SIDE", 64)
 
 
 def measured(tmp_path, *args: str) -> dict:

@@ -51,7 +51,7 @@ def test_the_msrun_command_line(place, args, settings, flags):
     program, _, command = done.stdout.partition("msrun --worker_num")
     assert program.startswith("msrun: ") and split(f"--worker_num{command}") == split(
         "--worker_num=2 --local_worker_num=2 --join=True --bind_core=False --cluster_time_out=600 --master_port=8118 "
-        f"--log_dir=train_parallel --tail_worker_log=0 python -u {ROOT}/train.py {flags} > train_parallel/msrun.log "
+        f"--log_dir=train_parallel --tail_worker_log=0 python -u '{ROOT}/train.py' {flags} > train_parallel/msrun.log "
         "2>&1")
 
 

@@ -89,7 +89,7 @@ def given(tmp_path_factory) -> Path:
     shape = head["classifier.6.weight"].shape
     head["classifier.6.weight"].set_data(mindspore.Tensor(np.random.RandomState(0).randn(*shape), mindspore.float32))
     reader = build_train_data(config, Rank()).reader
-    images = ((reader.images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
+    images = ((np.stack([reader.read(index) for index in range(len(reader))]) / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
     mean = network(mindspore.Tensor(images, mindspore.float32)).asnumpy().mean(axis=0)
     head["classifier.6.bias"].set_data(mindspore.Tensor(-mean))
     path = tmp_path_factory.mktemp("given") / "given.ckpt"

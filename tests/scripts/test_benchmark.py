@@ -57,6 +57,7 @@ def test_each_task_gives_its_rows(tmp_path, task):
     assert result["rows"][ROWS[task][0]].get("gflop_per_step") == (gflop and pytest.approx(gflop, rel=1e-5))
 
 
+@pytest.mark.slow
 def test_operators_beside_pytorch_add_up_to_the_step(tmp_path):
     python = tmp_path / "python"
     python.write_text(TORCH.format(folder=tmp_path))

@@ -335,6 +335,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _has_own_recipe: bool = PrivateAttr(default=False)  # rather than the one that a data set has
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -355,7 +356,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         return taken
 
     def giving_way(self, values: dict[str, Any], owner: str) -> tuple["Config", list[str]]:
-        """This Config with what a model says of itself, and what the recipe had said differently, to be reported.
+        """This Config with what a model says of itself, and what the user's recipe says differently, to be reported.
 
         UserError if a flag says something else.
         """
@@ -365,8 +366,9 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                 raise UserError(f"{name}: {self.origin(name)} says {shown(getattr(self, name))}, but {owner} has "
                                 f"{shown(value)}; give --{name}={shown(value)}, or leave the flag out")
         said = [f"{name}={shown(value)} (not {shown(getattr(self, name))}, {self.origin(name)})"
-                for name, value in changed.items() if getattr(self, name) not in (None, ())]
-        return self.taking(changed, owner), said
+                for name, value in changed.items() if getattr(self, name) not in (None, ())
+                and self._has_own_recipe and self.origin(name) != "default"]
+        return self.taking(values, owner), said
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

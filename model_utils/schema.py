@@ -279,7 +279,8 @@ class ExportKeys(Keys):
     """Export and Ascend 310"""
 
     ckpt_file: str | None = key(None, "checkpoint to export")
-    file_name: str = key("vgg16", "name of the exported files, without their ending")
+    file_name: str | None = key(None, "exported files, without their ending; the network's name beside the checkpoint "
+                                "if not given")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")

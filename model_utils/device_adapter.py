@@ -96,7 +96,7 @@ def choose_target(asked: str, obstacle: Callable[[str], str | None] = obstacle) 
         unused = "".join(f"; warning: {name}: {reason}" for name, reason in reasons.items() if reason)
         return usable, f"device_target=auto: running on {usable}{unused}"
     if reasons[asked] is not None:
-        raise UserError(f"device_target={asked}: {reasons[asked] or 'there is none here'}\n"
+        raise UserError(f"device_target={asked}: {reasons[asked] or f'there is no {asked} here'}\n"
                         f"use --device_target={usable} or --device_target=auto")
     return asked, None
 

@@ -53,7 +53,7 @@ def test_auto_takes_ascend_then_gpu_then_cpu_and_says_so(asked, there, chosen):
     target, line = choose_target(asked, lambda name: None if name in there else "")
     assert target == chosen
     assert line.endswith(chosen) if asked == "auto" else line is None
-    with pytest.raises(UserError, match="GPU: there is none here\n.*--device_target=Ascend"):
+    with pytest.raises(UserError, match="there is no GPU here\n.*--device_target=Ascend"):
         choose_target("GPU", {"Ascend": None, "GPU": ""}.get)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 # Sourced by quickstart.sh and run_tests.sh: `prepare_environment [FILE]` makes or reuses a virtual environment with the
-# packages of requirements.txt, and those of another such file, and activates it. It is `.venv` in the repository, or `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
+# packages of requirements.txt and of the file, and activates it. It is `.venv` in the repository, or
+# `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
 # Nothing is ever deleted: an environment that cannot be used is named, and the user removes it.
 #
 #   PYTHON=/path/to/python3.11    the Python to make it with

@@ -64,22 +64,18 @@ class ImageTracker:
         # (number of the request, index of the image), oldest first: all that have not arrived, or the last ones.
         # Several threads use it.
         self._pending: deque[tuple[int, int]] = deque(maxlen=None if track else RECENT)
-        self._requests = 0
+        self.requests = 0
         self._lost: dict[int, None] = {}  # in the order in which they were found
         self._failure: str | None = None  # the first operation of the pipeline
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    @property
-    def requests(self) -> int:
-        return self._requests
-
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of a request. The image column holds the index of the image until `read` replaces it."""
-        self._requests += 1
-        self._pending.append((self._requests, int(index)))
-        label = np.array([self._requests, index], np.int64) if self._track else self._reader.labels[index]
+        self.requests += 1
+        self._pending.append((self.requests, int(index)))
+        label = np.array([self.requests, index], np.int64) if self._track else self._reader.labels[index]
         return np.array(index, np.int64), label
 
     def read(self, index: np.ndarray) -> np.ndarray:

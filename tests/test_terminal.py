@@ -64,8 +64,9 @@ def test_the_commands_at_the_end_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "my data")
     for mode, name in (("train", "0-2_3.ckpt"), ("train_and_evaluate", "best.ckpt")):
-        done = run_main("train", *TRAINING, "--data_dir=my data", f"--ckpt_path=runs of {mode}", f"--mode={mode}")
-        assert done.status == 0, done
+        done = run_main("train", *TRAINING, "--data_dir=my data", f"--ckpt_path=runs of {mode}", f"--mode={mode}",
+                        "--head_lr_multiplier=5")
+        assert done.status == 0 and "trains from scratch" in done.out, done
         lines = done.out.splitlines()
         assert any(line.endswith(f"checkpoint: {next(Path().rglob(name))}") for line in lines)
         for line in lines[-2:]:

@@ -52,6 +52,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     except ValidationError as error:
         raise UserError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
+    config._has_own_recipe = bool(recipe)
     notes += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)

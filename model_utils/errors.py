@@ -10,6 +10,7 @@ from contextlib import suppress
 # Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
             errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+ERASE_LINE = "\r\x1b[K"  # on a terminal: a message must not go on in the line of a progress bar
 INTERRUPTED_STATUS, BROKEN_PIPE_STATUS = 128 + 2, 128 + 13  # as if SIGINT or SIGPIPE had ended the process
 
 
@@ -49,5 +50,5 @@ def explain(error: Exception, program: str) -> int:
         raise error  # a bug: the traceback helps
     label = "" if status > 128 else "error: "  # a stop by a signal is no error
     with suppress(OSError):  # the terminal may be closed
-        print(f"{program}: {label}{error}", file=sys.stderr)
+        print(f"{ERASE_LINE if sys.stderr.isatty() else ''}{program}: {label}{error}", file=sys.stderr)
     return status

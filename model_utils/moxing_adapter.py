@@ -77,7 +77,7 @@ def _copy_in(config: Config, moxing: ModuleType) -> None:
 def _with_local_paths(config: Config) -> Config:
     """The run with its data in data_path, and what it writes inside of output_path, which is copied out."""
     root, values = Path(config.output_path), {}
-    for name in ("ckpt_path", "file_name"):
+    for name in ("ckpt_path", *(["file_name"] if config.file_name else [])):
         path = Path(os.path.normpath(root / getattr(config, name)))  # an absolute path stays as it is
         values[name] = str(path if path.is_relative_to(root) else root / path.name)
     if config.data_url and not config.data_dir:

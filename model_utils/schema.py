@@ -282,7 +282,8 @@ class ExportKeys(Keys):
     """Export and Ascend 310"""
 
     ckpt_file: str | None = key(None, "checkpoint to export")
-    file_name: str = key("vgg16", "name of the exported files, without their ending")
+    file_name: str | None = key(None, "exported files, without their ending; the network's name beside the checkpoint "
+                                "if not given")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
@@ -338,6 +339,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _has_own_recipe: bool = PrivateAttr(default=False)  # rather than the one that a data set has
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -358,7 +360,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         return taken
 
     def giving_way(self, values: dict[str, Any], owner: str) -> tuple["Config", list[str]]:
-        """This Config with what a model says of itself, and what the recipe had said differently, to be reported.
+        """This Config with what a model says of itself, and what the user's recipe says differently, to be reported.
 
         UserError if a flag says something else.
         """
@@ -368,8 +370,9 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                 raise UserError(f"{name}: {self.origin(name)} says {shown(getattr(self, name))}, but {owner} has "
                                 f"{shown(value)}; give --{name}={shown(value)}, or leave the flag out")
         said = [f"{name}={shown(value)} (not {shown(getattr(self, name))}, {self.origin(name)})"
-                for name, value in changed.items() if getattr(self, name) not in (None, ())]
-        return self.taking(changed, owner), said
+                for name, value in changed.items() if getattr(self, name) not in (None, ())
+                and self._has_own_recipe and self.origin(name) != "default"]
+        return self.taking(values, owner), said
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":

@@ -304,6 +304,8 @@ def visible_cards(env: Mapping[str, str]) -> int:
         named = env["CUDA_VISIBLE_DEVICES"].replace(" ", "").split(",")
         cards = list(takewhile(lambda card: card not in ("", "-1"), named))
     if not cards:
+        if env.get("DEVICE_TARGET") == "CPU":
+            raise UserError("DEVICE_NUM: is not set; DEVICE_TARGET=CPU needs the number of ranks, such as DEVICE_NUM=2")
         raise UserError("no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
     return len(cards)
 
@@ -325,7 +327,7 @@ def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
                      for server in (servers if is_dry else [this_server(servers, env)])
                      for process in table_job(table, path, server, flags, env)]
     else:
-        processes = [msrun_job(table.ranks if table else visible_cards(env), flags, env)]
+        processes = [msrun_job(table.ranks if table else visible_cards({**env, "DEVICE_TARGET": target}), flags, env)]
     if is_dry:
         print("\n".join(map(str, processes)))
         return 0

@@ -36,8 +36,12 @@ def make_shapes(args: argparse.Namespace) -> bool:
     there, record = files_below(folder), {}
     if (folder / RECORD).is_file():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record.get("wanted") == wanted and record["files"].items() <= there.items():
-        return False
+    if record and record["files"].items() <= there.items():
+        others = [f"--{name}={value}" for name, value in record["wanted"].items() if wanted.get(name) != value]
+        if not others:
+            return False
+        raise UserError(f"{folder} holds a set that was made with {' '.join(others)}; give the same, remove the "
+                        "folder, or name another one")
     if there:
         raise UserError(f"{folder} holds other files, such as {min(there)}, or a damaged set; remove it, or name "
                         "another folder")

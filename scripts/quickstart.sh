@@ -6,6 +6,7 @@
 #   bash scripts/quickstart.sh [--retrain]
 #
 # A second call uses the network of the first. It trains again with --retrain, or when code or recipe changed.
+# VENV=/other/disk/venv names another place for the environment, PYTHON=/path/to/python3.11 the Python to make it with.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=env.sh
@@ -19,7 +20,7 @@ DONE="quickstart.done"  # a file in the folder of a run that this script has fin
 
 case "$*" in
     '' | --retrain) ;;
-    -h | --help) printf 'usage: bash scripts/quickstart.sh [--retrain]\n' && exit ;;
+    -h | --help) sed -n '3,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
     *) die "unknown argument: $*" "usage: bash scripts/quickstart.sh [--retrain]" ;;
 esac
 prepare_environment
@@ -46,7 +47,8 @@ else
     touch "$run/$DONE"
 fi
 python eval.py --config_path="$RECIPE" --data_dir="$DATA" --ckpt_path="$RUNS" --pre_trained="$run/best.ckpt"
-python export.py --config_path="$RECIPE" --ckpt_file="$run/best.ckpt" --file_name="$run/vgg11" --file_format=MINDIR,ONNX
+for evaluation in "$RUNS"/[0-9]*_eval/; do :; done
+python export.py --config_path="$RECIPE" --ckpt_file="$run/best.ckpt" --file_format=MINDIR,ONNX
 python scripts/make_shapes.py "$IMAGES" --layout=folders --train=1 --test=10 --seed=2
 python infer.py --config_path="$RECIPE" --model_path="$run/vgg11.mindir" --input="$IMAGES/val" --top=2 \
     --annotate="$run/predictions"
@@ -56,3 +58,7 @@ printf '  %-27s %s\n' curves.png "loss, accuracy and learning rate to look at" \
     best.ckpt "the checkpoint of the best epoch" config.yaml "every setting of the run" \
     "vgg11.mindir, vgg11.onnx" "the exported network; vgg11.json describes it" \
     predictions/ "ten images with their prediction, and all of them in contact_sheet.png"
+printf 'The evaluation, with confusion_matrix.png, is in %s\n' "$REPOSITORY/${evaluation}best"
+printf 'What comes next, with images of your own in a folder per class below train and val:\n'
+printf '  %s\n' "source $(printf '%q' "$VIRTUAL_ENV/bin/activate")" \
+    "python train.py --dataset=imagenet2012 --data_dir=FOLDER --num_classes=NUMBER --mode=train_and_evaluate"

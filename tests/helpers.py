@@ -4,8 +4,8 @@
 import contextlib
 import importlib
 import io
+import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -193,8 +193,9 @@ def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[st
     assert done.status == 0, done.err
     done = run_main("eval", f"--data_dir={data}", f"--dataset={config.dataset}", f"--pre_trained={checkpoint}",
                     "--device_target=CPU", f"--ckpt_path={name.parent / 'evaluations'}", "--per_batch_size=16")
-    (top1, total), (topk, _) = re.findall(r"top\d_correct=(\d+), tot=(\d+)", done.out)
-    return Deployed(data, checkpoint, Path(f"{name}.mindir"), Path(f"{name}.onnx"), (int(top1), int(topk), int(total)))
+    top1, topk, total, *_ = json.loads(next(name.parent.rglob("metrics.json")).read_text()).values()
+    return Deployed(data, checkpoint, Path(f"{name}.mindir"), Path(f"{name}.onnx"),
+                    (round(top1 * total), round(topk * total), total))
 
 
 # The same images in every data format, each with a grey of its own

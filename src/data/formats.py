@@ -108,8 +108,11 @@ def check_class_count(reader: Reader, config: Config) -> None:
     found = len(reader.class_names)
     if found != config.num_classes:
         there_are = "there is 1 class" if found == 1 else f"there are {found} classes"
-        raise UserError(f"num_classes: is {config.num_classes} (from {config.origin('num_classes')}), but "
-                        f"{there_are}: {reader.source}; --num_classes={found} fits these")
+        origin, remedy = config.origin("num_classes"), f"--num_classes={found} fits these"
+        if origin.startswith("the checkpoint ") or origin.endswith(".json"):  # a model, which flags do not change
+            remedy = f"give data of the model's {config.num_classes} classes (--data_dir), or a model of these {found}"
+        raise UserError(f"num_classes: is {config.num_classes} (from {origin}), but {there_are}: {reader.source}; "
+                        f"{remedy}")
 
 
 def check_classes(reader: Reader, classes: Sequence[str]) -> None:

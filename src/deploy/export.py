@@ -4,6 +4,7 @@
 import inspect
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from src.deploy.images import prepare
 from src.deploy.model_card import SUFFIXES, ExportedFile, ModelCard, find_card, sha256
 from src.utils.files import check_free_space, make_folder
 from src.utils.logging import set_up_logging
+from src.utils.signals import StopSignals
+from src.utils.util import command
 from src.weights.model_info import ModelInfo
 
 TOLERANCE = 1e-3  # of the largest logit, or of 1 if that is smaller
@@ -41,10 +44,14 @@ def export(config: Config) -> ModelCard:
         # Cards compute convolutions in half precision, HF32 or TF32, too coarse for the comparison.
         config = config.taking({"device_target": "CPU"}, "export.py")
     rank = set_up_device(config)
-    formats, source, target = config.file_format, Path(config.ckpt_file), check_request(config, rank)
+    check_formats(config, rank)
+    formats, source = config.file_format, Path(config.ckpt_file)
+    target = check_target(config.file_name, formats) if config.file_name else None
     log = set_up_logging()
     model = ModelLoader(config, rank, for_export=True).load(source)
     config, network = model.config, model.network.set_train(False)
+    folder = Path(config.output_path) if config.enable_modelarts else source.parent
+    target = target or check_target(str(folder / config.network), formats)
     for line in (*config.notes, *rank.notes, describe_model(config, network), *model.report):
         log.info(line)
     weight_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
@@ -58,39 +65,49 @@ def export(config: Config) -> ModelCard:
     make_folder(target.parent)
     # Files move from the hidden folder into the one around it with a rename.
     with tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as scratch:
+        StopSignals.unfinished.add(os.path.abspath(scratch))
         check_free_space(target.parent, len(formats) * weight_bytes, "file_name", "this export")
         for name in formats:
-            path = Path(scratch, f"{target.name}{SUFFIXES[name]}")
+            path = target.with_name(f"{target.name}{SUFFIXES[name]}")
+            hidden = Path(scratch, path.name)
             batch_size = None if name == "ONNX" and config.dynamic_batch else config.export_batch_size
-            input_name = write_format(network, name, path, image_size=config.image_size, batch_size=batch_size)
+            input_name = write_format(network, name, hidden, image_size=config.image_size, batch_size=batch_size)
             is_compared = config.parity_check and name != "AIR"  # AIR files cannot be loaded again
-            parity = check_parity(network, path, info.preset, batch_size) if is_compared else None
-            card.files[name] = ExportedFile(file=path.name, sha256=sha256(path), size_bytes=path.stat().st_size,
+            parity = check_parity(network, hidden, info.preset, batch_size) if is_compared else None
+            card.files[name] = ExportedFile(file=path.name, sha256=sha256(hidden), size_bytes=hidden.stat().st_size,
                                             batch_size=batch_size, input_name=input_name,
                                             parity=parity._asdict() if parity else None)
-            log.info("%s: %.1f MB, %s", target.parent / path.name, path.stat().st_size / 1e6,
+            log.info("%s: %.1f MB, %s", path, hidden.stat().st_size / 1e6,
                      f"compared with the network: {parity}" if parity else "not compared with the network")
         Path(scratch, f"{target.name}.json").write_text(card.to_json(), encoding="utf-8")
         for name in (*(entry.file for entry in card.files.values()), f"{target.name}.json"):
             os.replace(Path(scratch, name), target.parent / name)
-    log.info("described in %s.json", target)
+    log.info("described in %s.json; this uses it:\n  %s", target,
+             command("infer.py", model_path=path, input="FOLDER_OF_IMAGES"))
     return card
 
 
-def check_request(config: Config, rank: Rank) -> Path:
-    """The path of the files without their ending. UserError for formats that cannot be written, here or there."""
-    target = Path(config.file_name)
-    if config.file_name.endswith("/") or target.name in ("", ".."):
-        raise UserError(f"file_name: {config.file_name} is a folder; name the files in it, such as {target / 'vgg16'}")
+def check_target(name: str, formats: Sequence[str]) -> Path:
+    """The path of the files without their ending. UserError for one that cannot be written."""
+    target = Path(name)
+    if name.endswith("/") or target.is_dir() or target.name == "..":
+        raise UserError(f"file_name: {name} is a folder; name the files in it, such as {target / 'vgg16'}")
     if target.suffix.lower() in SUFFIXES.values():
         target = target.with_suffix("")
+    for suffix in (*(SUFFIXES[item] for item in formats), ".json"):
+        if (path := target.with_name(target.name + suffix)).is_dir():
+            raise UserError(f"file_name: {path} is a folder; give another name")
+    find_card(target.with_name(f"{target.name}.mindir"))  # NAME.json may belong to something else
+    return target
+
+
+def check_formats(config: Config, rank: Rank) -> None:
+    """UserError for formats that cannot be written here."""
     if config.dynamic_batch and "ONNX" not in config.file_format:
         raise UserError("dynamic_batch: is for ONNX files, and file_format has none")
     if "AIR" in config.file_format and rank.device_target != "Ascend":
         raise UserError(f"file_format: AIR is written on Ascend devices only, and this is {rank.device_target}; "
                         "MINDIR works everywhere, and Ascend 310 runs it: --file_format=MINDIR")
-    find_card(target.with_name(f"{target.name}.mindir"))  # NAME.json may belong to something else
-    return target
 
 
 def write_format(network: nn.Cell, file_format: str, path: Path, *, image_size: tuple[int, int],
@@ -98,11 +115,19 @@ def write_format(network: nn.Cell, file_format: str, path: Path, *, image_size: 
     """Write the file and return the name of its input. A `batch_size` of None (ONNX only) takes any number of images.
     AIR needs an Ascend device."""
     example = Tensor(np.zeros((batch_size or 1, 3, *image_size), np.float32))
-    if file_format == "ONNX" and hasattr(mindspore, "onnx"):  # from MindSpore 2.8 on, where the older way warns
-        mindspore.onnx.export(network, example, file_name=str(path), input_names=["input"], output_names=["logits"])
-    else:
-        mindspore.export(network, example, file_name=str(path), file_format=file_format)
-    path.chmod(0o640)  # MindSpore makes it readable by its owner only
+    umask, before = os.umask(0), Path.cwd()
+    os.umask(umask)
+    plain = f"model{path.suffix}"
+    os.chdir(path.parent)  # MindSpore takes no names with a space or Chinese letters
+    try:
+        if file_format == "ONNX" and hasattr(mindspore, "onnx"):  # from MindSpore 2.8 on, where the older way warns
+            mindspore.onnx.export(network, example, file_name=plain, input_names=["input"], output_names=["logits"])
+        else:
+            mindspore.export(network, example, file_name=plain, file_format=file_format)
+    finally:
+        os.chdir(before)
+    path.with_name(plain).rename(path)
+    path.chmod(0o666 & ~umask)  # MindSpore makes it readable by its owner only
     if file_format != "ONNX":
         return next(iter(inspect.signature(network.construct).parameters))
     model = onnx.load(str(path))

@@ -89,13 +89,15 @@ def read_list(path: Path) -> list[Path]:
     return found
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file that no other file has: its own name without the ending or, if several files share that,
-    the path below their common folder. UserError if a file is named twice."""
+def unique_names(paths: Sequence[Path], *, with_folders: bool = False) -> list[str]:
+    """A name for each file that no other file has: its own name without the ending, `with_folders` after those below
+    the common folder, or, if several files share that, the path with the ending. UserError if a file is named twice."""
     paths = [path.absolute() for path in paths]
-    stems = Counter(path.stem for path in paths)
     depth = len(Path(os.path.commonpath([path.parent for path in paths])).parts) if paths else 0
-    names = [path.stem if stems[path.stem] == 1 else "__".join(path.parts[depth:]).replace(".", "_") for path in paths]
+    short = ["__".join((*path.parts[depth:-1], path.stem)) if with_folders else path.stem for path in paths]
+    uses = Counter(short)
+    names = [name if uses[name] == 1 else "__".join(path.parts[depth:]).replace(".", "_")
+             for path, name in zip(paths, short, strict=True)]
     taken = Counter(names)
     for path, name in zip(paths, names, strict=True):
         if taken[name] > 1:
@@ -153,15 +155,12 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], method: int) -> np.ndarra
     return pixels if pixels.shape[:2] == size else cv2.resize(pixels, size[::-1], interpolation=method)
 
 
-def annotate(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+def annotate(image: Image.Image, lines: Sequence[str], font_file: str) -> Image.Image:
     """The image with lines of text below it; small images are enlarged and large ones reduced."""
-    import matplotlib  # for its font, which has more letters than Pillow's own
-
     factor = min(max(1.0, 224 / min(image.size)), 1024 / max(image.size))
     method = Image.Resampling.NEAREST if max(image.size) <= 96 else Image.Resampling.BICUBIC
     image = image.resize([max(1, round(side * factor)) for side in image.size], method)
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"),
-                              max(14, image.width // 28))
+    font = ImageFont.truetype(font_file, max(14, image.width // 28))
     row = round(1.2 * sum(font.getmetrics()))
     text_width = round(max(font.getlength(line) for line in lines))
     canvas = Image.new("RGB", (max(image.width, text_width + row), image.height + row * (len(lines) + 1)), "#1f2933")

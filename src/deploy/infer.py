@@ -24,10 +24,10 @@ from model_utils.errors import UserError
 from model_utils.local_adapter import data_workers, local_device_id, usable_cores
 from model_utils.schema import DATASETS, Config
 from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
-from src.deploy.images import Item, annotate, dataset_items, find_images, image_items, prepare, read_list
+from src.deploy.images import Item, annotate, dataset_items, find_images, image_items, prepare, read_list, unique_names
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
-from src.evaluation.plots import contact_sheet
+from src.evaluation.plots import contact_sheet, drawable
 from src.utils.files import make_folder, write_atomically
 from src.utils.logging import set_up_logging
 
@@ -89,6 +89,10 @@ def infer(config: Config) -> list[Prediction]:
             return str(error)
 
     predictions, thumbnails, captions, times_ms = [], [], [], []
+    if config.annotate:
+        font, names = drawable(tuple(model.class_names))
+        files, own_names = [item.file for item in items], [item.name for item in items]
+        drawn = dict(zip(own_names, unique_names(files, with_folders=True) if all(files) else own_names, strict=True))
     workers = data_workers(config.num_parallel_workers, cores=usable_cores(), ranks=1)
     for item, answer in tqdm(answer_all(engine, items, read, workers, times_ms), total=len(items), unit="input",
                              file=sys.stderr, leave=False, disable=not sys.stderr.isatty()):
@@ -100,12 +104,14 @@ def infer(config: Config) -> list[Prediction]:
         elif isinstance(answer, np.ndarray):
             Path(config.result_dir, f"{item.name}{RESULT_ENDING}").write_bytes(answer.tobytes())
         if config.annotate and found[0].guesses:
-            image = Image.fromarray(item.load())
-            annotate(image, list(map(str, found[0].guesses))).save(Path(config.annotate, f"{item.name}.jpg"))
+            image, guesses = Image.fromarray(item.load()), [guess._replace(name=names[guess.index])
+                                                            for guess in found[0].guesses]
+            out = Path(config.annotate, f"{drawn[item.name]}.jpg")
+            annotate(image, list(map(str, guesses)), font).save(out)
             if len(captions) < SHEET_IMAGES:
                 image.thumbnail((160, 160))
                 thumbnails.append(np.asarray(image))
-                captions.append(f"{found[0].guesses[0].name}\n{found[0].guesses[0].probability:.1%}")
+                captions.append(f"{guesses[0].name}\n{guesses[0].probability:.1%}")
     broken = [f"  {item.source}: {item.error}" for item in predictions if item.error]
     if times_ms:
         answered = len(predictions) - len(broken)
@@ -114,7 +120,8 @@ def infer(config: Config) -> list[Prediction]:
                  f"p50: {p50:.3f} ms, p90: {p90:.3f} ms, p99: {p99:.3f} ms",
                  f"throughput: {1000 * answered / sum(times_ms):.1f} images/s over {answered} images, engine "
                  f"{engine.name}; one call before these is left out"]
-        log.info(lines[0])
+        for line in (lines[0], lines[2]):
+            log.info(line)
         if config.time_dir:
             write_atomically(Path(config.time_dir, TIMES_FILE), "\n".join(lines) + "\n")
     if config.result_dir:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from model_utils.errors import UserError
-from model_utils.schema import Config
+from model_utils.schema import SMALL, Config
 from src.data.cifar10 import CLASS_NAMES
 from src.weights.model_info import ModelInfo
 
@@ -56,7 +56,9 @@ class ModelCard(NamedTuple):
     def to_json(self) -> str:
         info, preset = self.info, self.info.preset
         height, width = preset.image_size
-        resize = f"resize to 32 x 32 pixels (bilinear), then to {height} x {width} ({preset.interpolation})"
+        resize = "resize to 32 x 32 pixels (bilinear)"
+        if preset.image_size != SMALL:
+            resize += f", then to {height} x {width} ({preset.interpolation})"
         if info.photos:
             resize = (f"short side to {preset.short_side} pixels ({preset.interpolation}); cut {height} x {width} out "
                       "of the centre")

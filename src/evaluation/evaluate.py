@@ -107,7 +107,9 @@ def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> None:
 
 def result_lines(counts: Counts, *, short_form: bool) -> list[str]:
     """The result in words; `short_form` adds the line that CIFAR-10 users know."""
-    correct = {1: counts.top1_correct, top_k(counts.num_classes): counts.topk_correct}
+    correct = {1: counts.top1_correct}
+    if counts.num_classes > 5:  # top-2 of three classes says little
+        correct[5] = counts.topk_correct
     lines = [f"after allreduce eval: top{k}_correct={hits}, tot={counts.seen}, acc={100 * hits / counts.seen:.2f}%"
              for k, hits in correct.items()]
     return [f"result: {{'acc': {counts.top1():.4f}}}", *lines] if short_form else lines
@@ -149,17 +151,20 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
     if not config.pre_trained:
         raise UserError("pre_trained: is not given; name the checkpoint with --pre_trained=FILE")
     rank = set_up_device(config)
-    paths, skipped = find_checkpoints(config.pre_trained), []
+    paths, skipped = find_checkpoints(config.pre_trained), {}
     candidates = load_each(config, rank, paths, skipped)
     first = next(candidates)
     folder = new_run_folder(Path(config.ckpt_path), rank, "_eval")
     lines = [describe_model(first.model.config, first.model.network),
              f"{first.reader.source}: {len(first.reader)} images"]
-    results = {}
+    results, said = {}, set()
     with open_run_folder(folder, first.model.config, rank, lines, log_name="eval.log"):
         for path, model, reader in chain([first], candidates):
-            for line in [f"checkpoint: {path}", *model.report, *_notes_on_names(model.class_names, reader)]:
-                get_logger().info(line)
+            get_logger().info("checkpoint: %s", path)
+            for line in [*model.report, *_notes_on_names(model.class_names, reader)]:
+                if (text := line.replace(str(path), "")) not in said:  # checkpoints of one run have the same to say
+                    get_logger().info(line)
+                said.add(text)
             results[path] = evaluate_and_log(model.config, rank, model.network, reader)
             if rank.rank == 0:
                 about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
@@ -168,11 +173,11 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
         if rank.rank == 0:
             log_table(results)
         if skipped:
-            raise UserError("skipped:\n  " + "\n  ".join(skipped), 1)
+            raise UserError(f"skipped:{_by_reason(skipped)}", 1)
     return results
 
 
-def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: list[str]) -> Iterator[Candidate]:
+def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: dict[str, list[Path]]) -> Iterator[Candidate]:
     """Every checkpoint that is whole and fits the images; what is wrong with the others is added to `skipped`.
 
     UserError if no checkpoint is left, or if the ranks read different files.
@@ -199,7 +204,8 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: list[s
             no_data = error  # the other checkpoints have none either
         except UserError as error:
             first_error = first_error or error
-            skipped.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
+            reason = str(error).removeprefix(f"{path}: ").replace(f" {path}", "")  # the same for several files
+            skipped.setdefault(reason, []).append(path)
         if rank.world_size > 1:
             _check_same([1 + fingerprint(candidate.model.network) if candidate else 0], rank)
         if no_data:
@@ -208,8 +214,12 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: list[s
             yield candidate
     if len(paths) == 1 and skipped:
         raise first_error
-    if len(skipped) == len(paths):
-        raise UserError("none of these can be evaluated:\n  " + "\n  ".join(skipped))
+    if sum(map(len, skipped.values())) == len(paths):
+        raise UserError(f"none of these can be evaluated:{_by_reason(skipped)}")
+
+
+def _by_reason(skipped: dict[str, list[Path]]) -> str:
+    return "".join("\n  " + ",\n  ".join(map(str, paths)) + f": {why}" for why, paths in skipped.items())
 
 
 def _check_same(values: Sequence[int], rank: Rank) -> None:
@@ -227,11 +237,13 @@ def _notes_on_names(class_names: Sequence[str], reader: Reader) -> list[str]:
 
 
 def log_table(results: dict[Path, Evaluation]) -> None:
-    """A table of several checkpoints, the best one marked."""
+    """A table of several checkpoints, the best one marked, of equal ones the oldest."""
     if len(results) < 2:
         return
     counts = {path: evaluation.counts for path, evaluation in results.items()}
-    best = max(counts, key=lambda path: counts[path].top1())
-    get_logger().info("%-8s  %-8s  checkpoint", "top-1", f"top-{top_k(counts[best].num_classes)}")
+    best = max(reversed(counts), key=lambda path: counts[path].top1())
+    has_top5 = counts[best].num_classes > 5
+    get_logger().info("top-1     %scheckpoint", "top-5     " * has_top5)
     for path, count in counts.items():
-        get_logger().info("%.4f    %.4f    %s%s", count.top1(), count.topk(), path, "  <- best" if path == best else "")
+        get_logger().info("%.4f    %s%s%s", count.top1(), f"{count.topk():.4f}    " * has_top5, path,
+                          "  <- best" if path == best else "")

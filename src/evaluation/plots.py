@@ -7,12 +7,14 @@ matplotlib is imported only when something is drawn, and used without pyplot: no
 import csv
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.utils.files import replaced_when_whole
+from src.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#12855f", "#c2413b", "#6
 MAX_MATRIX_CLASSES = 30  # with more, the cells of a matrix are too small to read
 MAX_LABEL = 22  # letters of a class name
 PAIRS_SHOWN = 20
+CJK_FONTS = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "pingfang", "msyh", "simhei", "droidsansfallback")
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -31,6 +34,43 @@ def _figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@cache
+def drawable(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The file of the font to draw these names of classes with, which is matplotlib's own if that has their letters,
+    and what to draw: `class 3` for a name with other letters."""
+    from matplotlib import font_manager, get_data_path, rcParams
+    from matplotlib.ft2font import FT2Font
+
+    def names_in(path: str) -> set[str]:
+        try:
+            font = FT2Font(path)
+        except (OSError, RuntimeError):  # a damaged one
+            return set()
+        letters = font.get_charmap() if font.scalable else {}
+        return {name for name in names if all(ord(letter) in letters for letter in name)}
+
+    def rank(path: str) -> tuple[list[bool], str]:
+        name = Path(path).stem.lower().replace("-", "")
+        return [not name.startswith(font) for font in CJK_FONTS], path
+
+    best = own = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    drawn, wanted = names_in(own), set(names)
+    for path in sorted(font_manager.findSystemFonts(), key=rank) if drawn != wanted else ():
+        if len(found := names_in(path)) > len(drawn):
+            best, drawn = path, found
+        if drawn == wanted:
+            break
+    if drawn != wanted:
+        get_logger().warning("warning: no font of this machine has the letters of all classes: images show `class %d` "
+                             "for %s. A package such as fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts "
+                             "(Fedora, openEuler) helps.", *next(item for item in enumerate(names)
+                                                                 if item[1] not in drawn))
+    if best != own:
+        font_manager.fontManager.addfont(best)
+        rcParams["font.family"] = [*rcParams["font.family"], FT2Font(best).family_name]
+    return best, tuple(name if name in drawn else f"class {index}" for index, name in enumerate(names))
 
 
 def _write(figure: "Figure", out: Path) -> None:
@@ -101,7 +141,7 @@ def plot_confusion(out: Path, matrix: np.ndarray, class_names: Sequence[str]) ->
     total, right = int(matrix.sum()), int(np.trace(matrix))
     title = f"{right:,} of {total:,} images right" + (f" ({right / total:.2%})" if total else "")
     draw = _confusion_matrix if len(class_names) <= MAX_MATRIX_CLASSES else _confused_pairs
-    _write(draw(matrix, [_short(name) for name in class_names], title), out)
+    _write(draw(matrix, [_short(name) for name in drawable(tuple(class_names))[1]], title), out)
 
 
 def _confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> "Figure":
@@ -147,12 +187,15 @@ def contact_sheet(out: Path, images: Sequence[np.ndarray], captions: Sequence[st
     columns = min(len(images), max(4, math.ceil(math.sqrt(len(images)))), 12)
     rows = math.ceil(len(images) / columns)
     lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = _figure(1.5 * columns, (1.5 + 0.17 * lines) * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    shares = [min(1, max(image.shape[0] / image.shape[1] for image in images[start:start + columns]))
+              for start in range(0, len(images), columns)]  # of a square: a row of wide images needs less
+    figure = _figure(1.5 * columns, 1.5 * sum(shares) + 0.17 * lines * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=shares).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, image, caption in zip(grid, images, captions, strict=False):
         small = max(image.shape[:2]) <= 96  # enlarged without blur: people see what the network sees
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        axes.set_title("\n".join(map(_short, caption.split("\n"))), fontsize=8.5, y=-0.05, va="top")
+        axes.set_anchor("N")
+        axes.set_title("\n".join(map(_short, caption.split("\n"))), fontsize=8.5, y=0, pad=-4, va="top")
     _write(figure, out)

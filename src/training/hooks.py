@@ -30,6 +30,7 @@ from src.weights.model_info import ModelInfo
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
 REPLACED = {"skip": "skipped", "replace": "replaced by others"}
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"  # short: half of 80 columns is bar
 
 
 class Saver:
@@ -66,6 +67,7 @@ class Progress(Hook):
 
     def __init__(self, config: Config, rank: Rank, state: TrainState) -> None:
         self._log_interval, self._logged_step = config.log_interval, state.step
+        self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
         self._show_bar = rank.rank == 0 and sys.stdout.isatty()
         self._bar: tqdm | None = None
 
@@ -83,8 +85,9 @@ class Progress(Hook):
         if self._logged_step < state.step and last % self._log_interval:  # an epoch that ended before its last step
             self._log_loss(state, last)
         self._logged_step = state.step
-        get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g",
-                          state.row["seconds"], state.row["ms_per_step"], state.row["images_per_s"], state.row["lr"])
+        get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g; epoch %d/%d",
+                          *(state.row[name] for name in ("seconds", "ms_per_step", "images_per_s", "lr")),
+                          state.epoch, self._epochs)
 
     def _log_loss(self, state: TrainState, step: int) -> None:
         get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, step, state.losses[-1])
@@ -97,8 +100,8 @@ class Progress(Hook):
     def _advance_bar(self, state: TrainState) -> None:
         if self._bar is None:
             self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit=" steps", file=sys.stdout,
-                             dynamic_ncols=True, leave=False)
-        self._bar.set_description(f"epoch {state.epoch}", refresh=False)
+                             dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch")
+        self._bar.set_description_str(f"epoch {state.epoch}/{self._epochs}", refresh=False)
         if state.losses:
             self._bar.set_postfix_str(f"loss {state.losses[-1]:.4f}", refresh=False)
         self._bar.update(state.step - self._logged_step)
@@ -169,7 +172,7 @@ class Evaluate(Hook):
             return
         # a best one that could not be saved must not keep the next one from being saved
         if self._rank.rank or self._saver(self._best, save_checkpoint, self._network, self._info):
-            state.best_top1 = counts.top1()
+            state.best_top1, state.best_epoch = counts.top1(), state.epoch
 
 
 class MetricsLog(Hook):

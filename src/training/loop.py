@@ -38,6 +38,7 @@ from src.training.state import Hook, Pace, RunCallback, TrainState
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
+from src.utils.util import command
 from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
@@ -101,6 +102,9 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
             with naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0):
                 run_epochs(config, rank, data, model, RunCallback(state, hooks))
             get_logger().info(state.pace.summary(state.images_per_step))
+        if state.is_over and not state.unsaved and rank.rank == 0:
+            for line in what_next(config, folder, state):
+                get_logger().info(line)
         if state.unsaved:
             raise UserError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
                             f"{how_to_go_on(folder, rank, state)}", 1)
@@ -151,6 +155,8 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
     lines = [describe_model(config, network) + (head if config.head_lr_multiplier != 1 else ""),
              f"{data.reader.source}: {len(data.reader)} images, {steps} steps of {config.batch_size} x {world_size} "
              f"per epoch, {rank.workers} data workers"]
+    if config.head_lr_multiplier != 1 and not config.pre_trained:
+        lines.append("warning: pre_trained is not given, so this trains from scratch; --pre_trained=FILE fine-tunes")
     whole = len(data.reader) // (config.batch_size * world_size)
     if config.training_step_per_epoch > whole:
         lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {whole} "
@@ -177,4 +183,20 @@ def how_to_go_on(folder: Path, rank: Rank, state: TrainState) -> str:
         return "no state could be saved, so there is nothing to go on from"
     lost = f"the newest state is that of step {state.saved_step}; " if state.saved_step < state.step else ""
     where = " (start the ranks as before, with this flag)" if rank.world_size > 1 else ""
-    return f"{lost}to go on{where}:\n  python train.py --resume={folder}"
+    return f"{lost}to go on{where}:\n  {command('train.py', resume=folder)}"
+
+
+def what_next(config: Config, folder: Path, state: TrainState) -> list[str]:
+    """How good the run became, its best checkpoint or the last one, and what to type to use it."""
+    checkpoint, lines = folder / "best.ckpt", []
+    if state.best_top1 is not None:
+        epoch = f", in epoch {state.best_epoch}" if state.best_epoch else ""
+        lines = [f"best top-1 accuracy: {100 * state.best_top1:.2f}%{epoch}"]
+    if not (lines and checkpoint.exists()):
+        checkpoint = folder / "ckpt_0" / f"0-{state.epoch}_{state.step_in_epoch}.ckpt"
+    lines.append(f"{'best' if checkpoint.name == 'best.ckpt' else 'last'} checkpoint: {checkpoint}")
+    if config.enable_modelarts:  # these folders are gone when the job ends
+        return lines
+    return [*lines, "what comes next, to evaluate and to export it:",
+            "  " + command("eval.py", config_path=folder / "config.yaml", pre_trained=checkpoint),
+            "  " + command("export.py", ckpt_file=checkpoint)]

@@ -25,6 +25,8 @@ def build_optimizer(config: Config, rank: Rank, network: nn.Cell, learning_rates
                     loss_scale: float) -> nn.Optimizer:
     """Momentum; the last dense layer learns `head_lr_multiplier` times as fast as the rest."""
     groups = get_param_groups(network, config.weight_decay)
+    if len(learning_rates) == 1:
+        learning_rates = learning_rates.repeat(2)  # MindSpore warns about a table of one
     if config.head_lr_multiplier != 1:
         groups = _split_head(groups, mindspore.Tensor(learning_rates * np.float32(config.head_lr_multiplier)))
         if not any("lr" in group for group in groups):

@@ -87,7 +87,7 @@ def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: Tra
                run: dict[str, Any], rank: int) -> None:
     """Write this rank's part of the state of the step just finished. OSError if it cannot be written."""
     record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
-              "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
+              "best_epoch": state.best_epoch, "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
               "log_bytes": log.stat().st_size if log.exists() else 0, **run}
     own = parameters if rank == 0 else [item for item in parameters if is_moving_statistic(item.name)]
     write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))])
@@ -302,6 +302,7 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
     done_epochs = point.step // record["steps_per_epoch"]
     state.epoch_losses, state.best_top1 = record["epoch_losses"][:done_epochs], record["best_top1"]
+    state.best_epoch = record.get("best_epoch", 0)  # the first version's states do not have it
     state.saved_step = point.step
     if (record["steps_per_epoch"], record["global_batch"]) == (state.steps_per_epoch, state.images_per_step):
         state.step = point.step

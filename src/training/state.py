@@ -54,6 +54,7 @@ class TrainState:
     losses: list[float] = field(default_factory=list)  # of this epoch, as far as they were read
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
+    best_epoch: int = 0  # 0 if it is not known
     stop_signal: int = 0  # number of the signal that ends the run after this step
     problem: UserError | None = None  # ends the run on all ranks, once its state is saved
     read_losses: Callable[[], None] = lambda: None  # brings `losses` up to date; UserError for NaN or infinity

@@ -2,12 +2,14 @@
 """Clean stops. Nothing of MindSpore is imported here: signals must be taken before it is."""
 
 import os
+import shutil
 import signal
 import threading
 from contextlib import suppress
 from types import TracebackType
+from typing import ClassVar
 
-from model_utils.errors import UserError
+from model_utils.errors import ERASE_LINE, UserError
 
 
 class StopSignals:
@@ -21,6 +23,7 @@ class StopSignals:
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    unfinished: ClassVar[set[str]] = set()  # folders to remove if a signal ends the process
 
     def __init__(self, program: str) -> None:
         self.received = 0  # number of the first signal, 0 for none
@@ -51,8 +54,11 @@ class StopSignals:
             if number in self._ignored:
                 continue
             if not self.is_training or self.received and number == signal.SIGINT:
+                for folder in self.unfinished:
+                    shutil.rmtree(folder, ignore_errors=True)
                 with suppress(OSError):
-                    os.write(2, f"{self._program}: stopped by {signal.Signals(number).name}\n".encode())
+                    start = ERASE_LINE if os.isatty(2) else ""
+                    os.write(2, f"{start}{self._program}: stopped by {signal.Signals(number).name}\n".encode())
                 os._exit(128 + number)
             self.received = self.received or number
 

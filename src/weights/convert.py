@@ -45,8 +45,8 @@ def convert(source: Path, target: Path, names: str | None = None) -> list[str]:
                      "gives other answers unless its convolutions are made with has_bias=True")
     area = weights.layout.map_area
     if names == "torchvision" and area not in (None, POOLED_SIDE**2):
-        notes.append(f"the classifier takes maps of {area} pixels; torchvision's own takes {POOLED_SIDE}x{POOLED_SIDE},"
-                     " so its network must be built for that")
+        notes.append(f"the classifier takes maps of {area} pixel{'s' * (area > 1)}; torchvision's own takes "
+                     f"{POOLED_SIDE}x{POOLED_SIDE}, so its network must be built for that")
     texts = {"format": "pt"} if kind == SAFETENSORS and names == "torchvision" else {}
     info = weights.info or (published_info(weights) if names == "ours" else None)
     if info and (kind == SAFETENSORS or names == "ours"):

@@ -71,7 +71,7 @@ def _read_safetensors(path: Path) -> Contents:
         entries = safetensors.deserialize(data)
         texts = json.loads(data[8:8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
         arrays = {name: np.frombuffer(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
-                  for name, entry in entries}
+                  for name, entry in sorted(entries)}
     except KeyError as error:
         raise UserError(f"{path}: holds numbers of the type {error.args[0]}, which is not read here") from None
     except (safetensors.SafetensorError, ValueError) as error:

@@ -58,6 +58,7 @@ def test_command_leaves_a_complete_set_alone_and_refuses_a_broken_one(tmp_path):
     written_at = batch.stat().st_mtime_ns
     assert "are in" in make_shapes(folder, "--train=20", "--test=5").out
     assert batch.stat().st_mtime_ns == written_at
+    assert "made with --train=20 --seed=1;" in refusal(folder, "--train=30", "--test=5", "--seed=2")
     batch.write_bytes(batch.read_bytes()[:-1])
     assert "damaged" in refusal(folder, "--train=20", "--test=5")
     assert [path.name for path in folder.parent.iterdir()] == ["shapes"]

@@ -2,6 +2,8 @@
 """Exported files: what they compute, what their card says, and that a failure leaves nothing behind."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,7 @@ def test_the_card_describes_both_files(cifar_model: Deployed):
     assert (card["version"], card["network"], card["output"]["include_top"]) == (1, "vgg11", True)
     assert card["class_names"][0] == "airplane" and len(card["class_names"]) == 10
     assert card["input"] == {"shape": ["N", 3, 32, 32], "layout": "NCHW", "type": "float32", "colours": "RGB"}
-    assert card["preprocessing"].pop("steps").startswith("decode to R,G,B; resize to 32 x 32 pixels (bilinear)")
+    assert card["preprocessing"].pop("steps").startswith("decode to R,G,B; resize to 32 x 32 pixels (bilinear); (pixel")
     assert card["preprocessing"] == {"photos": False, "image_size": [32, 32], "crop_pct": 0.875,
                                      "interpolation": "bilinear", "mean": [0.4914, 0.4822, 0.4465],
                                      "std": [0.2023, 0.1994, 0.2010]}
@@ -54,11 +56,24 @@ def test_a_photo_model_with_a_free_batch(photo_model: Deployed):
 
 
 def test_one_format_without_the_comparison(cifar_model: Deployed, tmp_path):
-    done = export(cifar_model.checkpoint, tmp_path / "deep" / "x.onnx", "--file_format=onnx", "--parity_check=False")
+    (tmp_path / "own.yaml").write_text("network: vgg19\n")
+    done = export(cifar_model.checkpoint, tmp_path / "a folder" / "x y.onnx", "--file_format=onnx",
+                  "--parity_check=False", f"--config_path={tmp_path / 'own.yaml'}")
     assert done.status == 0, done.err
-    assert "network=vgg11 (not vgg16" in done.out and "image_size=32,32 (not 224,224" in done.out
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["x.json", "x.onnx"]
-    assert find_card(tmp_path / "deep" / "x.onnx").files["ONNX"].parity is None
+    assert "network=vgg11 (not vgg19" in done.out and "image_size" not in done.out
+    assert sorted(path.name for path in (tmp_path / "a folder").iterdir()) == ["x y.json", "x y.onnx"]
+    assert find_card(tmp_path / "a folder" / "x y.onnx").files["ONNX"].parity is None
+
+
+def test_without_a_name_files_get_that_of_the_network_and_go_to_the_checkpoint(cifar_model: Deployed, tmp_path):
+    (tmp_path / "山雀").mkdir()
+    checkpoint = shutil.copy(cifar_model.checkpoint, tmp_path / "山雀" / "best.ckpt")
+    done = run_main("export", f"--ckpt_file={checkpoint}", "--device_target=CPU")
+    assert done.status == 0, done.err
+    names = ["best.ckpt", "vgg11.json", "vgg11.mindir"]
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == names
+    assert len({path.stat().st_mode for path in checkpoint.parent.glob("vgg11.*")}) == 1
+    assert shlex.split(done.out.splitlines()[-1])[2] == f"--model_path={checkpoint.with_name('vgg11.mindir')}"
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Deployed, tmp_path, monkeypatch):
@@ -67,6 +82,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Depl
     damaged, good = tmp_path / "damaged.ckpt", cifar_model.checkpoint
     damaged.write_bytes(content)
     (tmp_path / "package.json").write_text('{"name": "mine", "version": 1}')  # not a card: must not be overwritten
+    (tmp_path / "folder.mindir").mkdir()
     new, before = tmp_path / "new" / "x", sorted(tmp_path.iterdir())
 
     def refused(checkpoint: Path, name: Path, *flags: str) -> str:
@@ -79,6 +95,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Depl
                         ("--num_classes=5", "--num_classes says 5"), ("--image_size=64", "image_size")):
         assert words in refused(good, new, flag)
     assert "package.json" in refused(good, tmp_path / "package")
+    assert "is a folder" in refused(good, tmp_path)
+    assert "folder.mindir is a folder" in refused(good, tmp_path / "folder")
     for checkpoint in (damaged, tmp_path / "absent.ckpt"):
         assert checkpoint.name in refused(checkpoint, new)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))

@@ -87,6 +87,8 @@ def test_broken_images_are_named_and_stop_nothing(photo_model: Deployed, images,
     shutil.copytree(images, folder)
     (folder / "half.jpg").write_bytes((folder / "a.jpg").read_bytes()[:-2000])
     (folder / "text.png").write_text("no image")
+    (folder / "bee").mkdir()
+    (folder / "b.png").rename(folder / "bee" / "b.png")
     done = infer(photo_model.mindir, folder, f"--save={tmp_path / 'p.csv'}", "--top=9", f"--annotate={drawn}")
     assert done.status == 1 and "Traceback" not in done.err
     assert "2 of 7 inputs have no answer" in done.err and str(folder / "half.jpg") in done.err
@@ -96,7 +98,7 @@ def test_broken_images_are_named_and_stop_nothing(photo_model: Deployed, images,
     assert (len(rows), len(whole)) == (7, 5)
     assert sum(float(whole[0][f"probability_{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
     assert sorted(path.name for path in drawn.iterdir()) == [
-        "a.jpg", "b.jpg", "c grey.jpg", "contact_sheet.png", "d_cmyk.jpg", "e_turned.jpg"]
+        "a.jpg", "bee__b.jpg", "c grey.jpg", "contact_sheet.png", "d_cmyk.jpg", "e_turned.jpg"]
     shape = cv2.imread(str(drawn / "a.jpg")).shape
     assert shape[0] > 224 and shape[1] >= 298  # enlarged, with text below
     assert cv2.imread(str(drawn / "e_turned.jpg")).shape == shape  # upright

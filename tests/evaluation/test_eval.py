@@ -93,15 +93,22 @@ def test_a_folder_is_all_checkpoints_in_it_newest_first_and_a_pattern_some(data,
     rows = [f"{one / TEST_COUNT:.4f}    {five / TEST_COUNT:.4f}    {path}" + ("  <- best" if place == best else "")
             for place, (one, five, path) in enumerate(zip(hits, top5, newest_first, strict=True))]
     assert outcome.out.splitlines()[-4:] == ["top-1     top-5     checkpoint", *rows]
-    outcome = evaluate(data, tmp_path, checkpoints[0].parent / "0-*.ckpt")
+    assert outcome.out.count("weights: ") == 1 and "taken from" not in outcome.out  # no flag or own recipe differs
+    (tmp_path / "own.yaml").write_text("network: vgg19\n")
+    outcome = evaluate(data, tmp_path, checkpoints[0].parent / "0-*.ckpt", f"--config_path={tmp_path / 'own.yaml'}")
     assert evaluated(outcome) == [str(checkpoints[0]), str(checkpoints[1])]
+    assert re.findall("taken from the file: (.*?)=", outcome.out) == ["network"]
 
 
 def test_damaged_and_other_checkpoints_are_skipped_and_named(data, checkpoints, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(checkpoints[0].read_bytes()[:5000])
     other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
+    os.link(other, tmp_path / "again.ckpt")
     outcome = evaluate(data, tmp_path / "outputs", tmp_path)
     assert outcome.status == 2 and not (tmp_path / "outputs").exists()  # there is no other
+    assert outcome.err.count(".ckpt") == 3 and outcome.err.count("there are 10 classes") == 1  # one reason for both
+    assert "--num_classes=" not in outcome.err  # which the checkpoint would refuse
+    (tmp_path / "again.ckpt").unlink()
     for age in (50, 1000):  # the oldest, the newest
         os.utime(other, (age, age))
         for number, path in enumerate(checkpoints):
@@ -168,8 +175,8 @@ def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
 # --- what is printed
 
 
-@pytest.mark.parametrize("names, lines", [(("a", "b"), [1]), (("a", "b", "c"), [1, 2]), (tuple("abcdef"), [1, 5])])
-def test_few_classes_have_a_smaller_k(tmp_path, names, lines):
+@pytest.mark.parametrize("names, lines", [(("a", "b", "c"), [1]), (tuple("abcde"), [1]), (tuple("abcdef"), [1, 5])])
+def test_few_classes_have_no_top5(tmp_path, names, lines):
     data = write_class_folders(tmp_path / "data", classes=names, each=2)
     checkpoint = write_checkpoint(tmp_path / "any.ckpt", 1, "--dataset=imagenet2012", classes=names)
     outcome = evaluate(data, tmp_path / "outputs", checkpoint, "--dataset=imagenet2012")

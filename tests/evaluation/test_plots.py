@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each figure comes out as a PNG that shows its numbers, however few or strange they are."""
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.evaluation.plots import contact_sheet, plot_confusion, plot_curves
+from src.evaluation.plots import contact_sheet, drawable, plot_confusion, plot_curves
 
 HEADER = "epoch,step,loss,lr,images_per_s,seconds,val_top1,val_top5\n"
 EPOCHS = ("1,10,2.3,0.1,900,1.5,0.21,0.7\n", "2,20,1.1,0.05,900,1.5,,\n", "3,30,0.4,0.0,900,1.5,0.9,1\n")
@@ -63,3 +64,17 @@ def test_a_contact_sheet_shows_every_image(drawn):
     images = [np.full((40, 30 + i, 3), (255, 0, i), np.uint8) for i in range(7)] + [np.zeros((8, 8), np.uint8)]
     pixels = drawn(contact_sheet, images, [f"$image_{i}$\n99.0%" for i in range(8)])
     assert all((pixels == (255, 0, i)).all(axis=-1).any() for i in range(7)) and (pixels == 0).all(axis=-1).any()
+
+
+def test_names_that_no_font_has_are_numbers(drawn, monkeypatch):
+    """And none are boxes, which come with a warning of matplotlib. A font of the system is taken if it has more."""
+    own, names = drawable(("a", "ü"))
+    assert names == ("a", "ü")
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
+    assert drawable(("cat", "山雀", "\ue000")) == (own, ("cat", "class 1", "class 2"))
+    drawn(plot_confusion, np.eye(3, dtype=int), ["cat", "山雀", "\ue000"])
+    other = own.replace("DejaVuSans.ttf", "STIXGeneral.ttf")
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [other])
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", ["sans-serif"])
+    assert drawable(("cat", "\u1d81")) == (other, ("cat", "\u1d81"))
+    drawn(plot_confusion, np.eye(2, dtype=int), ["cat", "\u1d81"])

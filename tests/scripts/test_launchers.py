@@ -82,6 +82,7 @@ def test_which_server_and_which_cards():
 
 @pytest.mark.parametrize("settings, message", [
     ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU is visible"), ({"DEVICE_NUM": "²"}, "DEVICE_NUM"),
+    ({"DEVICE_TARGET": "CPU", "CUDA_VISIBLE_DEVICES": ""}, "DEVICE_NUM: is not set"),
     ({"DEVICE_NUM": "0"}, "DEVICE_NUM"), ({"DEVICE_NUM": "2", "MASTER_PORT": "70000"}, "MASTER_PORT"),
     ({"DEVICE_NUM": "2", "GRACE_SECONDS": "soon"}, "GRACE_SECONDS"),
     ({"DEVICE_NUM": "2", "DEVICE_TARGET": "Ascend"}, "DEVICE_TARGET")])

@@ -106,3 +106,4 @@ def test_ctrl_c_ends_the_other_commands_with_a_line(tmp_path, program, line):
         run.send_signal(signal.SIGINT)
         err = run.communicate(timeout=60)[1]
     assert run.returncode == 130 and err == f"{program}: stopped by SIGINT\n"
+    assert not list(tmp_path.glob(".export.*"))

@@ -37,7 +37,7 @@ PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the ti
 BATCH, EPOCHS = 16, 4
 STEPS = TRAIN_COUNT // BATCH  # of an epoch
 LOSS = re.compile(r"epoch: (\d+) step: (\d+), loss is (\d+\.\d{6})")
-PACE = re.compile(r"epoch time: \d+\.\d s, per step: \d+\.\d ms, \d+\.\d images/s, learning rate \S+")
+PACE = re.compile(r"epoch time: \d+\.\d s, per step: \d+\.\d ms, \d+\.\d images/s, learning rate \S+; epoch \d/4")
 TOP = re.compile(r"after allreduce eval: top(\d)_correct=(\d+), tot=(\d+), acc=(\d+\.\d\d)%")
 ACC = re.compile(r"result: \{'acc': (\d\.\d{4})\}")
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -176,7 +176,7 @@ def test_evaluations_come_every_few_epochs_and_at_the_end(run, same_seed):
     assert [hits / seen for _, hits, seen in tops] == pytest.approx(
         [float(row[name]) for row in evaluated for name in ("val_top1", "val_top5")], abs=1e-5)
     assert [(row["val_top1"], row["val_top5"]) for row in same_seed.rows] == [("", "")] * EPOCHS
-    assert "eval" not in same_seed.outcome.out
+    assert "eval:" not in same_seed.outcome.out
 
 
 # --- repeating a run
@@ -236,7 +236,7 @@ def test_class_folders_train_and_evaluate(tmp_path):
                        f"--ckpt_path={tmp_path}/runs")
     assert outcome.status == 0, outcome
     assert LOSS.search(outcome.out).groups()[:2] == ("1", "3")  # 15 images in batches of 4
-    assert [(k, seen) for k, _, seen, _ in TOP.findall(outcome.out)] == [("1", "15"), ("2", "15")]
+    assert [(k, seen) for k, _, seen, _ in TOP.findall(outcome.out)] == [("1", "15")]
     assert not ACC.search(outcome.out)  # the short form belongs to CIFAR-10
 
 

@@ -25,6 +25,7 @@ from model_utils.config import get_config
 from model_utils.device_adapter import set_up_device
 from src import build
 from src.weights.checkpoint import save_checkpoint
+from src.weights.formats import read_weight_file
 from src.weights.load import read_weights
 from src.weights.model_info import ModelInfo
 
@@ -50,6 +51,7 @@ def test_every_conversion_and_back_is_bit_exact(tmp_path, source, names, ending)
     there = convert(source, tmp_path / f"b{ending}", "--names", names)
     back = convert(tmp_path / f"b{ending}", tmp_path / "c.safetensors")
     assert there.status == back.status == 0, (there, back)
+    assert sorted(arrays := read_weight_file(tmp_path / "c.safetensors").arrays) == list(arrays)
     assert bits(tmp_path / f"b{ending}") == bits(source) == bits(tmp_path / "c.safetensors")
     assert "left out of the file: features.1.num_batches_tracked" in there.out
     assert ("8 convolutions have a bias: MindCV's network is built without" in there.out) == (names == "mindcv")

@@ -14,19 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from model_utils import local_adapter
-from model_utils.dialects import (
-    ALIASES,
-    IGNORED,
-    NO_KEYS,
-    SHORT,
-    Values,
-    convert,
-    is_mindcv,
-    network_in_names,
-    translate_mindcv,
-    translated,
-)
+from model_utils import dialects, local_adapter
+from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, Config, ExportKeys, InferKeys, choices_of, shown
 
@@ -50,13 +39,13 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     for name in ("config_path", "resume"):
         if not flags.get(name, name).strip():
             raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
-    dataset = translated("dataset", flags.get("dataset", "")).lower()
+    dataset = dialects.translated("dataset", flags.get("dataset", "")).lower()
     if program in ("preprocess.py", "postprocess.py") and not dataset:
         dataset = flags.get("dataset_name", "").lower()
     recipe = flags.pop("config_path", "") or _recipe_of_run(flags.get("resume", ""))
     path = _find_recipe(recipe, dataset)
     values, notes = _read_recipe(path)
-    concluded = network_in_names(values, path)
+    concluded = dialects.network_in_names(values, path)
     values |= _flag_values(flags, values, program)
     if "network" not in values and concluded:
         values["network"] = concluded
@@ -117,14 +106,14 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
     """What was given, as text, by our spelling of its name."""
-    same_dashes = [SHORT.get(item) or re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), item)
-                   for item in argv]
+    same_dashes = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"),
+                          dialects.SHORT.get(item, item)) for item in argv]
     given, unknown = _build_parser(program).parse_known_args(same_dashes)
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
             raise UserError(f"{name}: belongs to no flag; values are given as --name=value")
-        answer = NO_KEYS.get(name.lstrip("-"))
+        answer = dialects.NO_KEYS.get(name.lstrip("-"))
         raise UserError(f"{name}: {answer or 'unknown flag' + _nearest(name.lstrip('-'))}")
     return {name: "--" if text == [] else text for name, text in vars(given).items()}  # argparse makes [] of `--lr=--`
 
@@ -149,7 +138,7 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
 def _add(values: Values, new: Values) -> None:
     """Add what one source says; two names of one key must not disagree there."""
     for name, (value, origin) in new.items():
-        value = translated(name, value)
+        value = dialects.translated(name, value)
         if name in values and str(values[name][0]) != str(value):
             raise UserError(f"{name}: is {values[name][0]!r} by {values[name][1]} and {value!r} by {origin}")
         values[name] = (value, origin)

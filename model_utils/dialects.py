@@ -49,39 +49,23 @@ class Alias(NamedTuple):
     is_switch: bool = False  # a bare --name means True
 
 
+# Our key -> what it is called elsewhere.
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "data_dir": ("datadir", "train_path"), "batch_size": ("batch",), "image_size": ("img_size", "imgsz"),
+    "num_parallel_workers": ("workers", "num_workers"), "device_target": ("device",),
+    "max_epoch": ("epochs", "max_epochs", "num_epochs"), "max_train_steps": ("max_steps",),
+    "log_interval": ("print_freq", "log_every_n_steps", "display_every"), "sink_size": ("iterations_per_loop",),
+    "ckpt_path": ("log_dir", "output", "output_dir"),
+    "keep_checkpoint_max": ("checkpoint_hist",), "lr": ("learning_rate",), "lr_scheduler": ("sched",),
+    "lr_epochs": ("milestones",), "eta_min": ("min_lr",), "warmup_epochs": ("warmup", "lr_warmup_epochs"),
+    "weight_decay": ("wd",), "dropout_rate": ("drop",),
+}
 ALIASES: dict[str, Alias] = {
+    **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
     "data_path": Alias("data_dir", in_yaml=False),
-    "datadir": Alias("data_dir"),
     "distribute": Alias("is_distributed", is_switch=True),
-    "device": Alias("device_target"),
-    "model": Alias(_model),
-    "epochs": Alias("max_epoch"),
-    "max_epochs": Alias("max_epoch"),
-    "num_epochs": Alias("max_epoch"),
-    "train_path": Alias("data_dir"),
-    "workers": Alias("num_parallel_workers"),
-    "num_workers": Alias("num_parallel_workers"),
-    "batch": Alias("batch_size"),
-    "img_size": Alias("image_size"),
-    "imgsz": Alias("image_size"),
-    "learning_rate": Alias("lr"),
-    "min_lr": Alias("eta_min"),
-    "sched": Alias("lr_scheduler"),
-    "milestones": Alias("lr_epochs"),
-    "warmup": Alias("warmup_epochs"),
-    "lr_warmup_epochs": Alias("warmup_epochs"),
-    "wd": Alias("weight_decay"),
     "nesterov": Alias("use_nesterov", is_switch=True),
-    "drop": Alias("dropout_rate"),
-    "output": Alias("ckpt_path"),
-    "output_dir": Alias("ckpt_path"),
-    "max_steps": Alias("max_train_steps"),
-    "checkpoint_hist": Alias("keep_checkpoint_max"),
-    "print_freq": Alias("log_interval"),
-    "log_every_n_steps": Alias("log_interval"),
-    "display_every": Alias("log_interval"),
-    "iterations_per_loop": Alias("sink_size"),
-    "log_dir": Alias("ckpt_path"),
+    "model": Alias(_model),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
     "pre_trained": Alias("model_path", in_yaml=False, program="infer.py"),
     "amp": Alias(_amp, is_switch=True),
@@ -99,27 +83,26 @@ VALUES: dict[str, dict[str, str]] = {
                      "multisteplr": "multi_step"},
 }
 
-# Flags of other projects that are no keys here, with the answer to them.
-NO_KEYS: dict[str, str] = {
-    **dict.fromkeys(("opt", "optimizer"), "is not supported: the optimizer is momentum, or --use_nesterov"),
-    **dict.fromkeys(("mixup", "mixup_alpha", "cutmix", "cutmix_alpha", "aa", "auto_augment", "color_jitter", "erasing",
-                     "reprob", "random_erase"),
-                    "is not supported: the augmentations are --scale, --ratio, --hflip and --cutout"),
-    **dict.fromkeys(("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val", "patience",
-                     "accumulate_grad_batches", "grad_accum_steps"), "is not supported"),
-    **dict.fromkeys(("log_wandb", "wandb", "tensorboard"), "is not supported: metrics.csv and curves.png are written"),
-    **dict.fromkeys(("name", "experiment"), "is not supported: a run folder has the name of its start; --ckpt_path is "
-                    "the folder above it"),
-    **dict.fromkeys(("evaluate", "test_only", "val"), "is --mode=evaluate, or eval.py"),
-    **dict.fromkeys(("pretrained", "weights", "checkpoint"), "is --pre_trained=FILE"),
-    **dict.fromkeys(("decay_epochs", "lr_step_size"), "is --lr_scheduler=exponential --lr_epochs=30,60,90"),
-    **dict.fromkeys(("decay_rate", "gamma"), "is --lr_gamma, with --lr_scheduler=exponential"),
-    **dict.fromkeys(("devices", "gpus", "world_size", "nproc_per_node", "local_rank"),
-                    "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device"),
-    **dict.fromkeys(("precision", "fp16", "half"), "is --amp_level=O2"),
-    "fast_dev_run": "is --max_train_steps=2",
-    "gpu": "is --device_target=GPU --device_id=N",
+# Flags of other projects that are no keys here: the answer -> the flags.
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val", "patience",
+                         "accumulate_grad_batches", "grad_accum_steps"),
+    "is not supported: the optimizer is momentum, or --use_nesterov": ("opt", "optimizer"),
+    "is not supported: the augmentations are --scale, --ratio, --hflip and --cutout": (
+        "mixup", "mixup_alpha", "cutmix", "cutmix_alpha", "aa", "auto_augment", "color_jitter", "reprob"),
+    "is not supported: metrics.csv and curves.png are written": ("log_wandb", "wandb", "tensorboard"),
+    "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment"),
+    "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
+        "devices", "gpus", "world_size", "nproc_per_node", "local_rank"),
+    "is --mode=evaluate, or eval.py": ("evaluate", "test_only", "val"),
+    "is --pre_trained=FILE": ("pretrained", "weights", "checkpoint"),
+    "is --lr_scheduler=exponential --lr_epochs=30,60,90 --lr_gamma=0.1": (
+        "decay_epochs", "decay_rate", "lr_step_size", "gamma"),
+    "is --amp_level=O2": ("precision", "fp16", "half"),
+    "is --max_train_steps=2": ("fast_dev_run",),
+    "is --device_target=GPU --device_id=N": ("gpu",),
 }
+NO_KEYS = {name: answer for answer, names in ANSWERS.items() for name in names}
 
 # Keys of other projects that are read and have no effect, and why.
 IGNORED: dict[str, str] = {

@@ -136,15 +136,13 @@ def device_address(device_id: int) -> str:
 
 def make_rank_table(options: argparse.Namespace) -> str:
     """The table of the servers and addresses that the flags name; what they leave out is asked for on this host."""
-    device_ids, visible = device_range(options.device_num), options.visible_devices
-    if visible:
-        if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", visible):
-            raise UserError(f"--visible_devices: must be device ids such as 4,5,6,7, not {visible!r}")
-        physical = [int(item) for item in visible.split(",")]
-        if max(device_ids) >= len(physical):
-            raise UserError(f"--device_num: is {options.device_num}, but --visible_devices has {len(physical)}: they "
-                            "count from 0")
-        device_ids = [physical[device_id] for device_id in device_ids]
+    device_ids = device_range(options.device_num)
+    if options.visible_devices:
+        try:
+            device_ids = [int(options.visible_devices.split(",")[number]) for number in device_ids]
+        except (ValueError, IndexError):
+            raise UserError("--visible_devices: must be device ids such as 4,5,6,7, in which --device_num counts from "
+                            f"0, not {options.visible_devices!r}") from None
     options.server_ip = options.server_ip or [host_address()]
     addresses = [text.split(",") for text in options.device_ips]
     if not addresses and len(options.server_ip) == 1:
@@ -158,10 +156,9 @@ def make_rank_table(options: argparse.Namespace) -> str:
 
 def merged(paths: Sequence[Path]) -> str:
     """One table of the servers of several."""
-    found = [server for path in paths for server in read_rank_table(path, any_order=True).server_list]
     return table_of([(server.server_id, [(device.device_id, device.device_ip) for device in
                                          sorted(server.device, key=lambda device: device.rank_id)])
-                     for server in found])
+                     for path in paths for server in read_rank_table(path, any_order=True).server_list])
 
 
 def table_of(found: list[tuple[str, list[tuple[int, str]]]]) -> str:

@@ -321,7 +321,7 @@ def source_folder(data_dir: Path, split: str) -> Path:
 
 
 @pytest.mark.parametrize(("split", "folder"), [("train", "ilsvrc"), ("train", "train"),
-                                               ("test", "validation_preprocess"), ("test", "val")])
+                                               ("test", "validation_preprocess"), ("test", "val"), ("test", "test")])
 def test_the_splits_are_found_under_every_name_inside_and_beside(tmp_path, split, folder):
     write_class_folders(tmp_path, each=2, splits=(folder,))
     other = tmp_path / ("val" if split == "train" else "train")

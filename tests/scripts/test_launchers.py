@@ -135,7 +135,7 @@ def test_a_table_is_written_as_hccl_wants_it_and_read(tmp_path):
 
 @pytest.mark.parametrize("args, message", [
     (["--check=none.json"], "none.json"), (["--check=/dev/zero"], "/dev/zero"), ([], "--device_ips"),
-    (["--visible_devices=4,5", "--device_num=4"], "--visible_devices has 2"), (["none.json", "a.json"], "none.json"),
+    (["--visible_devices=4,5", "--device_num=4"], "--visible_devices: must be"), (["none.json", "a.json"], "none.json"),
     (["--server_ip=10.0.0.1", "--device_num=²", "--device_ips=10.1.1.1"], "--device_num"),
     (["--server_ip=10.0.0.1", "--device_num=1000000000", "--device_ips=10.1.1.1"], "--device_num"),
     (["--server_ip=10.0.0.1", "--device_num=2", "--device_ips=10.1.1.1"], "--device_ips"),

@@ -145,9 +145,10 @@ def check_kind(config: Config, *, photos: bool) -> None:
 
 
 def check_small(reader: Reader, config: Config) -> None:
-    """UserError if photos were to be shrunk to small images, unless a flag insists on it. A sample of them is looked
-    at."""
-    if config.photos or not reader.encoded or config.is_flag("dataset") or config.is_flag("dataset_name"):
+    """UserError if photos, of which a few are looked at, were to be shrunk to small images, unless a flag insists on it
+    or, in the run that is resumed, has done so."""
+    insists = config.is_flag("dataset") or config.is_flag("dataset_name") or config.resume
+    if config.photos or not reader.encoded or insists:
         return
     for index in {0, len(reader) // 2, len(reader) - 1}:
         try:

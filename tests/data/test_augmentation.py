@@ -106,8 +106,8 @@ def test_interpolation_is_how_pixels_are_mixed(data_dir):
         return np.mean((blue > 0.02) & (blue < 0.98))
 
     assert mixed("--interpolation=nearest") < 0.01 < 0.3 < mixed()
-    assert mixed() == mixed("--interpolation=bilinear")
-    others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area")]
+    assert mixed() == mixed("--interpolation=bilinear") and mixed("--interpolation=antialias") > 0.3
+    others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area", "antialias")]
     assert all(not np.array_equal(other, eval_image(data_dir)) for other in others)
 
 

@@ -114,7 +114,9 @@ def test_small_images_are_enlarged_to_the_size_of_the_input(cifar):
     assert images.shape == (TEST_COUNT, 3, 64, 96)
     enlarged = cv2.resize(cifar.test.images[0], (96, 64), interpolation=cv2.INTER_LINEAR)
     assert np.abs(images[0].transpose(1, 2, 0) - enlarged).max() <= 2
-    assert in_one(train_epoch(config))[0].shape[1:] == (3, 64, 96)
+    for interpolation in ("bilinear", "antialias"):
+        config = cifar_config(cifar.folder, "--image_size=64,96", f"--interpolation={interpolation}", "--cutout=8")
+        assert in_one(train_epoch(config))[0].shape[1:] == (3, 64, 96)
 
 
 # Order and augmentation

@@ -113,8 +113,7 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
             raise UserError(f"{name}: belongs to no flag; values are given as --name=value")
-        answer = dialects.NO_KEYS.get(name.lstrip("-"))
-        raise UserError(f"{name}: {answer or 'unknown flag' + _nearest(name.lstrip('-'))}")
+        raise UserError(f"{name}: unknown flag{_nearest(name.lstrip('-'))}")
     return {name: "--" if text == [] else text for name, text in vars(given).items()}  # argparse makes [] of `--lr=--`
 
 
@@ -145,6 +144,8 @@ def _add(values: Values, new: Values) -> None:
 
 
 def _nearest(name: str) -> str:
+    if answer := dialects.NO_KEYS.get(name):
+        return f"; here it {answer}"
     close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
 

@@ -14,7 +14,9 @@ from model_utils import local_adapter
 from model_utils.errors import UserError
 from model_utils.schema import Config
 
-DEVICE_FILES = {"Ascend": "/dev/davinci[0-9]*", "GPU": "/dev/nvidia[0-9]*"}
+DEVICE_FILES = {"Ascend": ("/dev/davinci[0-9]*",), "GPU": ("/dev/nvidia[0-9]*", "/dev/dxg")}  # dxg: in WSL
+WHAT_IT_NEEDS = {"Ascend": "source CANN's set_env.sh in this shell",
+                 "GPU": "MindSpore needs CUDA 11.1 or 11.6 and cuDNN 8, and their folders in LD_LIBRARY_PATH"}
 GUARD_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
 HOW_TO_START = """is_distributed is set, but no launcher started this process. Three ways to start one:
@@ -65,22 +67,48 @@ def guard_this_machine() -> str | None:
     return guard_cpu_convolution(os.environ, mindspore=mindspore_version(), cpu_flags=flags, machine=platform.machine())
 
 
-def _is_available(target: str) -> bool:
+def has_device(target: str) -> bool:
+    """Whether the host has such a device, or MindSpore's dry run plays one."""
+    return any(map(glob, DEVICE_FILES[target])) or target == "Ascend" and "MS_SIMULATION_LEVEL" in os.environ
+
+
+def obstacle(target: str) -> str | None:
+    """Why MindSpore cannot use its device of this kind: "" if there is none, None if it can."""
     import mindspore
+    from mindspore._c_expression import MSContext
 
-    return bool(glob(DEVICE_FILES[target])) and bool(mindspore.hal.is_available(target))
+    if not has_device(target):
+        return ""
+    if getattr(mindspore.device_context, target.lower()).is_available():
+        return None
+    library = target.lower()  # the error names the libraries of every kind of device
+    reasons = [line for line in MSContext.get_instance().load_plugin_error().splitlines() if library in line]
+    return "\n  ".join([f"there is one, but MindSpore cannot use it: {WHAT_IT_NEEDS[target]}", *reasons])
 
 
-def choose_target(asked: str, is_available: Callable[[str], bool] = _is_available) -> tuple[str, str | None]:
+def choose_target(asked: str, obstacle: Callable[[str], str | None] = obstacle) -> tuple[str, str | None]:
     """The device to use and, for auto, the line that names it. UserError if the device is not available."""
+    if asked == "CPU":
+        return asked, None
+    reasons = {name: obstacle(name) for name in DEVICE_FILES}
+    usable = next((name for name, reason in reasons.items() if reason is None), "CPU")
     if asked == "auto":
-        target = next((name for name in DEVICE_FILES if is_available(name)), "CPU")
-        return target, f"device_target=auto: running on {target}"
-    if asked != "CPU" and not is_available(asked):
-        others = [name for name in DEVICE_FILES if name != asked and is_available(name)] + ["CPU"]
-        raise UserError(f"device_target={asked}: MindSpore finds no {asked} here; "
-                        f"use --device_target={others[0]} or --device_target=auto")
+        unused = "".join(f"; warning: {name}: {reason}" for name, reason in reasons.items() if reason)
+        return usable, f"device_target=auto: running on {usable}{unused}"
+    if reasons[asked] is not None:
+        raise UserError(f"device_target={asked}: {reasons[asked] or f'there is no {asked} here'}\n"
+                        f"use --device_target={usable} or --device_target=auto")
     return asked, None
+
+
+def choose_jit_level(config: Config, target: str) -> tuple[str | None, str | None]:
+    """How MindSpore compiles, None for its own choice; and the line about it. On Ascend that choice differs by card."""
+    level = None if config.jit_level == "auto" else config.jit_level
+    if target == "Ascend" and config.graph_mode:
+        if local_adapter.launcher() == "rank table":  # as MindSpore does it, whatever is set
+            level = "O2"
+        level = level or "O2"
+    return level, level and f"jit_level: {level}"
 
 
 def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
@@ -138,6 +166,11 @@ def set_up_device(config: Config) -> Rank:
         device_id, other_card = choose_card(config, os.environ)
         mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
+    level, compiling = choose_jit_level(config, target)
+    if level:
+        mindspore.set_context(jit_config={"jit_level": level})
+    if config.deterministic:
+        mindspore.set_deterministic(True)
     rank, world_size = _join_job(config, target)
     if config.rank_size not in (None, world_size):
         raise UserError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
@@ -146,7 +179,7 @@ def set_up_device(config: Config) -> Rank:
     sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=sharers)
-    notes = [choice, guard, other_card]
+    notes = [choice, compiling, guard, other_card]
     if target == "CPU":
         sinking = [("dataset_sink_mode", config.dataset_sink_mode == "True"),
                    ("sink_size", config.is_flag("sink_size"))]

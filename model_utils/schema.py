@@ -178,11 +178,14 @@ class DeviceKeys(Keys):
     rank_size: int | None = key(None, "how many ranks the job must have; checked", ge=1)
     is_distributed: bool = key(False, "one rank of a job that msrun or a rank table started")
     graph_mode: bool = key(True, "compile the network; False runs it op by op (PyNative)")
+    jit_level: Literal["auto", "O0", "O1", "O2"] = key(
+        "auto", "how MindSpore compiles; auto is O2 on Ascend (as always with a rank table), else MindSpore's own")
+    deterministic: bool = key(False, "operations of Ascend and GPU that repeat exactly, and are slower")
     amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
         "auto", "auto is O2 on Ascend and GPU, O0 on CPU", resume="force")
     num_parallel_workers: int | None = key(None, "data workers of a rank; never more than its cores", ge=1)
     dataset_sink_mode: AutoOrFlag = key("auto", "auto sinks on Ascend and GPU", bare="True")
-    sink_size: int = key(-1, "steps per sink; -1 is about log_interval, a divisor of the epoch", ge=-1)
+    sink_size: int = key(-1, "steps per sink, at most; -1 is about log_interval", ge=-1)
 
 
 class DataKeys(Keys):

@@ -19,11 +19,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -49,7 +50,8 @@ def load(reader: Reader, index: int) -> tuple[bytes, str | None]:
     """The encoded image and what is wrong with it; an array becomes a PNG image, which keeps every pixel."""
     content, problem = reader.look(index)
     if not reader.encoded:
-        content = cv2.imencode(".png", cv2.cvtColor(content, cv2.COLOR_RGB2BGR))[1]
+        Image.fromarray(content).save(png := BytesIO(), "PNG")
+        return png.getvalue(), problem
     return content.tobytes(), problem
 
 
@@ -122,8 +124,7 @@ def write_image(folder: Path, reader: Reader, index: int, content: bytes) -> Pat
 def same_image(reader: Reader, index: int, packed: Reader, position: int) -> bool:
     """Byte for byte; pixel for pixel for arrays."""
     one, two = reader.read(index), packed.read(position)
-    return np.array_equal(one, two if reader.encoded else cv2.cvtColor(cv2.imdecode(two, cv2.IMREAD_COLOR),
-                                                                       cv2.COLOR_BGR2RGB))
+    return np.array_equal(one, two if reader.encoded else np.asarray(Image.open(BytesIO(two))))
 
 
 def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Sourced by quickstart.sh and run_tests.sh: `prepare_environment` makes or reuses a virtual environment and activates
-# it. It is `.venv` in the repository, or `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
+# Sourced by quickstart.sh and run_tests.sh: `prepare_environment [FILE]` makes or reuses a virtual environment with the
+# packages of requirements.txt and of the file, and activates it. It is `.venv` in the repository, or
+# `.venv-$MINDSPORE_VERSION` for another MindSpore than the pinned one.
 # Nothing is ever deleted: an environment that cannot be used is named, and the user removes it.
 #
 #   PYTHON=/path/to/python3.11    the Python to make it with
@@ -67,7 +68,7 @@ prepare_environment() {
     folder="${VENV:-$REPOSITORY/.venv${version:+-$version}}"
     [[ "$folder" == /* ]] || folder="$PWD/$folder"
     wanted="$(sed -e '/^#/d' -e '/^-r /d' -e "s/^mindspore==.*/mindspore==${version:-$pinned}/" \
-        "$REPOSITORY/requirements.txt" "$REPOSITORY/requirements-dev.txt")" || die "$REPOSITORY is not complete"
+        "$REPOSITORY/requirements.txt" ${1:+"$REPOSITORY/$1"})" || die "$REPOSITORY is not complete"
     if [[ -L "$folder/bin/python" || -e "$folder/bin/python" ]]; then
         [[ "$(python_version "$folder/bin/python")" =~ ^3\.1[0-2]$ ]] ||
             die "the Python of $folder does not run or does not fit." "Remove that environment, or set VENV=..."
@@ -76,7 +77,8 @@ prepare_environment() {
     fi
     [[ ! -f "$folder/$STAMP" || "$(head -n 1 "$folder/$STAMP")" == "$folder" ]] ||
         die "$folder was made as $(head -n 1 "$folder/$STAMP") and moved." "Remove that environment, or set VENV=..."
-    [[ -f "$folder/$STAMP" && "$(<"$folder/$STAMP")" == "$folder"$'\n'"$wanted" ]] || install "$folder" "$wanted"
+    [[ -f "$folder/$STAMP" && "$(<"$folder/$STAMP")"$'\n' == "$folder"$'\n'"$wanted"$'\n'* ]] ||
+        install "$folder" "$wanted"
     unset PYTHONHOME
     export VIRTUAL_ENV="$folder" PATH="$folder/bin:$PATH"
 }

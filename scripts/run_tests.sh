@@ -10,7 +10,7 @@ source "$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/env.sh"
 case "${1:-}" in
     -h | --help) sed -n '3,5s/^# //p' "${BASH_SOURCE[0]}" && exit ;;
 esac
-prepare_environment
+prepare_environment requirements-dev.txt
 cd -- "$REPOSITORY"
 python -m ruff check .
 python -m pytest --durations=10 "$@"

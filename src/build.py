@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> the parts of a run: data, network, loss, learning rates, optimizer."""
 
+from math import ceil, log
 from pathlib import Path
 from typing import NamedTuple
 
 import mindspore
 import mindspore.dataset as ds
 import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
@@ -26,6 +27,9 @@ from src.warmup_step_lr import lr_steps, warmup_step_lr
 from src.weights.checkpoint import network_weights
 from src.weights.load import Start, agree, fill, match_weights, read_weights, report
 
+SINK_MARGIN = 5  # times log_interval: no sink is longer or shorter by more
+SINK_BYTES = 2**28  # of a batch: MindData hands no more to an Ascend card at a time
+
 
 class TrainData(NamedTuple):
     """The training images of this rank, epoch by epoch."""
@@ -34,6 +38,7 @@ class TrainData(NamedTuple):
     rank: Rank
     reader: Reader
     steps_per_epoch: int
+    sunk_steps: int = 0  # steps per sink; 0 for none
 
     def dataset(self, epoch: int, *, done_steps: int = 0) -> ds.Dataset:
         """A fresh pipeline from `epoch` on (0 is the first), without its first `done_steps` batches.
@@ -55,7 +60,28 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
     reader = build_reader(config, "train")
     steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size,
                             limit=config.training_step_per_epoch)
-    return TrainData(config, rank, reader, steps)
+    sunk_steps = sink_size(config, rank, steps)
+    return TrainData(config, rank, reader, steps - steps % max(1, sunk_steps), sunk_steps)
+
+
+def sink_size(config: Config, rank: Rank, steps: int) -> int:
+    """Steps per sink near `log_interval`, 0 for none: losses, due states and signals are seen at the end of a sink.
+
+    An epoch takes whole sinks. Of the sizes that leave out the fewest of its steps, mostly none, the nearest is taken:
+    a shorter sink at its end would be compiled again in each epoch.
+
+    Nothing is sunk on CPU, where MindSpore silently does not; op by op, where a signal cannot end a sink; with broken
+    images let through: how MindData treats them is one setting for all pipelines, which an evaluation would change for
+    the training pipeline.
+    """
+    batch_bytes = config.batch_size * 3 * config.image_size[0] * config.image_size[1] * 4
+    if (rank.device_target == "CPU" or not config.graph_mode or config.dataset_sink_mode == "False"
+            or config.on_bad_image != "error" or rank.device_target == "Ascend" and batch_bytes > SINK_BYTES):
+        return 0
+    wanted = config.sink_size if config.sink_size > 0 else config.log_interval
+    most = min(steps, wanted if config.sink_size > 0 else wanted * SINK_MARGIN)
+    sizes = range(min(most, ceil(wanted / SINK_MARGIN)), most + 1)
+    return min(sizes, key=lambda size: (steps % size, abs(log(size / wanted))))
 
 
 def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> VGG:
@@ -71,6 +97,10 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> VG
         use_cpu_layers(network.layers, network.classifier, config.image_size,
                        seed=config.seed * rank.world_size + rank.rank,  # each rank drops other units
                        half_precision=amp_level(config, rank) != "O0")
+    for cell in network.classifier.cells() if rank.rank else ():
+        if isinstance(cell, nn.Dropout):  # its seeds follow from the seed that all ranks have
+            own = cell.dropout
+            cell.dropout = ops.Dropout(1 - cell.p, own.Seed0 + 131 * rank.rank, own.Seed1 + 8191 * rank.rank)
     return network
 
 
@@ -130,6 +160,11 @@ def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np
     else:
         scale = config.loss_scale
         manager = mindspore.FixedLossScaleManager(scale, drop_overflow_update=False)
+    if rank.world_size > 1 and rank.device_target != "CPU":
+        # Nine tenths of the gradients, and the first to be known: their own AllReduce runs beside the convolutions.
+        for parameter in network.classifier.trainable_params():
+            if parameter.name.endswith(".weight"):
+                parameter.comm_fusion = 2
     optimizer = build_optimizer(config, rank, network, learning_rates, scale)
     return mindspore.Model(network, build_loss(config), optimizer, amp_level=amp_level(config, rank),
                            loss_scale_manager=manager)

@@ -3,24 +3,32 @@
 
 from __future__ import annotations
 
+import struct
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
+from PIL import Image, PngImagePlugin
 
 from model_utils.errors import UserError
+from src.utils.logging import get_logger
 from src.utils.util import listed
 
 if TYPE_CHECKING:
     from src.data.base import Reader
 
 PIPELINE_ERRORS = ("Exception thrown from dataset pipeline", "Exception thrown from user defined Python function")
-FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}  # MindData does not decode them, though OpenCV may
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "PPM")  # that MindData decodes
+FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}
 SHOWN = 5
 RECENT = 2000  # more images than are in a pipeline at any time
+WATCH_SECONDS = 20
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # color profiles of good images exceed Pillow's limit of 1 MiB
 ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
 
@@ -33,10 +41,14 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
     if foreign := FOREIGN_FORMATS.get(content[:4]):
         return f"is a {foreign} image; JPEG, PNG, BMP, TIFF and PPM are read"
     try:
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-    except cv2.error:  # a header that claims millions of pixels on a side
-        decoded = None
-    return "cannot be decoded: it is cut short, damaged or no image" if decoded is None else None
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            image.verify()  # reads a PNG to its last byte, which `load` does not
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            image.draft("RGB", (1, 1))  # of a JPEG, an eighth of each side is enough
+            image.load()
+    except PILLOW_ERRORS:
+        return "cannot be decoded: it is cut short, damaged or no image"
+    return None
 
 
 class ImageTracker:
@@ -52,7 +64,7 @@ class ImageTracker:
         # (number of the request, index of the image), oldest first: all that have not arrived, or the last ones.
         # Several threads use it.
         self._pending: deque[tuple[int, int]] = deque(maxlen=None if track else RECENT)
-        self._requests = 0
+        self.requests = 0
         self._lost: dict[int, None] = {}  # in the order in which they were found
         self._failure: str | None = None  # the first operation of the pipeline
 
@@ -61,9 +73,9 @@ class ImageTracker:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of a request. The image column holds the index of the image until `read` replaces it."""
-        self._requests += 1
-        self._pending.append((self._requests, int(index)))
-        label = np.array([self._requests, index], np.int64) if self._track else self._reader.labels[index]
+        self.requests += 1
+        self._pending.append((self.requests, int(index)))
+        label = np.array([self.requests, index], np.int64) if self._track else self._reader.labels[index]
         return np.array(index, np.int64), label
 
     def read(self, index: np.ndarray) -> np.ndarray:
@@ -105,12 +117,33 @@ class ImageTracker:
 
 
 @contextmanager
-def naming_bad_images(reader: Reader) -> Iterator[None]:
-    """Turns an error of the reader's pipeline about an image into a UserError that names the image."""
+def naming_bad_images(reader: Reader, *, is_sunk: bool = False) -> Iterator[None]:
+    """Turns an error of the reader's pipeline about an image into a UserError that names the image.
+
+    With sunk data the error says, after a long time-out, only that the device has waited in vain. So a thread looks for
+    a broken image when no more images are requested.
+    """
+    is_over = threading.Event()
+    if is_sunk and reader.tracker:
+        threading.Thread(target=_watch, args=(reader, is_over), name="broken images", daemon=True).start()
     try:
         yield
     except RuntimeError as error:
-        failure = reader.tracker and str(error).startswith(PIPELINE_ERRORS) and reader.tracker.failure()
+        is_pipelines = is_sunk or str(error).startswith(PIPELINE_ERRORS)
+        failure = reader.tracker and is_pipelines and reader.tracker.failure()
         if not failure:
             raise
         raise UserError(f"{failure}\n  {ADVICE}") from error
+    finally:
+        is_over.set()
+
+
+def _watch(reader: Reader, is_over: threading.Event) -> None:
+    seen = looked_at = -1
+    while not is_over.wait(WATCH_SECONDS):
+        if reader.tracker.requests == seen != looked_at:
+            looked_at = seen
+            if failure := reader.tracker.failure():
+                get_logger().error("error: %s\n  %s\nThe device waits for it in vain, for 15 minutes if its time-out is "
+                                   "the default; a second Ctrl-C ends it at once.", failure, ADVICE)
+        seen = reader.tracker.requests

@@ -15,6 +15,7 @@ from model_utils.errors import UserError
 from model_utils.schema import DATASETS, SMALL, Config
 from src.data import cifar10, folder, list_file, mindrecord, tfrecord
 from src.data.base import NoDataError, Reader, are_names, raise_problems
+from src.data.broken_images import PILLOW_ERRORS
 from src.data.shapes import ShapesReader
 from src.utils.util import listed
 
@@ -153,7 +154,7 @@ def check_small(reader: Reader, config: Config) -> None:
     for index in {0, len(reader) // 2, len(reader) - 1}:
         try:
             width, height = Image.open(BytesIO(reader.read(index))).size
-        except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except (UserError, *PILLOW_ERRORS):
             continue  # a broken image is found when it is decoded
         if max(width, height) > 2 * max(SMALL):
             raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), which shrinks images to "

@@ -5,7 +5,6 @@ Pillow decodes, because it tells a truncated image from a whole one and knows ev
 """
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,18 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from model_utils.errors import UserError
 from model_utils.schema import SMALL, Preset
 from src.data.base import Reader
+from src.data.broken_images import PILLOW_ERRORS
 from src.data.pixels import fit_photo, resize
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
 MAX_ASPECT = 100  # long side over short side; a longer image would become huge when it is resized
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # color profiles of good images exceed Pillow's limit of 1 MiB
 
 
 class ImageError(UserError):
@@ -120,7 +118,7 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:
         raise ImageError("is not an image, or of an unknown format" if data else "is empty") from None
-    except UNREADABLE as error:
+    except PILLOW_ERRORS as error:
         raise ImageError(f"is damaged or cannot be decoded: {error}") from None
 
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from model_utils.device_adapter import DEVICE_FILES, set_up_device
+from model_utils.device_adapter import has_device, set_up_device
 from model_utils.errors import UserError
 from model_utils.local_adapter import data_workers, local_device_id, usable_cores
 from model_utils.schema import DATASETS, Config
@@ -191,7 +190,7 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
         name, notes = choose_engine(config.engine, path)
         if name == "mindspore":
             notes += set_up_device(config).notes
-        found = "ascend" if glob(DEVICE_FILES["Ascend"]) else "cpu"
+        found = "ascend" if has_device("Ascend") else "cpu"
         device_id = local_device_id() if config.device_id is None else config.device_id
         engine = open_engine(name, path, batch_size=model.batch_size or config.export_batch_size,
                              target=found if config.device_target == "auto" else config.device_target.lower(),

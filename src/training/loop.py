@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run from start to end."""
 
-from math import gcd, log
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +40,6 @@ from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
 from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
-
-SINK_MARGIN = 5  # times log_interval: a sink that is longer or shorter by more is not worth it
 
 
 class TrainResult(NamedTuple):
@@ -101,7 +98,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
         else:
-            with naming_bad_images(data.reader):
+            with naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0):
                 run_epochs(config, rank, data, model, RunCallback(state, hooks))
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.unsaved:
@@ -126,9 +123,9 @@ def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Mod
 
     Not sunk, it is one call per epoch, each with a freshly seeded pipeline, so that a run can be resumed at any step.
     Sunk, it is one call for all epochs, because each call compiles again. The rest of an epoch that a resumed run
-    begins with is a call of its own in both cases.
+    begins with is a call of its own in both cases, and so is what is left of a sink.
     """
-    state, sunk_steps = callback.state, sink_size(config, rank, data.steps_per_epoch)
+    state, sunk_steps = callback.state, data.sunk_steps
     while not state.is_over and not state.stop_signal:
         epoch, done_steps = divmod(state.step, state.steps_per_epoch)
         dataset = data.dataset(epoch, done_steps=done_steps)
@@ -141,30 +138,10 @@ def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Mod
         else:
             whole_epochs = state.total_steps // state.steps_per_epoch * state.steps_per_epoch
             end = state.next_epoch_step if done_steps or state.step == whole_epochs else whole_epochs
-            steps = end - state.step
-            size = gcd(steps, sunk_steps)  # an epoch cut by the end of the run or by a resume has its own
-            model.train(steps // size, dataset, callbacks=[callback], dataset_sink_mode=True, sink_size=size)
-
-
-def can_sink(config: Config, rank: Rank) -> bool:
-    """Not on CPU, where MindSpore silently does not sink; not op by op, where a signal cannot end a sink; not with
-    broken images let through: how MindData treats them is one setting for all pipelines, which an evaluation would
-    change for the training pipeline."""
-    return (rank.device_target != "CPU" and config.graph_mode and config.dataset_sink_mode != "False"
-            and config.on_bad_image == "error")
-
-
-def sink_size(config: Config, rank: Rank, steps_per_epoch: int) -> int:
-    """Steps per sink, a whole number of sinks per epoch: losses, due states and signals are seen at the end of a sink.
-    0 for none, also if no divisor of the epoch is near `log_interval`, unless dataset_sink_mode=True insists."""
-    if not can_sink(config, rank):
-        return 0
-    sizes = [size for size in range(1, steps_per_epoch + 1) if steps_per_epoch % size == 0]
-    if config.sink_size > 0:
-        return max(size for size in sizes if size <= config.sink_size)
-    size = min(sizes, key=lambda size: abs(log(size / config.log_interval)))
-    is_near = min(config.log_interval / SINK_MARGIN, steps_per_epoch) <= size <= config.log_interval * SINK_MARGIN
-    return size if is_near or config.dataset_sink_mode == "True" else 0
+            left = end - state.step
+            size = min(sunk_steps - done_steps % sunk_steps, left)
+            sinks = left // size if size == sunk_steps else 1
+            model.train(sinks, dataset, callbacks=[callback], dataset_sink_mode=True, sink_size=size)
 
 
 def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> list[str]:
@@ -174,19 +151,17 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
     lines = [describe_model(config, network) + (head if config.head_lr_multiplier != 1 else ""),
              f"{data.reader.source}: {len(data.reader)} images, {steps} steps of {config.batch_size} x {world_size} "
              f"per epoch, {rank.workers} data workers"]
-    if config.training_step_per_epoch > steps:
-        lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {steps} "
+    whole = len(data.reader) // (config.batch_size * world_size)
+    if config.training_step_per_epoch > whole:
+        lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {whole} "
                      "steps: an epoch takes all of it")
     if config.max_train_steps and config.max_train_steps > config.max_epoch * steps:
         lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "
                      "earlier")
-    if sunk_steps := sink_size(config, rank, steps):
-        lines.append(f"data sinking: {sunk_steps} step(s) at a time")
-    elif can_sink(config, rank):
-        whole = steps // config.log_interval * config.log_interval
-        lines.append(f"data sinking: none, because no number of steps near log_interval={config.log_interval} divides "
-                     f"the {steps} of an epoch; --training_step_per_epoch={whole} makes it possible, "
-                     "--dataset_sink_mode=True sinks in any case")
+    if data.sunk_steps:
+        asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
+        left_out = f"; they make {steps} of the {asked} steps of an epoch" if steps < asked else ""
+        lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")
     if config.warmup_epochs > config.max_epoch:
         lines.append(f"the warm-up of {config.warmup_epochs:g} epochs is longer than the run of {config.max_epoch}: "
                      "the learning rate does not reach its peak")

@@ -5,6 +5,7 @@ Images that cannot be decoded: a run ends with their names, or goes on without t
 """
 
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from src.build import build_train_data
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader
 from src.training.resume import find_point
+from src.utils.logging import set_up_logging
 
 pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
 
@@ -181,6 +183,26 @@ def test_an_epoch_of_broken_images_alone(copy_of, mode):
     outcome = train_here(f"--on_bad_image={mode}")
     assert outcome.status == 2 and "Traceback" not in outcome.err
     assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
+
+
+def test_sunk_data_that_does_not_come_is_explained(copy_of, monkeypatch, capsys):
+    """A device knows only that it has waited in vain. The image is logged before that, when no more are requested."""
+    broken = break_images(copy_of("folder"))
+    reader = build_reader(photo_config("data"), "train")
+    monkeypatch.setattr("src.data.broken_images.WATCH_SECONDS", 0.05)
+    set_up_logging()
+    with pytest.raises(UserError) as named, naming_bad_images(reader, is_sunk=True):
+        with pytest.raises(RuntimeError, match="dataset pipeline"):
+            train_batches(photo_config("data"), reader)
+        said, deadline = "", time.monotonic() + 30
+        while "waits for it in vain" not in said and time.monotonic() < deadline:
+            time.sleep(0.05)
+            said += capsys.readouterr().out
+        raise RuntimeError("For 'GetNext', get data timeout. Queue name: 1")
+    for text in (said, str(named.value)):
+        assert any(f"data/{name}: cannot be decoded" in text for name in broken[:2])
+    with pytest.raises(RuntimeError), naming_bad_images(reader):
+        raise RuntimeError("of something else")
 
 
 def test_skipping_is_refused_with_several_devices_or_data_sinking(formats):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import COUNTS, ROOT, convert, encode_example, frame, run_main, run_python, write_cifar10, write_coloured
+from PIL import Image
 
 TRAIN = sum(COUNTS["train"])
 
@@ -37,13 +38,14 @@ def test_a_good_set_is_described_and_left_alone(data):
 
 def test_what_is_wrong_with_class_folders(data):
     (data / "train/ant/image 01.png").write_bytes(b"")
-    (data / "train/cow/image 15.png").write_bytes((data / "train/cow/image 15.png").read_bytes()[:70])
+    (data / "train/cow/image 15.png").write_bytes((data / "train/cow/image 15.png").read_bytes()[:-14])
+    Image.new("RGB", (300, 1)).save(data / "train/cow/line.png")  # MindData decodes it
     (data / "train/bee/stray.png").write_bytes((data / "train/ant/image 03.png").read_bytes())
     (data / "train/ant/again.png").write_bytes((data / "train/ant/image 04.png").read_bytes())
     (data / "train/bee/animation.gif").write_bytes(b"GIF89a")
     outcome = check("--split=train")
     assert outcome.status == 1
-    for line in ("     0 ant: 9", "     1 bee: 6", "     2 cow: 7", "broken: 2", "mislabelled: 1", "other files: 1",
+    for line in ("     0 ant: 9", "     1 bee: 6", "     2 cow: 8", "broken: 2", "mislabelled: 1", "other files: 1",
                  "  data/train/ant/image 01.png: is empty", "  data/train/bee/animation.gif", "repeated images: 2"):
         assert line in outcome.out.splitlines()
     assert "data/train/cow/image 15.png: cannot be decoded" in outcome.out

@@ -10,6 +10,7 @@ import onnxruntime
 from helpers import Deployed, Outcome, run_main
 from mindspore import Tensor
 
+from model_utils.device_adapter import Rank
 from src.deploy import export as exporting
 from src.deploy.model_card import ModelCard, find_card, sha256
 
@@ -82,6 +83,15 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Depl
         assert checkpoint.name in refused(checkpoint, new)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert "1 MiB free" in refused(good, new)
+
+
+def test_the_network_is_computed_on_the_cpu_beside_a_card(tmp_path, monkeypatch):
+    """Half precision or TF32 of a card would not agree with single precision in onnxruntime. AIR takes an Ascend."""
+    asked = []
+    monkeypatch.setattr(exporting, "set_up_device", lambda config: asked.append(config.device_target) or Rank())
+    for flags in (["--file_format=MINDIR,ONNX"], ["--file_format=AIR"], ["--device_target=GPU"]):
+        assert run_main("export", f"--ckpt_file={tmp_path}/absent.ckpt", *flags).status == 2
+    assert asked == ["CPU", "auto", "GPU"]
 
 
 # --- the proof

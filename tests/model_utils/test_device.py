@@ -5,7 +5,7 @@ import mindspore
 import pytest
 from helpers import TINY, run_main, run_python
 
-from model_utils import local_adapter
+from model_utils import device_adapter, local_adapter
 from model_utils.config import get_config
 from model_utils.device_adapter import GUARD_VARIABLE, choose_card, choose_target, guard_cpu_convolution, set_up_device
 from model_utils.errors import UserError
@@ -50,11 +50,43 @@ print(device_adapter.set_up_device(config.get_config(["--device_target=CPU"])).n
     ("auto", {"Ascend", "GPU"}, "Ascend"), ("auto", {"GPU"}, "GPU"), ("auto", set(), "CPU"),
     ("GPU", {"Ascend", "GPU"}, "GPU"), ("CPU", {"Ascend"}, "CPU")])
 def test_auto_takes_ascend_then_gpu_then_cpu_and_says_so(asked, there, chosen):
-    target, line = choose_target(asked, there.__contains__)
+    target, line = choose_target(asked, lambda name: None if name in there else "")
     assert target == chosen
     assert line.endswith(chosen) if asked == "auto" else line is None
-    with pytest.raises(UserError, match="no GPU here.*--device_target=Ascend"):
-        choose_target("GPU", {"Ascend"}.__contains__)
+    with pytest.raises(UserError, match="there is no GPU here\n.*--device_target=Ascend"):
+        choose_target("GPU", {"Ascend": None, "GPU": ""}.get)
+
+
+def test_a_card_that_mindspore_cannot_use_is_named_with_what_it_needs(monkeypatch, tmp_path):
+    for name in ("Ascend", "GPU"):
+        monkeypatch.setitem(device_adapter.DEVICE_FILES, name, (f"{tmp_path}*",))
+        monkeypatch.setattr(getattr(mindspore.device_context, name.lower()), "is_available", lambda: False)
+    target, line = choose_target("auto")
+    assert target == "CPU" and "warning: Ascend: " in line and "LD_LIBRARY_PATH" in line
+    for name, advice in (("Ascend", "set_env.sh"), ("GPU", "cuDNN 8")):
+        outcome = run_main("train", *TINY, f"--device_target={name}", f"--ckpt_path={tmp_path}/runs")
+        assert outcome.status == 2 and advice in outcome.err and "--device_target=CPU" in outcome.err, outcome
+    monkeypatch.setitem(device_adapter.DEVICE_FILES, "Ascend", ())
+    assert device_adapter.obstacle("Ascend") == ""
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")  # MindSpore's dry run needs CANN and no card
+    assert "set_env.sh" in device_adapter.obstacle("Ascend")
+
+
+@pytest.mark.parametrize(("flags", "target", "table", "level"), [
+    ("", "Ascend", "", "O2"), ("", "GPU", "", None), ("", "CPU", "", None), ("--graph_mode=0", "Ascend", "", None),
+    ("--jit_level=o1", "GPU", "", "O1"), ("--jit_level=O0", "Ascend", "", "O0"),
+    ("--jit_level=O0", "Ascend", "/etc/hccl.json", "O2")])
+def test_the_jit_level_is_set_before_the_job_is_joined(monkeypatch, flags, target, table, level):
+    calls = []
+    monkeypatch.setenv("RANK_TABLE_FILE", table)
+    monkeypatch.setattr(device_adapter, "choose_target", lambda asked: (target, None))
+    monkeypatch.setattr(device_adapter, "_join_job", lambda *args: calls.append("joined") or (0, 1))
+    monkeypatch.setattr(mindspore, "set_device", lambda *args: calls.append("device"))
+    monkeypatch.setattr(mindspore, "set_deterministic", calls.append)
+    monkeypatch.setattr(mindspore, "set_context", lambda **settings: calls.append(settings.get("jit_config", "mode")))
+    notes = set_up_device(get_config([*flags.split(), "--deterministic"])).notes
+    assert calls == ["device", "mode", *([{"jit_level": level}] if level else []), True, "joined"]
+    assert (f"jit_level: {level}" in notes) == (level is not None)
 
 
 # Launchers

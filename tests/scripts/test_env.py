@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-PREPARE = 'set -euo pipefail; source "$0"; prepare_environment; command -v python'
+PREPARE = 'set -euo pipefail; source "$0"; prepare_environment "$@"; command -v python'
 PYTHON = f"""#!/bin/sh
 # answers `-c` as the real one; `-m venv` copies itself; everything else is written to a log
 case "$1 $2" in
@@ -54,8 +54,8 @@ def bash(tree: Path, *args: str, **variables: str) -> subprocess.CompletedProces
                           timeout=60)
 
 
-def prepare(tree: Path, **variables: str) -> subprocess.CompletedProcess:
-    return bash(tree, "-c", PREPARE, str(tree / "scripts/env.sh"), **variables)
+def prepare(tree: Path, *files: str, **variables: str) -> subprocess.CompletedProcess:
+    return bash(tree, "-c", PREPARE, str(tree / "scripts/env.sh"), *files, **variables)
 
 
 def pip_calls(tree: Path) -> int:
@@ -75,11 +75,15 @@ def test_an_environment_is_made_once_and_completed(tree):
     assert first.returncode == 0 and first.stdout.splitlines()[-1] == str(tree / ".venv/bin/python"), first.stderr
     assert pip_calls(tree) == 1 and "mindspore==2.8.0" in (tree / ".venv/requirements.txt").read_text()
     assert prepare(tree).stdout.splitlines() == [str(tree / ".venv/bin/python")]
-    with (tree / "requirements-dev.txt").open("a") as file:
+    with (tree / "requirements.txt").open("a") as file:
         file.write("another==1.0\n")
     assert prepare(tree, STATUS="1").returncode == 2 and pip_calls(tree) == 2  # pip fails: it is not complete
     assert prepare(tree).returncode == 0 and pip_calls(tree) == 3
     assert prepare(tree).returncode == 0 and pip_calls(tree) == 3
+    assert "pytest" not in (tree / ".venv/requirements.txt").read_text()
+    for files in (["requirements-dev.txt"], ["requirements-dev.txt"], []):  # more than a run needs is no reason
+        assert prepare(tree, *files).returncode == 0 and pip_calls(tree) == 4
+    assert "\npytest==" in (tree / ".venv/requirements.txt").read_text()
 
 
 def test_another_mindspore_or_place_has_an_environment_of_its_own(tree):
@@ -117,7 +121,7 @@ def test_a_full_disk_and_a_missing_python(tree):
     assert done.returncode == 2 and "5 GB" in done.stderr and "VENV=" in done.stderr
     done = prepare(tree, PYTHON="no-such-python")
     assert done.returncode == 2 and "no Python 3.10, 3.11 or 3.12 was found" in done.stderr
-    (tree / "requirements-dev.txt").unlink()
+    (tree / "requirements.txt").unlink()
     assert "is not complete" in prepare(tree).stderr
 
 

@@ -4,17 +4,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import mindspore
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import TINY, only_folder, weights_of
+from mindspore.nn.wrap import grad_reducer
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.build import amp_level, build_loss, build_model, build_network
+from src.build import amp_level, build_loss, build_model, build_network, build_train_data, sink_size
 from src.training import loop, resume
 from src.training.hooks import MetricsLog, PlateauWarning, Progress, SaveCheckpoints, Saver
 from src.training.state import Hook, Pace, RunCallback, TrainState
@@ -82,37 +84,75 @@ def test_half_precision_is_used_on_accelerators(flags, rank, level):
     (("--dataset_sink_mode=True", "--sink_size=4"), GPU, 4), (("--sink_size=5",), GPU, 4),
     (("--sink_size=99",), GPU, 12), (("--log_interval=3",), GPU, 3), (("--log_interval=5",), ASCEND, 6)])
 def test_sink_sizes_divide_the_epoch(flags, rank, size):
-    assert loop.sink_size(config(*flags), rank, 12) == size
+    assert sink_size(config(*flags), rank, 12) == size
 
 
-def test_an_epoch_without_a_divisor_near_log_interval_is_not_sunk():
-    for flags, sizes in (((), [78, 0, 0]), (("--dataset_sink_mode=True",), [78, 5003, 4])):  # 5003, 10009 are primes
-        assert [loop.sink_size(config(*flags), ASCEND, steps) for steps in (390, 5003, 40036)] == sizes
-    assert loop.sink_size(config("--graph_mode=False"), GPU, 390) == 0  # a sink there cannot end after a signal
+def test_an_epoch_without_a_divisor_near_log_interval_leaves_out_as_few_steps_as_possible():
+    sizes = [sink_size(config(), ASCEND, steps) for steps in (390, 781, 5003, 40036)]  # 5003 and 40036/4 are primes
+    assert sizes == [78, 71, 82, 85] and (5003 % 82, 40036 % 85) == (1, 1)
+    data = build_train_data(config("--dataset=synthetic", "--synthetic_train_images=62", "--batch_size=2",
+                                   "--log_interval=6"), GPU)
+    assert (data.sunk_steps, data.steps_per_epoch) == (6, 30)
+    assert sink_size(config("--graph_mode=False"), GPU, 390) == 0  # a sink there cannot end after a signal
+    large = config("--image_size=224", "--batch_size=446")  # more than MindData hands to an Ascend at a time
+    assert (sink_size(large, ASCEND, 12), sink_size(large, GPU, 12)) == (0, 12)
 
 
-class FakeModel:
-    """Notes how it is asked to train, and counts the steps as MindSpore would."""
-
-    def __init__(self, state: TrainState) -> None:
-        self.state, self.calls = state, []
-
-    def train(self, epoch: int, dataset, *, callbacks, dataset_sink_mode: bool, sink_size: int) -> None:
-        assert dataset_sink_mode and epoch > 0
-        self.calls.append((dataset, epoch, sink_size))
-        self.state.step += epoch * sink_size
+def test_dense_layers_have_an_allreduce_of_their_own(monkeypatch):
+    monkeypatch.setattr(grad_reducer, "AllReduce", lambda *args: mindspore.ops.Primitive("AllReduce"))
+    for rank, layers in ((Rank(0, 8, 1, "Ascend"), {"classifier"}), (Rank(0, 8, 1, "CPU"), set())):
+        parameters = model(rank=rank)._optimizer.parameters
+        operations, _ = grad_reducer._init_allreduce_operators_by_parameters(parameters, [], "", 1)
+        apart = [parameter.name for parameter, operation in zip(parameters, operations, strict=False)
+                 if operation.fusion == 2]
+        assert {name.partition(".")[0] for name in apart} == layers and len(apart) == 3 * len(layers)
 
 
-@pytest.mark.parametrize(("start", "total", "calls"), [
-    (0, 24, [((0, 0), 6, 4)]), (0, 18, [((0, 0), 4, 4), ((2, 0), 1, 2)]), (4, 16, [((0, 4), 1, 4), ((1, 0), 2, 4)]),
-    (2, 16, [((0, 2), 3, 2), ((1, 0), 2, 4)]), (4, 7, [((0, 4), 3, 1)]), (0, 5, [((0, 0), 5, 1)])])
-def test_sunk_steps_end_with_the_run(start, total, calls):
-    """8 steps in an epoch, 4 in a sink: (epoch and steps done of the pipeline, sinks, their size) of each call."""
-    state = TrainState(8, np.zeros(total, np.float32), 1, step=start)
-    data = SimpleNamespace(dataset=lambda epoch, done_steps: (epoch, done_steps), steps_per_epoch=8)
-    model, callback = FakeModel(state), SimpleNamespace(state=state)
-    loop.run_epochs(config("--sink_size=4"), ASCEND, data, model, callback)
-    assert model.calls == calls and state.step == total
+def test_each_rank_drops_other_units():
+    drops = []
+    for number in range(3):
+        mindspore.set_seed(1)
+        network = build_network(config("--dropout_rate=0.25"), Rank(number, 3, 1, "GPU"))
+        drops += [cell.dropout for cell in network.classifier if isinstance(cell, mindspore.nn.Dropout)]
+    assert [drop.keep_prob for drop in drops] == [0.75] * 6
+    assert len({drop.Seed0 for drop in drops}) == 3 and len({drop.Seed1 for drop in drops}) == 6
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_sunk_and_resumed_steps_are_those_of_a_run_that_is_not_sunk(tmp_path, monkeypatch):
+    """In MindSpore's own loop for sunk data, which takes this CPU for a GPU."""
+    def preprocess(model, is_train, dataset, dataset_sink_mode, sink_size=-1, epoch_num=1, dataset_helper=None):
+        if not dataset_sink_mode:
+            return real(model, is_train, dataset, dataset_sink_mode, sink_size, epoch_num, dataset_helper)
+        if dataset_helper is None:  # of the call; it also plays the network that takes a whole sink
+            rows = dataset.create_tuple_iterator(num_epochs=epoch_num)
+            queue = (row for _ in range(epoch_num) for row in rows)
+            dataset_helper = MagicMock(side_effect=lambda: [
+                model.train_network(*next(queue)) for _ in range(sink_size)][-1])
+            dataset_helper.sink_size.return_value = sink_size
+            dataset_helper.__iter__.side_effect = lambda: iter([()])
+            sizes.append(sink_size)
+        model.train_network.set_train()
+        return dataset_helper, dataset_helper
+
+    def train(name: str, *flags: str) -> dict[str, np.ndarray]:
+        loop.train(config("--dataset=synthetic", "--synthetic_train_images=62", "--batch_size=2", "--log_interval=6",
+                          "--augment=False", "--has_dropout=False", "--amp_level=O0", "--max_epoch=2",
+                          "--warmup_epochs=0", "--max_train_steps=50",
+                          f"--ckpt_path={tmp_path / name}", *flags), StopSignals("train.py"))
+        return weights_of(max((only_folder(tmp_path / name) / "ckpt_0").iterdir()))
+
+    real, sizes = mindspore.Model._exec_preprocess, []
+    monkeypatch.setattr(loop, "set_up_device", lambda config: GPU)
+    monkeypatch.setattr(mindspore.Model, "_exec_preprocess", preprocess)
+    monkeypatch.setattr("mindspore.train.model.context", SimpleNamespace(
+        **{**vars(mindspore.context), "get_context": lambda name: "GPU" if name == "device_target" else
+           mindspore.get_context(name)}))
+    expected = train("not_sunk", "--dataset_sink_mode=False", "--training_step_per_epoch=30")
+    train("sunk", "--max_train_steps=8")
+    got = train("sunk", f"--resume={only_folder(tmp_path / 'sunk')}")
+    assert sizes == [6, 2, 4, 6, 6, 2]  # until the end of the first run, of that sink, epoch and epoch, and of the run
+    assert all(np.array_equal(got[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(("switch", "smoothing"), [(1, 0.2), (0, 0.0)])

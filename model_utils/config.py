@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from model_utils import local_adapter
+from model_utils import dialects, local_adapter
 from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, Config, ExportKeys, InferKeys, choices_of, shown
@@ -39,12 +39,17 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     for name in ("config_path", "resume"):
         if not flags.get(name, name).strip():
             raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
-    dataset = flags.get("dataset", "").lower()
+    dataset = dialects.translated("dataset", flags.get("dataset", "")).lower()
     if program in ("preprocess.py", "postprocess.py") and not dataset:
         dataset = flags.get("dataset_name", "").lower()
     recipe = flags.pop("config_path", "") or _recipe_of_run(flags.get("resume", ""))
-    values, notes = _read_recipe(_find_recipe(recipe, dataset))
+    path = _find_recipe(recipe, dataset)
+    values, notes = _read_recipe(path)
+    concluded = dialects.network_in_names(values, path)
     values |= _flag_values(flags, values, program)
+    if "network" not in values and concluded:
+        values["network"] = concluded
+        notes.append(f"network: is not in the recipe; it is {concluded[0]} by {concluded[1]}")
     if program != "train.py" and not local_adapter.launcher():
         notes += _leave_out_distribution(values, program)
     try:
@@ -53,6 +58,9 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
         raise UserError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
     config._has_own_recipe = bool(recipe)
+    for name, text in flags.items():
+        meant = [f"{key}={value}" for key, (value, origin) in values.items() if origin == f"--{name}"]
+        notes += [f"--{name}={text} means {', '.join(meant)}"] if len(meant) > 1 else []
     notes += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)
@@ -99,7 +107,8 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
     """What was given, as text, by our spelling of its name."""
-    same_dashes = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), item) for item in argv]
+    same_dashes = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"),
+                          dialects.SHORT.get(item, item)) for item in argv]
     given, unknown = _build_parser(program).parse_known_args(same_dashes)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -129,12 +138,15 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
 def _add(values: Values, new: Values) -> None:
     """Add what one source says; two names of one key must not disagree there."""
     for name, (value, origin) in new.items():
+        value = dialects.translated(name, value)
         if name in values and str(values[name][0]) != str(value):
             raise UserError(f"{name}: is {values[name][0]!r} by {values[name][1]} and {value!r} by {origin}")
         values[name] = (value, origin)
 
 
 def _nearest(name: str) -> str:
+    if answer := dialects.NO_KEYS.get(name):
+        return f"; here it {answer}"
     close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names and files of other projects: aliases of keys, and MindCV's YAML files (`model:` and no `network:`)."""
 
+import re
 from collections.abc import Callable
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_utils.errors import UserError
@@ -31,6 +33,12 @@ def _label_smoothing(value: Any) -> dict[str, Any]:
     return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
 
 
+def _model(value: Any) -> dict[str, Any]:
+    """sets network; a name such as vgg16_bn also sets batch_norm"""
+    name = str(value).strip().lower()
+    return {"network": name.removesuffix("_bn"), "batch_norm": True} if name.endswith("_bn") else {"network": value}
+
+
 class Alias(NamedTuple):
     """Another project's name of a key."""
 
@@ -41,31 +49,86 @@ class Alias(NamedTuple):
     is_switch: bool = False  # a bare --name means True
 
 
+# Our key -> what it is called elsewhere.
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "data_dir": ("datadir", "train_path"), "batch_size": ("batch",), "image_size": ("img_size", "imgsz"),
+    "num_parallel_workers": ("workers", "num_workers"), "device_target": ("device",),
+    "max_epoch": ("epochs", "max_epochs", "num_epochs"), "max_train_steps": ("max_steps",),
+    "log_interval": ("print_freq", "log_every_n_steps", "display_every"), "sink_size": ("iterations_per_loop",),
+    "ckpt_path": ("log_dir", "output", "output_dir"),
+    "keep_checkpoint_max": ("checkpoint_hist",), "lr": ("learning_rate",), "lr_scheduler": ("sched",),
+    "lr_epochs": ("milestones",), "eta_min": ("min_lr",), "warmup_epochs": ("warmup", "lr_warmup_epochs"),
+    "weight_decay": ("wd",), "dropout_rate": ("drop",),
+}
 ALIASES: dict[str, Alias] = {
+    **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
     "data_path": Alias("data_dir", in_yaml=False),
-    "datadir": Alias("data_dir"),
     "distribute": Alias("is_distributed", is_switch=True),
-    "device": Alias("device_target"),
-    "model": Alias("network"),
-    "epochs": Alias("max_epoch"),
-    "max_epochs": Alias("max_epoch"),
-    "workers": Alias("num_parallel_workers"),
-    "print_freq": Alias("log_interval"),
-    "display_every": Alias("log_interval"),
-    "iterations_per_loop": Alias("sink_size"),
-    "log_dir": Alias("ckpt_path"),
+    "nesterov": Alias("use_nesterov", is_switch=True),
+    "model": Alias(_model),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
     "pre_trained": Alias("model_path", in_yaml=False, program="infer.py"),
     "amp": Alias(_amp, is_switch=True),
     "dtype": Alias(_dtype),
     "label_smoothing": Alias(_label_smoothing),
+    "smoothing": Alias(_label_smoothing),
 }
+SHORT = {"-b": "--batch_size", "-j": "--num_parallel_workers"}
+
+# Values of other projects, in lower case, by our key.
+VALUES: dict[str, dict[str, str]] = {
+    "dataset": {"custom": "imagenet2012", "imagenet": "imagenet2012"},
+    "device_target": {"cuda": "GPU", "npu": "Ascend"},
+    "lr_scheduler": {"cosine": "cosine_annealing", "cosineannealinglr": "cosine_annealing", "multistep": "multi_step",
+                     "multisteplr": "multi_step"},
+}
+
+# Flags of other projects that are no keys here: the answer -> the flags.
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val", "patience",
+                         "accumulate_grad_batches", "grad_accum_steps"),
+    "is not supported: the optimizer is momentum, or --use_nesterov": ("opt", "optimizer"),
+    "is not supported: the augmentations are --scale, --ratio, --hflip and --cutout": (
+        "mixup", "mixup_alpha", "cutmix", "cutmix_alpha", "aa", "auto_augment", "color_jitter", "reprob"),
+    "is not supported: metrics.csv and curves.png are written": ("log_wandb", "wandb", "tensorboard"),
+    "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment"),
+    "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
+        "devices", "gpus", "world_size", "nproc_per_node", "local_rank"),
+    "is --mode=evaluate, or eval.py": ("evaluate", "test_only", "val"),
+    "is --pre_trained=FILE": ("pretrained", "weights", "checkpoint"),
+    "is --lr_scheduler=exponential --lr_epochs=30,60,90 --lr_gamma=0.1": (
+        "decay_epochs", "decay_rate", "lr_step_size", "gamma"),
+    "is --amp_level=O2": ("precision", "fp16", "half"),
+    "is --max_train_steps=2": ("fast_dev_run",),
+    "is --device_target=GPU --device_id=N": ("gpu",),
+}
+NO_KEYS = {name: answer for answer, names in ANSWERS.items() for name in names}
 
 # Keys of other projects that are read and have no effect, and why.
 IGNORED: dict[str, str] = {
     "graph_ckpt": "checkpoints are always loaded into the graph",
     "log_path": "logs are in the run folder under ckpt_path",
+    "rank": "the launcher tells each process its rank",
+    "group_size": "the launcher tells each process the number of ranks; rank_size checks it",
+    "eval_path": "the images to evaluate on are looked for beside those to train on",
+    "split_path": "scripts/convert_dataset.py --val_split splits a folder",
+    "save_file": "checkpoints are in the run folder under ckpt_path",
 }
+
+
+def translated(name: str, value: Any) -> Any:
+    """The value of our key, if it is one of another project."""
+    return VALUES.get(name, {}).get(str(value).strip().lower(), value)
+
+
+def network_in_names(recipe: Values, path: Path) -> tuple[str, str] | None:
+    """The network of a recipe without the key `network`, as those of the model zoo's VGG19, and what says so."""
+    for source, name in ((f"the file_name of {path}", str(recipe.get("file_name", ("",))[0])),
+                         (f"the name of {path}", path.name),
+                         (f"the folder of {path}", path.resolve().parent.name)):
+        if found := re.search(r"vgg(11|13|16|19)(?!\d)", name, re.IGNORECASE):
+            return found[0].lower(), source
+    return None
 
 
 def convert(name: str, value: Any, origin: str, meaning: Meaning) -> Values:
@@ -93,7 +156,7 @@ MINDCV: dict[str, Meaning] = {
     "distribute": "is_distributed",
     "val_while_train": lambda value: {"mode": "train_and_evaluate" if parse_flag(value) else "train"},
     "val_interval": "epochs_between_evals",
-    "dataset": lambda value: {"dataset": "imagenet2012" if str(value).lower() in ("imagenet", "") else value},
+    "dataset": lambda value: {"dataset": value or "imagenet2012"},
     "image_resize": "image_size",
     "mean": lambda values: {"image_mean": [float(value) / 255 for value in values]},
     "std": lambda values: {"image_std": [float(value) / 255 for value in values]},
@@ -102,6 +165,7 @@ MINDCV: dict[str, Meaning] = {
     "min_lr": "eta_min",
     "decay_rate": "lr_gamma",
     "label_smoothing": _label_smoothing,
+    "smooth_factor": _label_smoothing,
     "ckpt_path": "pre_trained",
     "ckpt_save_dir": "ckpt_path",
     "ckpt_save_interval": "ckpt_interval",

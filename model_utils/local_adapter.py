@@ -24,7 +24,8 @@ def launcher(env: Mapping[str, str] = os.environ) -> str | None:
     """Which launcher started this process: "msrun", "rank table", or None."""
     if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
         return "msrun"
-    return "rank table" if env.get("RANK_TABLE_FILE") else None
+    has_table = env.get("MINDSPORE_HCCL_CONFIG_PATH") or env.get("RANK_TABLE_FILE")
+    return "rank table" if has_table else None
 
 
 def launched_size(env: Mapping[str, str] = os.environ) -> int:

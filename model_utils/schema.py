@@ -41,8 +41,8 @@ DATASETS = {
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
 }
 SMALL = (32, 32)  # the size of images that are no photos
-# -> their names in OpenCV and MindData
-INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA"}
+# -> their names in OpenCV and MindData; antialias is Pillow's bilinear filter, and area in MindData's random crops
+INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
 NAMES_IN_RUN_FOLDER = re.compile(r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
 NOTHING_WORDS = ("", "none", "null")
@@ -56,11 +56,19 @@ class Preset(NamedTuple):
     std: tuple[float, ...]
     crop_pct: float = 0.875  # share of a photo's short side that the evaluation crop keeps
     interpolation: str = "bilinear"
+    resize_mode: str = "short_side"
 
     @property
     def short_side(self) -> int:
         """The short side of a photo before the evaluation crop."""
         return round(max(self.image_size) / self.crop_pct)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which a photo of this size is resized before the evaluation crop."""
+        if self.resize_mode == "squash":
+            return round(self.image_size[0] / self.crop_pct), round(self.image_size[1] / self.crop_pct)
+        short = min(height, width)
+        return self.short_side * height // short, self.short_side * width // short  # rounded down, as torchvision does
 
     @property
     def scaled(self) -> tuple[list[float], list[float]]:
@@ -204,6 +212,9 @@ class DataKeys(Keys):
     hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
     cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
+    resize_mode: Literal["short_side", "squash"] = key(
+        "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
+        "model zoo does", needs="dataset=imagenet2012", resume="force")
     crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", gt=0, le=1, resume="force")
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
@@ -408,7 +419,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     def preset(self) -> Preset:
         mean, std = DATASETS[self.dataset].statistics
         return Preset(self.image_size, self.image_mean or mean, self.image_std or std, self.crop_pct,
-                      self.interpolation)
+                      self.interpolation, self.resize_mode)
 
     @property
     def eval_batch_size(self) -> int:

@@ -7,6 +7,7 @@
 Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
 PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
 source. With --to=list and without --output the list is written beside the images, which stay where they are.
+--val_split=0.2 makes training and evaluation images of one set of them.
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
 
@@ -33,7 +34,7 @@ from model_utils.errors import UserError, run_command  # noqa: E402
 from model_utils.local_adapter import usable_cores  # noqa: E402
 from model_utils.schema import Config  # noqa: E402
 from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names  # noqa: E402
-from src.data.formats import FORMATS, build_reader, check_classes  # noqa: E402
+from src.data.formats import FORMATS, build_reader, check_classes, note_on_test_set  # noqa: E402
 from src.data.list_file import LIST_FILES, write_list  # noqa: E402
 from src.utils.files import printable, writing  # noqa: E402
 
@@ -75,14 +76,22 @@ def file_name(index: int, content: bytes) -> str:
     return f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
 
 
-def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
-                     shards: int) -> None:
+def divide(labels: np.ndarray, share: float, seed: int) -> dict[str, list[int]]:
+    """The indices of each split: this share of every class, drawn at random, is for the evaluation."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    classes = [order[labels[order] == label] for label in np.unique(labels)]
+    test = np.sort(np.concatenate([own[:round(share * len(own))] for own in classes]))
+    return {"train": np.setdiff1d(order, test).tolist(), "test": test.tolist()}
+
+
+def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence[int],
+                     read: Callable[[Sequence[int]], Images], shards: int) -> None:
     """MindRecord files, each with the next part of the images."""
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    count = len(reader)
+    count = len(indices)
     if shards < 1:
-        mean = np.mean([len(load(reader, index)[0]) for index in range(0, count, max(1, count // 50))])
+        mean = np.mean([len(load(reader, index)[0]) for index in indices[::max(1, count // 50)]])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
@@ -90,7 +99,7 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[S
         for shard in range(shards):
             writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
             writer.add_schema(schema, "images")
-            part = read(range(count * shard // shards, count * (shard + 1) // shards))
+            part = read(indices[count * shard // shards:count * (shard + 1) // shards])
             while batch := list(islice(part, BATCH)):
                 writer.write_raw_data([{
                     "image": content, "label": int(reader.labels[index]),
@@ -118,8 +127,8 @@ def same_image(reader: Reader, index: int, packed: Reader, position: int) -> boo
     return np.array_equal(one, two if reader.encoded else np.asarray(Image.open(BytesIO(two))))
 
 
-def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
-    """Write a split to a hidden folder inside the output folder, read it back, and move it to its place."""
+def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], options: argparse.Namespace) -> None:
+    """Write these images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
     output = options.output or Path(config.data_dir)
     left_out: dict[int, str] = {}
     read = partial(good_images, config, reader, left_out)
@@ -129,10 +138,10 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
     try:
         if options.to == "list":
             files = [write_image(hidden / STEMS[split], reader, index, content) if options.output else
-                     reader.file(index) for index, content in read(range(len(reader)))]
+                     reader.file(index) for index, content in read(indices)]
         else:
-            write_mindrecord(hidden, split, reader, read, options.shards)
-        kept = [index for index in range(len(reader)) if index not in left_out]
+            write_mindrecord(hidden, split, reader, indices, read, options.shards)
+        kept = [index for index in indices if index not in left_out]
         if options.to == "list":
             write_list((hidden if options.output else output) / LIST_FILES[split], files, reader.labels[kept].tolist())
         # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
@@ -166,6 +175,18 @@ def run(options: argparse.Namespace, config: Config) -> None:
             missing.append(error)
     if not readers:
         raise missing[0]
+    parts: dict[str, Sequence[int]] = {split: range(len(reader)) for split, reader in readers.items()}
+    is_one_set = len(readers) == 2 and note_on_test_set(readers["train"], readers["test"])
+    if options.val_split is not None:
+        if "train" not in readers or "test" in readers and not is_one_set:
+            raise UserError(f"--val_split: {config.data_dir} has evaluation images of its own")
+        readers["test"], parts = readers["train"], divide(readers["train"].labels, options.val_split, config.seed)
+        if not all(parts.values()):
+            raise UserError(f"--val_split: must be a share such as 0.2 that leaves images for both sets, not "
+                            f"{options.val_split:g}")
+    elif is_one_set:
+        raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
+                        "--split=train writes one set of them all")
     source = Path(config.data_dir or ".").resolve()
     output = (options.output or source).resolve()
     for split, reader in readers.items():
@@ -181,7 +202,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
                             "folder with --output")
     with writing(output):
         for split, reader in readers.items():
-            convert(config, split, reader, options)
+            convert(config, split, reader, parts[split], options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
     parser.add_argument("--output", type=Path, help="a new folder; not needed for a list of images that are files")
     parser.add_argument("--shards", type=int, default=0, help="how many files per split (default: of about 128 MB)")
+    parser.add_argument("--val_split", type=float, help="share of the images to evaluate on, if they are one set")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
     options, flags = parser.parse_known_args(argv)
     return run_command(lambda: run(options, get_config(flags, "convert_dataset.py")), "convert_dataset.py")

@@ -2,20 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write an HCCL rank table (version 1.0) for Ascend servers, or check one that exists.
 
-One server with 8 devices:    python scripts/hccl_tools.py --server_ip 10.0.0.1 --device_num "[0,8)" \\
-                                  --device_ips 192.1.27.6,192.2.27.6,...
-Two servers: give --server_ip and --device_ips once per server, in the order of the ranks.
+This server with 8 devices:   python scripts/hccl_tools.py --device_num "[0,8)"
+Tables of several servers:    python scripts/hccl_tools.py hccl_a.json hccl_b.json --output=hccl_16p.json
+Any server:                   python scripts/hccl_tools.py --server_ip 10.0.0.1 --device_ips 192.1.27.6,192.2.27.6,...
+                              (several servers: both flags once for each)
 Check a table:                python scripts/hccl_tools.py --check rank_table.json
+
+Ranks are numbered in the order of the servers' addresses as text, which MindSpore requires.
 """
 
 import argparse
 import json
 import re
+import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model_utils.errors import UserError, run_command  # noqa: E402
 from src.utils.files import writing  # noqa: E402
 from src.utils.util import listed  # noqa: E402
+
+HCCN_CONF = Path("/etc/hccn.conf")
 
 
 def _address(text: str) -> str:
@@ -57,8 +65,11 @@ class RankTable(BaseModel):
         return sum(len(server.device) for server in self.server_list)
 
 
-def check_rank_table(text: str | bytes, path: Path) -> RankTable:
-    """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
+def check_rank_table(text: str | bytes, path: Path, *, any_order: bool = False) -> RankTable:
+    """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong.
+
+    `any_order` allows ranks that do not ascend with the servers.
+    """
     try:
         found = RankTable.model_validate_json(text)
     except ValidationError as error:
@@ -74,16 +85,20 @@ def check_rank_table(text: str | bytes, path: Path) -> RankTable:
                           *(("device_id", [device.device_id for device in server.device]) for server in servers)):
         if len(set(values)) < len(values) or "" in values:
             raise UserError(f"{path}: {field}: must be there once for each, not {listed(map(str, values), 16)}")
+    for one, two in pairwise(sorted(servers, key=lambda server: server.server_id)):
+        if not any_order and max(item.rank_id for item in one.device) > min(item.rank_id for item in two.device):
+            raise UserError(f"{path}: rank_id: must ascend with server_id as text, and {one.server_id} comes before "
+                            f"{two.server_id}; hccl_tools.py {path} --output=FILE numbers the ranks anew")
     if (ranks := sorted(device.rank_id for device in devices)) != list(range(found.ranks)):
         raise UserError(f"{path}: rank_id: must be 0 to {found.ranks - 1}, not {listed(map(str, ranks), 16)}")
     return found
 
 
-def read_rank_table(path: Path) -> RankTable:
+def read_rank_table(path: Path, *, any_order: bool = False) -> RankTable:
     """The table in a file. UserError names the field that is wrong."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one")
-    return check_rank_table(path.read_bytes(), path)
+    return check_rank_table(path.read_bytes(), path, any_order=any_order)
 
 
 def device_range(text: str) -> list[int]:
@@ -97,19 +112,62 @@ def device_range(text: str) -> list[int]:
     raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
 
 
+def host_address() -> str:
+    """The address of this host towards others; nothing is sent."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # an address for documentation
+        return probe.getsockname()[0]
+    raise UserError("--server_ip: is not given, and this host has no network address")
+
+
+def device_address(device_id: int) -> str:
+    """The address of a device of this host."""
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(["hccn_tool", "-i", str(device_id), "-ip", "-g"], capture_output=True, text=True,
+                              timeout=60).stdout
+        if found := re.search(r"ipaddr:\s*(\S+)", said):
+            return found[1]
+    with suppress(OSError):
+        if found := re.search(rf"^\s*address_{device_id}\s*=\s*(\S+)", HCCN_CONF.read_text(), re.MULTILINE):
+            return found[1]
+    raise UserError(f"--device_ips: is not given, and neither `hccn_tool -i {device_id} -ip -g` nor {HCCN_CONF} knows "
+                    f"device {device_id} (--check FILE checks a table that exists)")
+
+
 def make_rank_table(options: argparse.Namespace) -> str:
-    """The table of the servers and addresses that the flags name, ranks in that order."""
-    device_ids, ranks, servers = device_range(options.device_num), count(), []
-    if not options.server_ip:
-        raise UserError("--server_ip: is not given (or --check FILE to check a table that exists)")
+    """The table of the servers and addresses that the flags name; what they leave out is asked for on this host."""
+    device_ids = device_range(options.device_num)
+    if options.visible_devices:
+        try:
+            device_ids = [int(options.visible_devices.split(",")[number]) for number in device_ids]
+        except (ValueError, IndexError):
+            raise UserError("--visible_devices: must be device ids such as 4,5,6,7, in which --device_num counts from "
+                            f"0, not {options.visible_devices!r}") from None
+    options.server_ip = options.server_ip or [host_address()]
     addresses = [text.split(",") for text in options.device_ips]
+    if not addresses and len(options.server_ip) == 1:
+        addresses = [[device_address(device_id) for device_id in device_ids]]
     if [len(found) for found in addresses] != [len(device_ids)] * len(options.server_ip):
         raise UserError(f"--device_ips: is needed once for each of {len(options.server_ip)} server(s), with "
                         f"{len(device_ids)} address(es) (`hccn_tool -i DEVICE -ip -g` shows one)")
-    for server, found in zip(options.server_ip, addresses, strict=True):
-        devices = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
-                   for device_id, address in zip(device_ids, found, strict=True)]
-        servers.append({"server_id": server, "device": devices, "host_nic_ip": "reserve"})
+    return table_of([(server, list(zip(device_ids, found, strict=True)))
+                     for server, found in zip(options.server_ip, addresses, strict=True)])
+
+
+def merged(paths: Sequence[Path]) -> str:
+    """One table of the servers of several."""
+    return table_of([(server.server_id, [(device.device_id, device.device_ip) for device in
+                                         sorted(server.device, key=lambda device: device.rank_id)])
+                     for path in paths for server in read_rank_table(path, any_order=True).server_list])
+
+
+def table_of(found: list[tuple[str, list[tuple[int, str]]]]) -> str:
+    """The table of these servers, each with the ids and addresses of its devices."""
+    ranks, servers = count(), []
+    for server, devices in sorted(found):
+        numbered = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
+                    for device_id, address in devices]
+        servers.append({"server_id": server, "device": numbered, "host_nic_ip": "reserve"})
     return json.dumps({"version": "1.0", "server_count": str(len(servers)), "server_list": servers,
                        "status": "completed"}, indent=4) + "\n"
 
@@ -118,7 +176,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.check:
         path, table, said = options.check, read_rank_table(options.check), "is correct: "
     else:
-        text = make_rank_table(options)
+        text = merged(options.tables) if options.tables else make_rank_table(options)
         table, said = check_rank_table(text, options.output or Path("the table")), ""
         path = options.output or Path(f"hccl_{table.ranks}p.json")
         with writing(path):
@@ -128,9 +186,11 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="tables to merge into one")
     parser.add_argument("--server_ip", action="append", default=[], help="address of a server; again for each one")
     parser.add_argument("--device_ips", action="append", default=[], help="its devices' addresses, by comma")
     parser.add_argument("--device_num", default="8", help="count, [first,end) or list of device ids (default 8)")
+    parser.add_argument("--visible_devices", default="", help="device ids by comma; --device_num then counts in them")
     parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
     return run_command(partial(_run, parser.parse_args(argv)), "hccl_tools.py")

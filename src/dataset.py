@@ -2,6 +2,7 @@
 """Reader -> sampler -> transforms -> batches."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import mindspore.dataset as ds
 from mindspore.dataset import vision
@@ -11,13 +12,16 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, SMALL, Config, Preset
 from src.data.base import Reader
+from src.data.pixels import fit_photo, resize
 from src.utils.sampler import eval_shard, train_shard
 
 BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.config.ErrorSamplesMode.REPLACE,
                    "skip": ds.config.ErrorSamplesMode.SKIP}
 
 
-def _resize(preset: Preset, size: int | tuple[int, int]) -> Callable:
+def _resize(preset: Preset, size: tuple[int, int]) -> Callable:
+    if preset.interpolation == "antialias":
+        return partial(resize, size=size, interpolation=preset.interpolation)
     return vision.Resize(size, Inter[INTERPOLATIONS[preset.interpolation]])
 
 
@@ -62,7 +66,7 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
 def eval_transforms(preset: Preset, *, photos: bool, encoded: bool) -> list[Callable]:
     """The operations on one image of an evaluation."""
     if photos:
-        middle = [vision.Decode(), _resize(preset, preset.short_side), vision.CenterCrop(preset.image_size)]
+        middle = [vision.Decode(), partial(fit_photo, preset=preset)]
     else:
         middle = [*_decode_small(encoded=encoded), *_enlarge(preset)]
     return [*middle, *_normalize(preset)]

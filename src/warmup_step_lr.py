@@ -35,9 +35,12 @@ def warmup_step_lr(
 ) -> np.ndarray:
     """One learning rate per step: warm-up from 0 to `lr`, then times `lr_gamma` at each of `lr_epochs`.
 
-    Epochs count from 0 at the start of the run, warm-up included.
+    Epochs count from 0 at the start of the run, warm-up included. As in the model zoo, an epoch whose first step is in
+    the warm-up multiplies nothing.
     """
+    warmup = warmup_step_count(warmup_epochs, steps_per_epoch)
     epoch = np.arange(max_epoch * steps_per_epoch) // steps_per_epoch
-    milestones_passed = np.searchsorted(np.sort(lr_epochs), epoch, side="right")
-    rates = lr * np.float64(lr_gamma) ** milestones_passed
-    return with_warmup(rates, warmup_step_count(warmup_epochs, steps_per_epoch), lr)
+    after_warmup = sorted(milestone for milestone in lr_epochs if milestone * steps_per_epoch >= warmup)
+    # one factor after the other, so that the last digit is the model zoo's
+    levels = np.cumprod([lr, *[lr_gamma] * len(after_warmup)])
+    return with_warmup(levels[np.searchsorted(after_warmup, epoch, side="right")], warmup, lr)

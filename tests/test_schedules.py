@@ -61,8 +61,8 @@ def test_milestones_in_any_order_and_within_the_warmup():
     assert milestones(warmup_epochs=0)[0] == pytest.approx(0.1)
     assert np.array_equal(milestones(lr_epochs=[6, 3]), milestones())
     assert milestones(lr_epochs=[])[-1] == pytest.approx(0.1)
-    late = milestones(lr_epochs=[1], warmup_epochs=2)
-    assert late[7] == pytest.approx(0.1) and late[8] == pytest.approx(0.01)
+    early = milestones(lr_epochs=[1, 2], warmup_epochs=2)
+    assert early[7] == pytest.approx(0.1) and early[8] == pytest.approx(0.01)  # 1 is passed while the rate climbs
 
 
 @pytest.mark.parametrize(("step", "rate"), [
@@ -91,7 +91,7 @@ def model_zoo(schedule: str) -> list[float]:
             left = 1.0 - (step - warmup) / (total - warmup)
             rates.append(base * left * left)
         elif schedule == "exponential":
-            rates.append(base * 0.1 ** sum(step // 7 >= epoch for epoch in (3, 5)))
+            rates.append(rates[-1] * 0.1 ** sum(step == epoch * 7 for epoch in (1, 3, 5)))  # 1 is in the warm-up
         else:
             rates.append(0.01 + (base - 0.01) * (1. + math.cos(math.pi * (step // 7) / 6)) / 2)
     return rates
@@ -100,7 +100,7 @@ def model_zoo(schedule: str) -> list[float]:
 @pytest.mark.parametrize("schedule", ["step", "exponential", "cosine_annealing"])
 def test_flags_make_the_rates_of_the_model_zoo_bit_for_bit(schedule):
     config = get_config([f"--lr_scheduler={schedule}", "--lr=0.3", "--lr_init=0.05", "--lr_max=0.3", "--max_epoch=6",
-                         "--warmup_epochs=2", "--eta_min=0.01", "--T_max=6", "--lr_epochs=3,5", "--lr_gamma=0.1"])
+                         "--warmup_epochs=2", "--eta_min=0.01", "--T_max=6", "--lr_epochs=1,3,5", "--lr_gamma=0.1"])
     assert np.array_equal(build_learning_rates(config, 7), np.float32(model_zoo(schedule)))
 
 

@@ -19,7 +19,7 @@ from src.utils.util import listed
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset, Sampler
 
-SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val", "validation")}
+SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess", "val", "validation", "test")}
 SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}  # in the names of shards
 NUMBER = re.compile(r"(.*?)(\d+)(-of-(\d+).*|\D*)")  # the number of a shard: before `-of-`, or the last one
 LABELS_FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers that are in the records

@@ -5,13 +5,17 @@ Needs no MindSpore until a pipeline is opened, because a device reads images as 
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import chain, product
 from pathlib import Path
 
+from PIL import Image
+
 from model_utils.errors import UserError
-from model_utils.schema import DATASETS, Config
+from model_utils.schema import DATASETS, SMALL, Config
 from src.data import cifar10, folder, list_file, mindrecord, tfrecord
 from src.data.base import NoDataError, Reader, are_names, raise_problems
+from src.data.broken_images import PILLOW_ERRORS
 from src.data.shapes import ShapesReader
 from src.utils.util import listed
 
@@ -36,6 +40,7 @@ def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), len
     else:
         reader = _open(config, split, lenient=lenient)
     if not lenient:
+        check_small(reader, config)
         check_class_count(reader, config)
     check_classes(reader, classes)
     return reader
@@ -141,6 +146,23 @@ def check_kind(config: Config, *, photos: bool) -> None:
     kind, right = ("photos", "imagenet2012") if photos else ("small images of one size", "cifar10")
     raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), but the model was trained on "
                     f"{kind}: give --dataset={right}, or --dataset={config.dataset} if that is what you want")
+
+
+def check_small(reader: Reader, config: Config) -> None:
+    """UserError if photos, of which a few are looked at, were to be shrunk to small images, unless a flag insists on it
+    or, in the run that is resumed, has done so."""
+    insists = config.is_flag("dataset") or config.is_flag("dataset_name") or config.resume
+    if config.photos or not reader.encoded or insists:
+        return
+    for index in {0, len(reader) // 2, len(reader) - 1}:
+        try:
+            width, height = Image.open(BytesIO(reader.read(index))).size
+        except (UserError, *PILLOW_ERRORS):
+            continue  # a broken image is found when it is decoded
+        if max(width, height) > 2 * max(SMALL):
+            raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), which shrinks images to "
+                            f"{SMALL[0]}x{SMALL[1]}, but {reader.name(index)} has {width}x{height} pixels: give "
+                            f"--dataset=imagenet2012 for photos, or --dataset={config.dataset} if you want that")
 
 
 def note_on_test_set(train: Reader, test: Reader) -> list[str]:

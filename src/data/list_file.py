@@ -35,14 +35,13 @@ def _files_in(folder: str) -> frozenset[str]:
 
 
 def _find_file(path: str, roots: Sequence[str], files_in: Callable[[str], frozenset[str]]) -> str:
-    """The file that a line names, in the first of these folders that has it. ValueError if none has, or if the path
-    leads out of them."""
+    """The file that a line names, in the first of these folders that has it, or anywhere if the path is absolute.
+    ValueError if there is none, or if a relative path leads out of the folders."""
     path = os.path.normpath(path)
-    places = [os.path.join(root, path) for root in roots]
-    inside = [place for place in places if place.startswith(tuple(os.path.join(root, "") for root in roots))]
-    if path.split(os.sep)[0] == ".." or not inside:
+    if path.split(os.sep)[0] == "..":
         raise ValueError(f"the path {path} leads out of {roots[0]}")
-    found = next((place for place in inside if os.path.basename(place) in files_in(os.path.dirname(place))), None)
+    places = [os.path.join(root, path) for root in roots]
+    found = next((place for place in places if os.path.basename(place) in files_in(os.path.dirname(place))), None)
     if found is None:
         raise ValueError(f"there is no file {path} (looked for in {', '.join(roots[:2])})")
     return found
@@ -91,7 +90,10 @@ class ListReader(EncodedReader):
             raise_problems(problems or [f"{self.path}: lists no image"])
         names = find_class_names([self.path.parent], np.array(labels), config.num_classes,
                                  _folder_names(self._files, labels))
-        super().__init__(f"list {self.path}", names, np.array(labels), photos=config.photos, problems=problems)
+        inside = tuple(os.path.join(root, "") for root in roots)
+        outside = sum(not file.startswith(inside) for file in self._files)
+        source = f"list {self.path}" + (f" ({outside} of its images are in other folders)" if outside else "")
+        super().__init__(source, names, np.array(labels), photos=config.photos, problems=problems)
 
     def file(self, index: int) -> str:
         return self._files[index]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images -> network input without MindSpore, pixel for pixel as `src/dataset.py` prepares them for an evaluation.
 
-Pillow decodes, because it tells a truncated image from a whole one and knows every kind of JPEG. OpenCV resizes,
-because MindData resizes with OpenCV too.
+Pillow decodes, because it tells a truncated image from a whole one and knows every kind of JPEG.
 """
 
 import os
@@ -14,14 +13,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from model_utils.errors import UserError
-from model_utils.schema import INTERPOLATIONS, SMALL, Preset
+from model_utils.schema import SMALL, Preset
 from src.data.base import Reader
 from src.data.broken_images import PILLOW_ERRORS
+from src.data.pixels import fit_photo, resize
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
@@ -137,22 +136,12 @@ def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:
     height, width = pixels.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ImageError(f"is {width} x {height} pixels: too long and thin")
-    method = getattr(cv2, f"INTER_{INTERPOLATIONS[preset.interpolation]}")
     if photos:
-        # The long side is rounded down in float32, as MindData does it.
-        long = int(np.float32(max(height, width)) / np.float32(min(height, width)) * np.float32(preset.short_side))
-        size = (preset.short_side, long) if height < width else (long, preset.short_side)
-        pixels = _resize(pixels, size, method)
-        top, left = ((have - want) // 2 for have, want in zip(size, preset.image_size, strict=True))
-        pixels = pixels[top:top + preset.image_size[0], left:left + preset.image_size[1]]
+        pixels = fit_photo(pixels, preset)
     else:
-        pixels = _resize(_resize(pixels, SMALL, cv2.INTER_LINEAR), preset.image_size, method)
+        pixels = resize(resize(pixels, SMALL, "bilinear"), preset.image_size, preset.interpolation)
     mean, std = (np.array(values, np.float32) for values in preset.scaled)
     return np.ascontiguousarray(((pixels.astype(np.float32) - mean) / std).transpose(2, 0, 1))
-
-
-def _resize(pixels: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
-    return pixels if pixels.shape[:2] == size else cv2.resize(pixels, size[::-1], interpolation=method)
 
 
 def annotate(image: Image.Image, lines: Sequence[str], font_file: str) -> Image.Image:

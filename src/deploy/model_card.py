@@ -60,8 +60,10 @@ class ModelCard(NamedTuple):
         if preset.image_size != SMALL:
             resize += f", then to {height} x {width} ({preset.interpolation})"
         if info.photos:
-            resize = (f"short side to {preset.short_side} pixels ({preset.interpolation}); cut {height} x {width} out "
-                      "of the centre")
+            resize = f"short side to {preset.short_side} pixels"
+            if preset.resize_mode == "squash":
+                resize = "resize to {} x {} pixels".format(*preset.resized(height, width))
+            resize += f" ({preset.interpolation}); cut {height} x {width} out of the centre"
         steps = f"decode to R,G,B; {resize}; (pixel / 255 - mean) / std; transpose to C,H,W"
         files = {name: {**entry.model_dump(), "input_shape": [entry.batch_size or "N", 3, height, width]}
                  for name, entry in self.files.items()}
@@ -71,6 +73,7 @@ class ModelCard(NamedTuple):
             "input": {"shape": ["N", 3, height, width], "layout": "NCHW", "type": "float32", "colours": "RGB"},
             "preprocessing": {"steps": steps, "photos": info.photos, "image_size": [height, width],
                               "crop_pct": preset.crop_pct, "interpolation": preset.interpolation,
+                              "resize_mode": preset.resize_mode,
                               "mean": preset.mean, "std": preset.std},
             "output": {"meaning": LOGITS if info.include_top else FEATURES, "include_top": info.include_top},
             "class_names": info.class_names,
@@ -91,7 +94,7 @@ class ModelCard(NamedTuple):
         info = ExportedInfo(network=data["network"], num_classes=len(names), class_names=names,
                             image_size=steps["image_size"], image_mean=steps["mean"], image_std=steps["std"],
                             crop_pct=steps["crop_pct"], interpolation=steps["interpolation"],
-                            include_top=data["output"]["include_top"],
+                            resize_mode=steps.get("resize_mode"), include_top=data["output"]["include_top"],
                             dataset="imagenet2012" if steps["photos"] else "cifar10")
         files = {name: ExportedFile(**entry) for name, entry in data["files"].items()}
         return cls(info, data["checkpoint"]["file"], data["checkpoint"]["sha256"], files)

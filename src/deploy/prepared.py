@@ -114,7 +114,7 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
     preset_file = folder.parent / PRESET_FILE
     if preset_file.is_file():
         try:
-            made = dict(json.loads(preset_file.read_text(encoding="utf-8")))
+            made = Preset._field_defaults | json.loads(preset_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{preset_file}: is damaged ({error}); run preprocess.py again") from None
         wanted = json.loads(json.dumps(preset._asdict()))

@@ -19,6 +19,7 @@ from src.weights.formats import as_float32, is_float, read_weight_file, type_nam
 from src.weights.model_info import ModelInfo
 from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
 
+EVALUATION_KEYS = ("crop_pct", "interpolation", "resize_mode")
 MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "average_pool")
 
 
@@ -38,6 +39,11 @@ class Weights(NamedTuple):
     def class_names(self) -> tuple[str, ...]:
         """Their names if the file has them, else their numbers."""
         return self.info.class_names if self.info else tuple(map(str, range(self.layout.num_classes or 0)))
+
+    @property
+    def of_model_zoo_cifar10(self) -> bool:
+        """Whether it is the model zoo's, presumably trained on CIFAR-10. Files of this project have a record."""
+        return not self.info and self.project is PROJECTS["model_zoo"] and self.layout.num_classes == 10
 
     @property
     def trained_on(self) -> str | None:
@@ -86,11 +92,13 @@ def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tup
     else. The keys in `own` stay as they are.
     """
     facts = model_facts(config, weights)
-    own = {*own, *(name for name in ("crop_pct", "interpolation") if config.is_flag(name))}  # to try others is usual
+    own = {*own, *(name for name in EVALUATION_KEYS if config.is_flag(name))}  # to try others is usual
     fitting, taken = config.giving_way({name: value for name, value in facts.items() if name not in own},
                                          f"the checkpoint {weights.path}")
     if fitting.image_mean and not config.image_mean:
-        if not weights.info:
+        if weights.of_model_zoo_cifar10:
+            taken.append("image_mean and image_std of CIFAR-10 in the order B,G,R, as the model zoo has them")
+        elif not weights.info:
             taken.append("image_mean and image_std of ImageNet, which such weights are trained with")
         elif (fitting.image_mean, fitting.image_std) != DATASETS[config.dataset].statistics:
             taken.append("image_mean and image_std of the file's training images")
@@ -117,6 +125,11 @@ def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
             facts["image_size"] = layout.image_size
         if weights.project.uses_imagenet_statistics:
             facts["image_mean"], facts["image_std"] = DATASETS["imagenet2012"].statistics
+        elif weights.of_model_zoo_cifar10 and config.dataset == "cifar10":
+            facts |= {name: values[::-1] for name, values in zip(
+                ("image_mean", "image_std"), DATASETS["cifar10"].statistics, strict=True) if not getattr(config, name)}
+        if weights.project.antialias:
+            facts["interpolation"] = "antialias"
     asks_for_pool = config.average_pool and (not weights.info or config.is_flag("average_pool"))
     given = ("image_size", "average_pool") if asks_for_pool and layout.map_area == POOLED_SIDE**2 else ()
     return {name: value for name, value in facts.items() if name not in given}
@@ -144,7 +157,7 @@ def open_pre_trained(config: Config) -> Start:
         raise UserError(f"pre_trained: {config.pre_trained} names {len(paths)} files; training starts from one, "
                         f"such as the newest, {paths[0]}")
     weights = read_weights(paths[0])
-    own = {"num_classes", "image_size", "include_top", "crop_pct", "interpolation"}
+    own = {"num_classes", "image_size", "include_top", *EVALUATION_KEYS}
     own |= {name for name in ("image_mean", "image_std") if getattr(config, name)}
     if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):
         own.add("average_pool")

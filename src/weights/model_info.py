@@ -33,6 +33,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     average_pool: bool = False
     crop_pct: PositiveShare | None = None  # None in files written before this field existed
     interpolation: Literal[tuple(INTERPOLATIONS)] | None = None
+    resize_mode: Literal["short_side", "squash"] | None = None
 
     @model_validator(mode="after")
     def _names_fit(self) -> "ModelInfo":
@@ -64,7 +65,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
 
     @property
     def preset(self) -> Preset:
-        known = self.model_dump(include={"crop_pct", "interpolation"}, exclude_none=True)
+        known = self.model_dump(include={"crop_pct", "interpolation", "resize_mode"}, exclude_none=True)
         return Preset(self.image_size, self.image_mean, self.image_std, **known)
 
     def config_values(self) -> dict[str, Any]:

@@ -28,14 +28,15 @@ class Project(NamedTuple):
     norm: dict[str, str] = OUR_NORM
     conv_bias: bool | None = None  # whether its convolutions have a bias; None: some have, some have not
     uses_imagenet_statistics: bool = True  # its published weights are trained with ImageNet's mean and deviation
+    antialias: bool = False  # its images are resized by Pillow
 
 
 PROJECTS: dict[str, Project] = {
     "ours": Project("this project", "layers", uses_imagenet_statistics=False),
     "model_zoo": Project("the model zoo", "layers", uses_imagenet_statistics=False),
     "mindcv": Project("MindCV", conv_bias=False),
-    "torchvision": Project("torchvision", norm=TORCH_NORM, conv_bias=True),
-    "timm": Project("timm", norm=TORCH_NORM, conv_bias=True),
+    "torchvision": Project("torchvision", norm=TORCH_NORM, conv_bias=True, antialias=True),
+    "timm": Project("timm", norm=TORCH_NORM, conv_bias=True, antialias=True),
 }
 
 WRAPPERS = r"(?:(?:module|_orig_mod|model|network|backbone|net)\.)*"  # what people put around a network

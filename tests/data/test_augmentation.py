@@ -106,18 +106,18 @@ def test_interpolation_is_how_pixels_are_mixed(data_dir):
         return np.mean((blue > 0.02) & (blue < 0.98))
 
     assert mixed("--interpolation=nearest") < 0.01 < 0.3 < mixed()
-    assert mixed() == mixed("--interpolation=bilinear")
-    others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area")]
+    assert mixed() == mixed("--interpolation=bilinear") and mixed("--interpolation=antialias") > 0.3
+    others = [eval_image(data_dir, f"--interpolation={name}") for name in ("nearest", "bicubic", "area", "antialias")]
     assert all(not np.array_equal(other, eval_image(data_dir)) for other in others)
 
 
 def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, tmp_path):
     tiny = "--network=vgg11", "--width=0.125", "--device_target=CPU"
-    config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic")
+    config = config_of(data_dir, *tiny, "--crop_pct=1", "--interpolation=bicubic", "--resize_mode=squash")
     path = tmp_path / "own.ckpt"
     save_checkpoint(path, build_network(config, set_up_device(config)), ModelInfo.of(config, ("a", "b")))
     found, _ = agree(config_of(data_dir, *tiny), read_weights(path))
-    assert (found.crop_pct, found.interpolation) == (1.0, "bicubic")
+    assert (found.crop_pct, found.interpolation, found.resize_mode) == (1.0, "bicubic", "squash")
     tried, _ = agree(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
     assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
     trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config

@@ -55,7 +55,7 @@ def replace(name: str, content: bytes | None = None, size: int = 0):
     ("nothing", "has no label"), ("train/ant/image_00.png one", "has no label"),
     ("train/ant/image 00.png 3", "label 3 is out of range"), ("train/ant/image 00.png -1", "label -1 is out"),
     ("train/ant/absent.png 0", "there is no file train/ant/absent.png"), ("train/ant 0", "there is no file train/ant"),
-    ("train/../../outside.png 0", "leads out of"), ("/etc/hostname 0", "leads out of")])
+    ("train/../../outside.png 0", "leads out of"), ("/absent.png 0", "there is no file /absent")])
 def test_a_wrong_line_of_a_list(copy_of, line, said):
     path = copy_of("folder") / "train_list.txt"
     Path("outside.png").write_bytes(b"")

@@ -58,6 +58,21 @@ def test_a_list_elsewhere_takes_the_images_with_it_and_can_be_packed_again(sourc
     check_same(source, tmp_path / "packed", "mindrecord")
 
 
+@pytest.mark.parametrize("to", ["list", "mindrecord"])
+def test_one_set_is_divided_and_never_written_as_both(source, tmp_path, to):
+    flat, out = source / "train", tmp_path / "out"
+    flat.rename(tmp_path / "flat")
+    flags = (f"--to={to}", f"--data_dir={tmp_path / 'flat'}", "--dataset=imagenet2012", f"--output={out}")
+    refused = run_main("scripts.convert_dataset", *flags)
+    assert refused.status == 2 and "--val_split=0.2" in refused.err and not out.exists()
+    assert run_main("scripts.convert_dataset", *flags, "--val_split=2").status == 2
+    done = run_main("scripts.convert_dataset", *flags, "--val_split=0.2")
+    assert done.status == 0, done.err
+    train, test = (build_reader(photo_config(out), split) for split in ("train", "test"))
+    assert np.bincount(test.labels).tolist() == [2, 1, 2] and len(train) == TRAIN - 5
+    assert len({reader.read(index).tobytes() for reader in (train, test) for index in range(len(reader))}) == TRAIN
+
+
 def test_one_split_after_the_other(source, tmp_path):
     out = tmp_path / "out"
     assert convert(source, "mindrecord", out, "--split=test").status == 0

@@ -114,7 +114,9 @@ def test_small_images_are_enlarged_to_the_size_of_the_input(cifar):
     assert images.shape == (TEST_COUNT, 3, 64, 96)
     enlarged = cv2.resize(cifar.test.images[0], (96, 64), interpolation=cv2.INTER_LINEAR)
     assert np.abs(images[0].transpose(1, 2, 0) - enlarged).max() <= 2
-    assert in_one(train_epoch(config))[0].shape[1:] == (3, 64, 96)
+    for interpolation in ("bilinear", "antialias"):
+        config = cifar_config(cifar.folder, "--image_size=64,96", f"--interpolation={interpolation}", "--cutout=8")
+        assert in_one(train_epoch(config))[0].shape[1:] == (3, 64, 96)
 
 
 # Order and augmentation
@@ -321,7 +323,7 @@ def source_folder(data_dir: Path, split: str) -> Path:
 
 
 @pytest.mark.parametrize(("split", "folder"), [("train", "ilsvrc"), ("train", "train"),
-                                               ("test", "validation_preprocess"), ("test", "val")])
+                                               ("test", "validation_preprocess"), ("test", "val"), ("test", "test")])
 def test_the_splits_are_found_under_every_name_inside_and_beside(tmp_path, split, folder):
     write_class_folders(tmp_path, each=2, splits=(folder,))
     other = tmp_path / ("val" if split == "train" else "train")
@@ -349,17 +351,42 @@ def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):
     assert "the accuracy is that on the images that are trained on" in outcome.out
 
 
+@packed_format
+def test_photos_are_not_silently_shrunk_by_the_recipe_for_small_images(formats, tmp_path, name):
+    shrunk = [*TINY, f"--data_dir={formats[name]}", "--num_classes=3"]
+    with pytest.raises(UserError, match="has 50x80 pixels: give --dataset=imagenet2012"):
+        build_reader(get_config(shrunk), "test")
+    assert len(build_reader(get_config([*shrunk, "--dataset=cifar10"]), "test")) == VAL
+
+
+def test_the_command_of_another_project_on_photos_says_what_to_add(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = write_class_folders(tmp_path / "data", classes=tuple("abcdefghij"), each=1)
+    for split in ("train", "val"):
+        write_image(data / split / "a" / "0.jpg", np.zeros((90, 120, 3), np.uint8))
+        lines = (f"{split}/{name}/0.jpg {label}\n" for label, name in enumerate("abcdefghij"))
+        (data / f"{split}_list.txt").write_text("".join(lines))
+    flags = ["--device=CPU", "--data-path=data", "--batch-size=5", "--num_classes=10", "--epochs=1", "--model=vgg11",
+             "--workers=1", "--training_step_per_epoch=1", "--eval_step_per_epoch=1", "--dropout_rate=0.0", "--lr=0.01",
+             "--print-freq=20", "--skip_steps=5"]
+    refused = run_main("train", *flags)
+    assert refused.status == 2 and "--dataset=imagenet2012" in refused.err
+    done = run_main("train", *flags, "--dataset=imagenet2012", *TINY)
+    assert done.status == 0 and "epoch: 1 step: 1, loss is" in done.out and "eval_step" not in done.out, done
+
+
 # Lists
 
 
-def test_a_list_takes_spaces_tabs_and_paths_from_either_folder(tmp_path):
+def test_a_list_takes_spaces_tabs_and_paths_from_either_folder_or_absolute_ones(tmp_path, tmp_path_factory):
     for name in ("train/my cat/a b.png", "train/dog/c.png"):
         write_image(tmp_path / name, np.zeros((40, 40, 3), np.uint8))
-    absolute = tmp_path / "train/dog/c.png"
+    absolute = shutil.copy(tmp_path / "train/dog/c.png", tmp_path_factory.mktemp("elsewhere"))
     (tmp_path / "train_list.txt").write_bytes(
         f"\ufefftrain/my cat/a b.png 0\r\n\r\ntrain/my cat/a b.png\t2\ndog/c.png   1\n./train/dog/c.png 1\n"
         f"{absolute} 1".encode())
     reader = read(tmp_path)
+    assert "1 of its images are in other folders" in reader.source and reader.file(4) == absolute
     assert reader.labels.tolist() == [0, 2, 1, 1, 1]
     assert [reader.name(index).rsplit(":")[-1] for index in range(5)] == ["1)", "3)", "4)", "5)", "6)"]
 

@@ -32,8 +32,8 @@ def test_the_card_describes_both_files(cifar_model: Deployed):
     assert card["input"] == {"shape": ["N", 3, 32, 32], "layout": "NCHW", "type": "float32", "colours": "RGB"}
     assert card["preprocessing"].pop("steps").startswith("decode to R,G,B; resize to 32 x 32 pixels (bilinear); (pixel")
     assert card["preprocessing"] == {"photos": False, "image_size": [32, 32], "crop_pct": 0.875,
-                                     "interpolation": "bilinear", "mean": [0.4914, 0.4822, 0.4465],
-                                     "std": [0.2023, 0.1994, 0.2010]}
+                                     "interpolation": "bilinear", "resize_mode": "short_side",
+                                     "mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
     assert card["checkpoint"] == {"file": cifar_model.checkpoint.name, "sha256": sha256(cifar_model.checkpoint)}
     session = onnxruntime.InferenceSession(str(cifar_model.onnx), providers=["CPUExecutionProvider"])
     for name, path, input_name in (("MINDIR", cifar_model.mindir, "x"),

@@ -8,6 +8,7 @@ import cv2
 import mindspore.dataset as ds
 import numpy as np
 import pytest
+from mindspore.dataset import vision
 from PIL import Image
 
 from model_utils.schema import INTERPOLATIONS, Preset
@@ -78,6 +79,31 @@ def test_every_interpolation():
     for interpolation in INTERPOLATIONS:
         preset = Preset((64, 64), MEAN, STD, crop_pct=0.9, interpolation=interpolation)
         check_same(decode(KINDS["png"]), KINDS["png"], preset, photos=True)
+        small = smooth(32, 32)
+        check_same(small, small, preset, photos=False)
+
+
+@pytest.mark.parametrize(("size", "resized", "corner"), [  # torchvision rounds 41 / 2 to 20 and 43 / 2 to 22
+    ((500, 375), (341, 256), (58, 16)), ((290, 411), (256, 362), (16, 69)), ((265, 274), (256, 264), (16, 20)),
+    ((300, 311), (256, 265), (16, 20)), ((300, 313), (256, 267), (16, 22))])
+def test_antialias_is_pillow_s_resize_and_the_crop_is_torchvision_s(size, resized, corner):
+    rough = np.random.RandomState(1).randint(0, 256, (*size, 3)).astype(np.uint8)
+    (height, width), (top, left) = resized, corner
+    expected = np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BILINEAR))
+    pixels = Preset((224, 224), (0.0,) * 3, (1 / 255,) * 3, interpolation="antialias")
+    found = prepare(rough, pixels, photos=True).transpose(1, 2, 0)
+    assert np.abs(found - expected[top:top + 224, left:left + 224]).mean() < 0.01
+    check_same(rough, encode(Image.fromarray(rough), "PNG"), pixels, photos=True)
+
+
+def test_squash_is_the_model_zoo_s_evaluation():
+    image, preset = smooth(301, 407), Preset((224, 224), MEAN, STD, resize_mode="squash")
+    check_same(image, encode(Image.fromarray(image), "PNG"), preset, photos=True)
+    zoo = [vision.Decode(), vision.Resize((256, 256)), vision.CenterCrop(224), vision.Normalize(
+        *preset.scaled), vision.HWC2CHW()]
+    rows = ds.NumpySlicesDataset(([np.frombuffer(encode(Image.fromarray(image), "PNG"), np.uint8)],), ["image"])
+    (theirs,) = next(rows.map(zoo, "image").create_tuple_iterator(num_epochs=1, output_numpy=True))
+    assert np.abs(theirs - prepare(image, preset, photos=True)).max() < 1.01 * LEVEL
 
 
 def test_exif_data_turns_an_image_upright():

@@ -98,6 +98,7 @@ def test_the_jit_level_is_set_before_the_job_is_joined(monkeypatch, flags, targe
     (MSRUN, "msrun", 4, 4, None), ({**MSRUN, "MS_ROLE": "MS_SCHED"}, "msrun", 4, 4, None),
     ({**MSRUN, "DEVICE_ID": "3"}, "msrun", 4, 4, 3),
     (RANK_TABLE, "rank table", 16, 8, 3),
+    ({"MINDSPORE_HCCL_CONFIG_PATH": "/a.json", "RANK_SIZE": "2"}, "rank table", 2, 1, None),
     ({**RANK_TABLE, **MSRUN}, "msrun", 4, 4, 3)])
 def test_the_environment_of_a_launcher(env, launcher, size, local_ranks, card):
     assert local_adapter.launcher(env) == launcher

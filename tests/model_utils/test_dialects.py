@@ -3,11 +3,11 @@
 
 import pytest
 import yaml
-from helpers import ROOT, read_recipe, write_recipe
+from helpers import ROOT, read_recipe, refusal, write_recipe
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
-from model_utils.dialects import ALIASES, DEFAULTS, IGNORED, WITHOUT_COUNTERPART
+from model_utils.dialects import DEFAULTS, IGNORED, NAMES_ELSEWHERE, NO_KEYS, WITHOUT_COUNTERPART
 from model_utils.schema import Config
 from src import build
 
@@ -28,15 +28,16 @@ def warnings(config: Config) -> list[str]:
 # Flags of other projects
 
 MEANINGS = [  # what people of other projects type -> what it means here
-    ("--data_path=/d", {"data_dir": "/d"}), ("--datadir=/d", {"data_dir": "/d"}),
-    ("--distribute", {"is_distributed": True}), ("--device=GPU", {"device_target": "GPU"}),
-    ("--model=vgg19", {"network": "vgg19"}), ("--epochs=3", {"max_epoch": 3}), ("--max_epochs=3", {"max_epoch": 3}),
-    ("--workers=3", {"num_parallel_workers": 3}), ("--print-freq=3", {"log_interval": 3}),
-    ("--display_every=3", {"log_interval": 3}), ("--iterations_per_loop=3", {"sink_size": 3}),
-    ("--log_dir=/o", {"ckpt_path": "/o"}), ("--amp", {"amp_level": "O2"}), ("--amp=False", {"amp_level": "O0"}),
+    ("--data_path=/d", {"data_dir": "/d"}), ("--distribute", {"is_distributed": True}),
+    ("--nesterov", {"use_nesterov": True}), ("--amp", {"amp_level": "O2"}), ("--amp=False", {"amp_level": "O0"}),
     ("--dtype=float16", {"amp_level": "O2"}), ("--dtype=tf.float32", {"amp_level": "O0"}),
     ("--label_smoothing=0.2", {"label_smooth": True, "label_smooth_factor": 0.2}),
-    ("--label_smoothing=0", {"label_smooth": False, "label_smooth_factor": 0.0}),
+    ("--smoothing=0", {"label_smooth": False, "label_smooth_factor": 0.0}), ("--print-freq=3", {"log_interval": 3}),
+    ("-b 3", {"batch_size": 3}), ("-j 3", {"num_parallel_workers": 3}), ("--device=cuda", {"device_target": "GPU"}),
+    ("--device=NPU", {"device_target": "Ascend"}), ("--sched=cosine", {"lr_scheduler": "cosine_annealing"}),
+    ("--lr_scheduler=MultiStepLR", {"lr_scheduler": "multi_step"}), ("--model=vgg19", {"network": "vgg19"}),
+    ("--model=vgg16_bn", {"network": "vgg16", "batch_norm": True}),
+    ("--dataset=custom", {"dataset": "imagenet2012", "max_epoch": 150}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
 ]
 
@@ -52,8 +53,18 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
     assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
     assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
     assert get_config(["--pre_trained=/a"], "infer.py").model_path == "/a"
-    assert set(ALIASES) == {flag.split("=")[0].lstrip("-").replace("-", "_") for flags, _ in MEANINGS
-                            for flag in flags.split()} - {"mode"} | {"pre_trained"}
+
+
+@pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
+def test_another_name_of_a_key(name, ours):
+    value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU"}.get(ours, 3)
+    assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
+
+
+def test_a_flag_that_is_no_key_is_answered():
+    for name, answer in NO_KEYS.items():
+        assert refusal(f"--{name}=1") == f"--{name}: unknown flag; here it {answer}"
+    assert get_config(["--model=vgg16_bn"]).notes == ("--model=vgg16_bn means network=vgg16, batch_norm=True",)
 
 
 def test_ckpt_path_of_eval_is_the_checkpoint_if_it_names_a_file(tmp_path):
@@ -84,7 +95,7 @@ def test_a_distributed_recipe_evaluates_on_one_device_without_a_launcher(tmp_pat
 
 def test_two_files_that_mean_the_same_resolve_to_the_same(tmp_path):
     model_zoo = read_recipe(tmp_path, MODEL_ZOO)
-    assert len(model_zoo.notes) == len(IGNORED) and all(get_config([f"--{name}=1"]).notes for name in IGNORED)
+    assert len(model_zoo.notes) == 3 and all(get_config([f"--{name}=1"]).notes for name in IGNORED)
     config = read_recipe(tmp_path, MINDCV)
     assert config.model_dump() == model_zoo.model_dump()
     assert len(config.notes) == 1 and "epoch_size -> max_epoch" in config.notes[0]
@@ -92,6 +103,23 @@ def test_two_files_that_mean_the_same_resolve_to_the_same(tmp_path):
     assert (config.mode, config.graph_mode, config.dataset) == ("train_and_evaluate", True, "imagenet2012")
     assert (config.ckpt_path, config.pre_trained, config.eta_min) == ("./ckpt", None, 0.0001)
     assert config.origin("max_epoch") == f"{tmp_path / 'recipe.yaml'}:21"
+
+
+@pytest.mark.parametrize(("folder", "text", "source"), [
+    ("zoo", 'file_name: "vgg19"', "the file_name of"), ("vgg19", 'file_name: "net"', "the folder of"),
+    ("vgg16", "file_name: VGG19_x", "the file_name of")])
+def test_a_model_zoo_file_without_a_network_says_it_by_its_names(tmp_path, folder, text, source):
+    (tmp_path / folder).mkdir()
+    zoo = MODEL_ZOO.replace('file_name: "vgg16"', text + "\nrank: 0\ngroup_size: 1\nT_max: 90")
+    config = read_recipe(tmp_path / folder, zoo)
+    assert config.network == "vgg19" and len([note for note in config.notes if f"vgg19 by {source}" in note]) == 1
+    assert read_recipe(tmp_path / folder, zoo, "--network=vgg11").network == "vgg11"
+
+
+def test_the_model_zoo_s_file_for_cpus_loads(tmp_path):
+    config = read_recipe(tmp_path, "train_path: ./data/train/\neval_path: ./data/test/\nsplit_path: ./data/\n"
+                         "dataset: custom\nnum_epochs: 10\nckpt_file: ./a.ckpt\nsave_file: ./vgg16.ckpt\n")
+    assert (config.dataset, config.data_dir, config.max_epoch) == ("imagenet2012", "./data/train/", 10)
 
 
 def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
@@ -107,7 +135,9 @@ def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
     ("val_interval: 3", {"epochs_between_evals": 3}), ("ckpt_path: a.ckpt", {"pre_trained": "a.ckpt"}),
     ("ckpt_save_dir: there", {"ckpt_path": "there"}), ("ckpt_save_interval: 2", {"ckpt_interval": 2}),
     ("drop_rate: 0.2", {"dropout_rate": 0.2}), ("drop_rate: null", {"dropout_rate": 0.5}),
-    ("label_smoothing: 0", {"label_smooth": False}), ("dynamic_loss_scale: True", {"loss_scale": "dynamic"}),
+    ("label_smoothing: 0", {"label_smooth": False}),
+    ("smooth_factor: 0.1", {"label_smooth": True, "label_smooth_factor": 0.1}),
+    ("dynamic_loss_scale: True", {"loss_scale": "dynamic"}),
     ("loss_scale_type: dynamic", {"loss_scale": "dynamic"}), ("loss_scale_type: fixed", {"loss_scale": 1.0}),
     ("dataset: ''", {"dataset": "imagenet2012"}), ("image_resize: 96", {"image_size": (96, 96)}),
     ("mean: [127.5, 255, 0]", {"image_mean": (0.5, 1.0, 0.0)}), ("std: [51, 51, 51]", {"image_std": (0.2,) * 3}),

@@ -135,7 +135,8 @@ def test_a_table_is_written_as_hccl_wants_it_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--check=none.json"], "none.json"), (["--check=/dev/zero"], "/dev/zero"), ([], "--server_ip"),
+    (["--check=none.json"], "none.json"), (["--check=/dev/zero"], "/dev/zero"), ([], "--device_ips"),
+    (["--visible_devices=4,5", "--device_num=4"], "--visible_devices: must be"), (["none.json", "a.json"], "none.json"),
     (["--server_ip=10.0.0.1", "--device_num=²", "--device_ips=10.1.1.1"], "--device_num"),
     (["--server_ip=10.0.0.1", "--device_num=1000000000", "--device_ips=10.1.1.1"], "--device_num"),
     (["--server_ip=10.0.0.1", "--device_num=2", "--device_ips=10.1.1.1"], "--device_ips"),
@@ -143,6 +144,41 @@ def test_a_table_is_written_as_hccl_wants_it_and_read(tmp_path):
 def test_what_makes_no_table(args, message):
     done = run_main("scripts.hccl_tools", *args)
     assert done.status == 2 and message in done.err
+
+
+@pytest.mark.parametrize("has_tool", [True, False])
+def test_addresses_are_asked_for_on_the_host(tmp_path, monkeypatch, has_tool):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(hccl_tools, "HCCN_CONF", tmp_path / "hccn.conf")
+    monkeypatch.setattr(hccl_tools, "host_address", lambda: "10.0.0.9")
+    if has_tool:
+        (tmp_path / "hccn_tool").write_text("#!/bin/sh\necho ipaddr:192.168.$2.1\necho netmask:255.255.0.0\n")
+        (tmp_path / "hccn_tool").chmod(0o755)
+    else:
+        lines = (f"address_{n}=192.168.{n}.1\nnetmask_{n}=255.0.0.0\n" for n in range(8))
+        hccl_tools.HCCN_CONF.write_text("".join(lines))
+    for flags, ids in (["--device_num=[0,8)"], range(8)), (["--device_num=[0,2)", "--visible_devices=4,5,6,7"], (4, 5)):
+        assert hccl_tools.main([*flags, "--output=table.json"]) == 0
+        [server] = read_rank_table(Path("table.json")).server_list
+        assert server.server_id == "10.0.0.9"
+        assert [(item.device_id, item.device_ip) for item in server.device] == [(n, f"192.168.{n}.1") for n in ids]
+
+
+def test_ranks_follow_the_servers_as_text_and_tables_are_merged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for server, address in (("10.0.0.2", "192.1.0.1"), ("10.0.0.10", "192.1.0.2")):
+        assert hccl_tools.main([f"--server_ip={server}", "--device_num=1", f"--device_ips={address}",
+                                f"--output={server}.json"]) == 0
+    assert hccl_tools.main(["10.0.0.2.json", "10.0.0.10.json"]) == 0
+    text = Path("hccl_2p.json").read_text()
+    assert [(server.server_id, server.device[0].rank_id) for server in read_rank_table(Path("hccl_2p.json")).server_list
+            ] == [("10.0.0.10", 0), ("10.0.0.2", 1)]
+    turned = text.replace("10.0.0.10", "10.0.0.3")  # comes after 10.0.0.2
+    Path("turned.json").write_text(turned)
+    done = run_main("scripts.hccl_tools", "--check=turned.json")
+    assert done.status == 2 and "rank_id: must ascend with server_id" in done.err
+    assert hccl_tools.main(["turned.json", "--output=right.json"]) == 0 == hccl_tools.main(["--check=right.json"])
 
 
 @pytest.mark.parametrize("place, value", [

@@ -231,8 +231,8 @@ FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_ra
              "--warmup_epochs=0", "--lr_scale=linear", "--lr_base_batch=7", "--momentum=0.5", "--use_nesterov=True",
              "--weight_decay=0.1", "--loss_scale=2", "--amp_level=O2", "--label_smooth=True",
              "--label_smooth_factor=0.2", "--pre_trained=other.ckpt", "--head_lr_multiplier=2", "--hflip=0.1",
-             "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--on_bad_image=replace", "--max_epoch=1",
-             "--scale=0.5,1", "--ratio=1,1")
+             "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--resize_mode=squash",
+             "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1", "--ratio=1,1")
 
 
 @pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])

@@ -31,7 +31,7 @@ from foreign_files import (
     write_pth,
     write_safetensors,
 )
-from helpers import Outcome, run_main, write_class_folders
+from helpers import ROOT, Outcome, run_main, write_class_folders
 
 from src.weights.load import read_weights
 
@@ -107,6 +107,18 @@ def test_published_weights_bring_imagenet_s_normalisation(tmp_path):
     zoo = write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=False)))
     assert load(zoo).config.image_mean == ()  # it does not say
     assert load(zoo).config.preset.mean == (0.4914, 0.4822, 0.4465)
+    assert config.interpolation == "antialias" and load(zoo).config.interpolation == "bilinear"
+
+
+def test_the_model_zoo_s_cifar10_weights_bring_its_normalisation(tmp_path):
+    path = write_ckpt(tmp_path / "a.ckpt", model_zoo(make("vgg11", batch_norm=True, classes=10)))
+    model = load(path)
+    assert model.config.image_mean == (0.4465, 0.4822, 0.4914) and model.config.image_std == (0.2010, 0.1994, 0.2023)
+    assert sum("B,G,R" in line for line in model.report) == 1
+    assert load(path, "--image_mean=0.5,0.5,0.5").config.image_mean == (0.5, 0.5, 0.5)
+    assert load(path, "--dataset=imagenet2012").config.image_mean == ()
+    own = next((ROOT / "tests" / "files" / "first_version").rglob("*.ckpt"))
+    assert read_weights(own).layout.num_classes == 10 and not read_weights(own).of_model_zoo_cifar10
 
 
 # What is in conflict

@@ -225,7 +225,8 @@ class SaveCheckpoints(Hook):
             state.unsaved.append(f"the checkpoint {path.name}")
 
     def _written(self) -> list[Path]:
-        """The checkpoints of this rank, the oldest first; files of other names are the user's own."""
-        found = {path: re.fullmatch(rf"{self._rank}-(\d+)_(\d+)", path.stem) for path in self._folder.glob("*.ckpt")}
+        """The checkpoints of this rank, the oldest first; other names, such as 0-001_20.ckpt, are the user's own."""
+        found = {path: re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", path.stem)
+                 for path in self._folder.glob("*.ckpt") if path.is_file()}
         steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
         return sorted(steps, key=steps.get)

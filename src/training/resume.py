@@ -150,8 +150,9 @@ def remove_old_states(folder: Path, newest_step: int) -> None:
     main_files = _main_files(folder.glob(f"{FOLDER}/*"))
     kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
     for main_file in set(main_files) - set(kept):
-        for path in main_file.parent.glob(f"{main_file.stem}.*state"):
-            path.unlink(missing_ok=True)
+        for path in main_file.parent.glob(f"{main_file.stem}.*"):
+            if re.fullmatch(r"step-\d+(\.rank\d+)?\.state", path.name):  # others are the user's own
+                path.unlink(missing_ok=True)
 
 
 # --- finding

@@ -203,7 +203,7 @@ def test_without_a_good_state_a_run_begins_only_if_none_was_named(plain, tmp_pat
 def test_a_finished_run_says_so_and_is_left_as_it_is(reference, tmp_path):
     folder = reference.stopped_after(10, tmp_path)
     before = {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")}
-    left = [folder / "resume" / ".step-00000012.state.4711.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.tmp"]
+    left = [folder / "resume" / ".step-00000012.state.4711.vgg.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.vgg.tmp"]
     for path in left:
         path.write_bytes(b"half")
     out = reference.resumed(folder)

@@ -105,6 +105,7 @@ class SaveStates(Hook):
         self._last_step, self._last_save_s = state.step, time.monotonic()
 
     def after_all(self, state: TrainState) -> None:
+        self._signals.hold()
         first, self._last_step = self._last_step + 1, state.step
         is_due = state.epoch_ends and (state.epoch % self._config.ckpt_interval == 0 or state.is_over)
         is_due |= _crosses(self._config.ckpt_interval_steps, first, state.step)

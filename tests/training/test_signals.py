@@ -87,6 +87,18 @@ def test_a_signal_before_training_ends_the_process_at_once():
     assert (done.returncode, done.stderr) == (143, "train.py: stopped by SIGTERM\n")
 
 
+def test_a_signal_is_noted_after_multiprocessing_has_unblocked_it():
+    program = ("import multiprocessing, os, signal, time\nfrom src.utils.signals import StopSignals\n"
+               "with StopSignals('train.py') as signals:\n    signals.is_training = True\n"
+               "    process = multiprocessing.get_context('forkserver').Process(target=time.time)\n"
+               "    process.start()\n    process.join()\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+               "    time.sleep(0.2)\n    print(signals.received)\n    signals.hold()\n"
+               "    print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+               "os.kill(os.getpid(), signal.SIGTERM)  # again, while the process ends")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (0, "15\nTrue\n"), done
+
+
 @pytest.mark.parametrize(("program", "line"), [
     ("eval.py", "checkpoint: "), pytest.param("infer.py", " %", marks=pytest.mark.slow),
     pytest.param("export.py", "loaded: ", marks=pytest.mark.slow)])

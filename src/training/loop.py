@@ -134,7 +134,7 @@ def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Mod
         dataset = data.dataset(epoch, done_steps=done_steps)
         if not sunk_steps:
             end = state.next_epoch_step
-            model.train(epoch + 1, dataset, callbacks=[callback], initial_epoch=epoch, dataset_sink_mode=False)
+            model.train(1, dataset, callbacks=[callback], dataset_sink_mode=False)
             if state.step < end and not state.stop_signal:
                 set_step(model, end)
                 callback.end_short_epoch()

@@ -27,7 +27,15 @@ from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import log_file
 from src.utils.signals import StopSignals
-from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, read_file, write_file
+from src.weights.checkpoint import (
+    STATE_KEY,
+    Contents,
+    as_arrays,
+    is_counter,
+    is_moving_statistic,
+    read_file,
+    write_file,
+)
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
@@ -77,10 +85,6 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
             "images": len(data.reader), "class_names": list(data.reader.class_names),
             "environment": {"mindspore": mindspore.__version__, "device_target": rank.device_target,
                             "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
-
-
-def is_moving_statistic(name: str) -> bool:
-    return name.endswith((".moving_mean", ".moving_variance"))
 
 
 def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, log: Path,

@@ -89,7 +89,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
         if test is not None:
-            hooks.append(Evaluate(config, rank, network, test, folder, info, saver))
+            hooks.append(Evaluate(config, rank, network, test, folder, info, saver, signals))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, folder, saver, state))
         if rank.rank == 0 or not config.is_save_on_master:
@@ -97,17 +97,20 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
         hooks.append(SaveStates(config, rank, data, model, folder, saver, signals, state))
 
         signals.is_training = True
-        if state.is_over:
+        state.unevaluated &= test is not None
+        if state.is_over and not state.unevaluated:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
         else:
+            callback = RunCallback(state, hooks)
             with naming_bad_images(data.reader):
-                run_epochs(config, rank, data, model, RunCallback(state, hooks))
+                callback.evaluate()  # what was stopped or killed before
+                run_epochs(config, rank, data, model, callback)
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.unsaved:
             raise UserError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
                             f"{how_to_go_on(folder, rank, state)}", 1)
-        if state.stop_signal and not state.is_over:
+        if state.stop_signal and (state.unevaluated or not state.is_over):
             raise stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
     return TrainResult(folder, state.step, state.epoch_losses, state.best_top1)
 

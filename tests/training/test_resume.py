@@ -108,9 +108,12 @@ def steps_of_states(folder):
 # --- bit for bit
 
 
-@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (9, "folder")])
+@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "folder"), (9, "folder")])
 def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_path, step, named):
     folder = reference.stopped_after(step, tmp_path)
+    if step == STEPS:  # in the evaluation of the epoch, before which its state is saved
+        (folder / "best.ckpt").unlink()
+        (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().splitlines()[0] + "\n")
     flags = {"newest": (*reference.flags, f"--ckpt_path={tmp_path}", "--resume"),
              "folder": (f"--resume={folder}",)}[named]  # with the config.yaml in it
     outcome = run_main("train", *flags)
@@ -118,6 +121,7 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_pat
     assert f"resuming {folder} after step {step}" in outcome.out
     assert [item.name for item in tmp_path.iterdir()] == [folder.name]
     assert_same_weights(folder, reference.folder)
+    assert_same_weights(folder, reference.folder, "../best.ckpt")
     assert rows(folder) == rows(reference.folder)
     assert loss_lines(folder) == loss_lines(reference.folder)
 
@@ -179,6 +183,23 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
 
 # --- which state
 
+
+ALTERED = (lambda text: "{", lambda text: "[" * 100_000, lambda text: "[]", lambda text: "",
+           *(lambda text, old=old, new=new: text.replace(old, new) for old, new in (
+               ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'), ('"images"', '"other"'),
+               ('"max_epoch": 2', '"max_epoch": []'))))
+
+
+@pytest.mark.parametrize("alter", ALTERED)
+def test_a_record_that_does_not_parse_falls_back_too(plain, tmp_path, alter):
+    folder = plain.stopped_after(6, tmp_path)
+    newest = resume.state_file(folder, 6)
+    contents = resume.read_file(newest)
+    text = alter(contents.texts[resume.STATE_KEY])
+    assert text != contents.texts[resume.STATE_KEY]
+    resume.write_file(newest, {resume.STATE_KEY: text}, contents.arrays.items())
+    point = resume._find(str(folder), tmp_path)
+    assert point.step == 5 and point.notes[0].startswith(f"{newest}: ") and len(point.notes[0]) < 500
 
 def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
     folder = plain.stopped_after(6, tmp_path)
@@ -296,6 +317,11 @@ def test_other_classes_and_other_images_are_another_run(tmp_path):
     (data / "train" / "ant").rename(data / "train" / "cow")
     assert "0 was ant, now bee" in photos.resumed(photos.folder, status=2)
     (data / "train" / "cow").rename(data / "train" / "ant")
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    assert photos.resumed(photos.folder, f"--data_dir={tmp_path / 'moved'}")
+    min((data / "train" / "ant").iterdir()).write_bytes(max((data / "train" / "ant").iterdir()).read_bytes())
+    err = photos.resumed(photos.folder, status=2)
+    assert f"training images: as many, but others: those of {data}" in err and f"now {data}" in err
     min((data / "train" / "ant").iterdir()).unlink()
     assert "training images: 16, now 15" in photos.resumed(photos.folder, status=2)
 

@@ -72,6 +72,20 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
         assert done.status == 0 and f"after step {step}\n" in done.out, done
 
 
+def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
+    with command("epoch time", "train.py", *TINY, "--mode=train_and_evaluate", "--max_epoch=1", "--batch_size=8",
+                 "--per_batch_size=1", "--dataset=synthetic", "--synthetic_train_images=16", f"--ckpt_path={tmp_path}",
+                 "--synthetic_test_images=20000") as run:
+        time.sleep(1)
+        run.send_signal(signal.SIGTERM)
+        err = run.communicate(timeout=8)[1]
+    assert run.returncode == 143 and "stopped by SIGTERM after step 2;" in err, err
+    folder = only_folder(tmp_path)
+    assert (folder / "ckpt_0" / "0-1_2.ckpt").is_file() and not (folder / "best.ckpt").exists()
+    done = run_main("train", f"--resume={folder}", "--eval_step_per_epoch=5")
+    assert done.status == 0 and "tot=5," in done.out and (folder / "best.ckpt").is_file(), done
+
+
 def test_a_stop_promises_only_what_was_saved(tmp_path):
     state = TrainState(10, np.zeros(10), 1, step=5)
     assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)

@@ -149,7 +149,7 @@ def test_kills_at_random_moments_and_while_saving_lose_nothing(tmp_path):
         command = [sys.executable, ROOT / "train.py", *flags, f"--ckpt_path={killed}", "--resume"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None and (
-                    not any(killed.glob(f"*/resume/.*.{run.pid}.tmp")) if inside_save else
+                    not any(killed.glob(f"*/resume/.*.{run.pid}.vgg.tmp")) if inside_save else
                     max((int(path.stem[5:]) for path in killed.glob("*/resume/step-*.state")), default=0) <= best):
                 time.sleep(0.0005 if inside_save else 0.05)
             if not inside_save:

@@ -23,7 +23,7 @@ from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights.checkpoint import is_moving_statistic, network_weights
+from src.weights.checkpoint import is_statistic, network_weights
 from src.weights.load import Start, agree, fill, match_weights, read_weights, report
 
 
@@ -176,7 +176,7 @@ class ModelLoader:
 
 def describe_model(config: Config, network: nn.Cell) -> str:
     total = sum(parameter.size for parameter in network_weights(network)
-                if not is_moving_statistic(parameter.name))
+                if not is_statistic(parameter.name))
     trainable = sum(parameter.size for parameter in network.trainable_params())
     frozen = f" of {total:,} (frozen: {config.freeze})" if trainable < total else ""
     return (f"{config.network}, {trainable:,} trainable parameters{frozen}, {config.num_classes} classes, images of "

@@ -28,15 +28,7 @@ from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import log_file
 from src.utils.signals import StopSignals
-from src.weights.checkpoint import (
-    STATE_KEY,
-    Contents,
-    as_arrays,
-    is_counter,
-    is_moving_statistic,
-    read_file,
-    write_file,
-)
+from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, is_statistic, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
@@ -45,9 +37,7 @@ KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d{8,})\.state")
 
 
-class Settings(BaseModel, extra="allow"):
-    """The Config of the run that wrote a state, of this version or another."""
-
+class Settings(BaseModel, extra="allow"):  # the Config of this version or another
     max_epoch: PositiveInt
 
 
@@ -122,7 +112,7 @@ def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: Tra
               "unevaluated": state.row if state.unevaluated else None,
               "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
               "log_bytes": log.stat().st_size if log.exists() else 0, **run}
-    own = parameters if rank == 0 else [item for item in parameters if is_moving_statistic(item.name)]
+    own = parameters if rank == 0 else [item for item in parameters if is_statistic(item.name)]
     write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))])
 
 
@@ -190,9 +180,8 @@ def remove_old_states(folder: Path, newest_step: int) -> None:
     main_files = _main_files(folder.glob(f"{FOLDER}/*"))
     kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
     for main_file in set(main_files) - set(kept):
-        for path in main_file.parent.glob(f"{main_file.stem}.*"):
-            if re.fullmatch(r"step-\d+(\.rank\d+)?\.state", path.name):  # others are the user's own
-                path.unlink(missing_ok=True)
+        for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
+            path.unlink(missing_ok=True)
 
 
 # --- finding

@@ -44,7 +44,7 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == COUNTER
 
 
-def is_moving_statistic(name: str) -> bool:
+def is_statistic(name: str) -> bool:
     return name.endswith((".moving_mean", ".moving_variance"))
 
 

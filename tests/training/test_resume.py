@@ -184,22 +184,17 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
 # --- which state
 
 
-ALTERED = (lambda text: "{", lambda text: "[" * 100_000, lambda text: "[]", lambda text: "",
-           *(lambda text, old=old, new=new: text.replace(old, new) for old, new in (
-               ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'), ('"images"', '"other"'),
-               ('"max_epoch": 2', '"max_epoch": []'))))
-
-
-@pytest.mark.parametrize("alter", ALTERED)
-def test_a_record_that_does_not_parse_falls_back_too(plain, tmp_path, alter):
+@pytest.mark.parametrize(("old", "new"), [
+    (".*", "{"), (".*", "[" * 100_000), (".*", ""), ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'),
+    ('"images"', '"other"'), ('"max_epoch": 2', '"max_epoch": []')])
+def test_a_record_that_does_not_parse_falls_back_too(plain, tmp_path, old, new):
     folder = plain.stopped_after(6, tmp_path)
     newest = resume.state_file(folder, 6)
     contents = resume.read_file(newest)
-    text = alter(contents.texts[resume.STATE_KEY])
-    assert text != contents.texts[resume.STATE_KEY]
+    text, count = re.subn(old, new, contents.texts[resume.STATE_KEY], count=1)
     resume.write_file(newest, {resume.STATE_KEY: text}, contents.arrays.items())
     point = resume._find(str(folder), tmp_path)
-    assert point.step == 5 and point.notes[0].startswith(f"{newest}: ") and len(point.notes[0]) < 500
+    assert count and point.step == 5 and point.notes[0].startswith(f"{newest}: ") and len(point.notes[0]) < 500
 
 def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
     folder = plain.stopped_after(6, tmp_path)
@@ -231,6 +226,8 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(reference, tmp_path):
     assert "the run is finished: all 10 steps are done" in out and "2 unfinished file(s)" in out
     assert {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")} == before
     assert rows(folder) == rows(reference.folder) and not any(path.exists() for path in left)
+    out = reference.resumed(folder, "--max_epoch=3", "--max_train_steps=11")
+    assert "max_epoch was 2 and is 3: the run was finished and goes on; the learning rate of its next step is" in out
 
 
 def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):

@@ -72,6 +72,8 @@ prepare_environment() {
     if [[ -L "$folder/bin/python" || -e "$folder/bin/python" ]]; then
         [[ "$(python_version "$folder/bin/python")" =~ ^3\.1[0-2]$ ]] ||
             die "the Python of $folder does not run or does not fit." "Remove that environment, or set VENV=..."
+        [[ ! -L "$folder" || -f "$folder/requirements.txt" ]] ||
+            die "$folder is a link to an environment that was not made by this script." "Remove the link, or set VENV=..."
         [[ -z "${PYTHON:-}" || "$(python_version "$PYTHON")" == "$(python_version "$folder/bin/python")" ]] ||
             die "$folder was made with another Python than PYTHON=$PYTHON." "Remove that environment, or set VENV=..."
     fi

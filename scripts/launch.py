@@ -21,7 +21,7 @@ Environment:
 
 Time-outs, in seconds:
   JOIN_SECONDS       how long the ranks wait for each other at the start (600)
-  GRACE_SECONDS      how long ranks get to save and end after a signal; then they are killed (60)
+  GRACE_SECONDS      how long ranks get to save and end after a signal; then they are killed (300; CPU ranks 60)
                      after a rank has failed the others, which wait for it, get no more than 5 seconds
   HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own default is 1836
 """
@@ -318,7 +318,7 @@ def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
         raise UserError(f"{' '.join(names)} must come first; --help says more")
     target, flags = train_flags(paths[-1], rest, own, env)
     is_dry = env.get("DRY_RUN", "0") not in ("", "0")
-    grace = number(env, "GRACE_SECONDS", 60)
+    grace = number(env, "GRACE_SECONDS", 60 if target == "CPU" else 300)
     path = Path(paths[0]).resolve()
     table = read_rank_table(path) if kind == "table" else None
     if table and target == "Ascend":

@@ -24,7 +24,7 @@ from src.utils.var_init import drawn_later
 from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
-from src.weights.checkpoint import network_weights
+from src.weights.checkpoint import is_statistic, network_weights
 from src.weights.load import Start, agree, fill, match_weights, read_weights, report
 
 SINK_MARGIN = 5  # times log_interval: no sink is longer or shorter by more
@@ -41,12 +41,15 @@ class TrainData(NamedTuple):
     sunk_steps: int = 0  # steps per sink; 0 for none
 
     def dataset(self, epoch: int, *, done_steps: int = 0) -> ds.Dataset:
-        """A fresh pipeline from `epoch` on (0 is the first), without its first `done_steps` batches.
+        """A fresh pipeline from `epoch` on (0 is the first), or the rest of one epoch after its first `done_steps`.
 
-        These are made and dropped, so that the random operations continue where they were.
+        On CPU the first batches are made and dropped, so that the random operations continue where they were. A device
+        would wait too long for that.
         """
-        dataset = create_dataset(self.config, self.reader, self.rank, epoch=epoch, steps=self.steps_per_epoch)
-        return dataset.skip(done_steps) if done_steps else dataset
+        begin = done_steps if self.rank.device_target != "CPU" else 0
+        dataset = create_dataset(self.config, self.reader, self.rank, epoch=epoch, steps=self.steps_per_epoch,
+                                 first_step=begin)
+        return dataset.skip(done_steps - begin) if done_steps > begin else dataset
 
 
 def build_train_data(config: Config, rank: Rank) -> TrainData:
@@ -208,7 +211,7 @@ class ModelLoader:
 
 def describe_model(config: Config, network: nn.Cell) -> str:
     total = sum(parameter.size for parameter in network_weights(network)
-                if not parameter.name.endswith((".moving_mean", ".moving_variance")))
+                if not is_statistic(parameter.name))
     trainable = sum(parameter.size for parameter in network.trainable_params())
     frozen = f" of {total:,} (frozen: {config.freeze})" if trainable < total else ""
     return (f"{config.network}, {trainable:,} trainable parameters{frozen}, {config.num_classes} classes, images of "

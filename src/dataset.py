@@ -86,16 +86,16 @@ def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, wo
 class EpochSampler(ds.Sampler):
     """The order of one epoch after the other: MindData asks for a new one at the start of each epoch."""
 
-    def __init__(self, config: Config, count: int, rank: Rank, epoch: int, steps: int) -> None:
-        super().__init__(steps * config.batch_size)
+    def __init__(self, config: Config, count: int, rank: Rank, epoch: int, first_step: int, steps: int) -> None:
+        super().__init__((steps - first_step) * config.batch_size)
         self._config, self._count, self._rank, self._epoch = config, count, rank, epoch
-        self._rows = steps * config.batch_size
+        self._rows = slice(first_step * config.batch_size, steps * config.batch_size)
 
     def __iter__(self) -> Iterator[int]:
         order = train_shard(self._count, rank=self._rank.rank, world_size=self._rank.world_size,
                             batch_size=self._config.batch_size, seed=self._config.seed, epoch=self._epoch)
         self._epoch += 1
-        return iter(order[:self._rows].tolist())
+        return iter(order[self._rows].tolist())
 
 
 def steps_per_epoch(reader: Reader, *, batch_size: int, world_size: int, limit: int = -1) -> int:
@@ -107,8 +107,10 @@ def steps_per_epoch(reader: Reader, *, batch_size: int, world_size: int, limit: 
     return steps if limit < 0 else min(limit, steps)
 
 
-def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps: int) -> ds.Dataset:
-    """The shuffled training pipeline from `epoch` (0 is the first) on, with `steps` whole batches per epoch.
+def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps: int,
+                   first_step: int = 0) -> ds.Dataset:
+    """The shuffled training pipeline from `epoch` (0 is the first) on, with the whole batches `first_step` to `steps`
+    of each epoch.
 
     The order follows from (seed, epoch) for any number of ranks; crops and flips from (seed, epoch, rank) and the
     number of workers. A fresh iterator repeats the random numbers of the last one unless MindData is seeded again, so
@@ -116,8 +118,8 @@ def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps
     """
     ds.config.set_seed((config.seed * 1_000_003 + epoch * 8191 + rank.rank * 131) % 2**31)
     operations = train_transforms(config, photos=reader.photos, encoded=reader.encoded)
-    dataset = _open(reader, EpochSampler(config, len(reader), rank, epoch, steps), operations, workers=rank.workers,
-                    on_bad_image=config.on_bad_image)
+    sampler = EpochSampler(config, len(reader), rank, epoch, first_step, steps)
+    dataset = _open(reader, sampler, operations, workers=rank.workers, on_bad_image=config.on_bad_image)
     return dataset.batch(config.batch_size, drop_remainder=True, num_parallel_workers=rank.workers)
 
 

@@ -8,6 +8,7 @@ folder; the tests compare them with each other, with one rank and with NumPy.
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -34,7 +35,9 @@ FULL = ("--mode=train_and_evaluate", "--synthetic_test_images=37", "--synthetic_
 
 def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
     """The counters after evaluating the first so many images, by eval.py's own function."""
-    from src.evaluation.evaluate import evaluate_checkpoints
+    from src.build import build_network
+    from src.data.formats import build_reader
+    from src.evaluation.evaluate import evaluate, evaluate_checkpoints
 
     results = {}
     for count in EVAL_COUNTS:
@@ -43,6 +46,9 @@ def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:
                              f"--is_distributed={rank.world_size > 1}"])
         (evaluation,) = evaluate_checkpoints(config).values()
         results[f"counts_{count}"] = evaluation.counts.to_array()
+    one_rank_only = SimpleNamespace(received=15 * (rank.rank == rank.world_size - 1))
+    stopped = evaluate(config, rank, build_network(config, rank), build_reader(config, "test"), one_rank_only)
+    results["stopped"] = np.array(stopped is None)
     return results
 
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ SPLIT_FOLDERS = {"train": ("ilsvrc", "train"), "test": ("validation_preprocess",
 SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}  # in the names of shards
 NUMBER = re.compile(r"(.*?)(\d+)(-of-(\d+).*|\D*)")  # the number of a shard: before `-of-`, or the last one
 LABELS_FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers that are in the records
+SAMPLE = 200  # images that a fingerprint reads
 CLASS_LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
 
 
@@ -66,6 +69,17 @@ class Reader:
             return np.empty(0, np.uint8), str(error)
         problem = image_problem(content) if self.encoded else None
         return content, problem and f"{self.name(index)}: {problem}"
+
+    def fingerprint(self) -> str:
+        """The same for the same images in the same order, wherever and in whatever format of encoded images they are
+        stored. It covers all labels, and the images themselves if they are in memory, else some of them."""
+        checksum = zlib.crc32(self.labels.astype("<i4"))
+        if self._images is not None:
+            return f"{zlib.crc32(self._images, checksum):08x}"
+        for index in range(0, len(self), max(1, len(self) // SAMPLE)):
+            with suppress(UserError):  # an image that cannot be read
+                checksum = zlib.crc32(self.read(index), checksum)
+        return f"{checksum:08x}"
 
     def name(self, index: int) -> str:
         """Where it is stored, for messages."""

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from src.utils.logging import get_logger
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.sampler import fill_batch
+from src.utils.signals import StopSignals
 from src.weights.checkpoint import find_checkpoints, fingerprint
 
 
@@ -44,23 +46,32 @@ class Evaluation(NamedTuple):
 # --- one network
 
 
-def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Evaluation:
+def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
+             signals: StopSignals | None = None) -> Evaluation | None:
     """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
 
     Each rank ends after `eval_step_per_epoch` batches if that is not -1. UserError on every rank for an image that
-    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left.
+    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left. None on every rank
+    if one of them receives a signal.
     """
     dataset = create_eval_dataset(config, reader, rank)  # None for a rank without images
-    if dataset and config.eval_step_per_epoch > 0:
-        dataset = dataset.take(config.eval_step_per_epoch)
+    batches = ceil(len(reader) / rank.world_size / config.eval_batch_size)  # of the rank with the most images
+    if config.eval_step_per_epoch > 0:
+        batches = min(batches, config.eval_step_per_epoch)
     counts, problem = Counts.empty(config.num_classes), None
     first_end_s, timed_images, images_per_s = None, 0, 0.0
     was_training = network.training
     network.set_train(False)
-    try:
-        with naming_bad_images(reader), tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout,
-                                             leave=False, disable=rank.rank != 0 or not sys.stdout.isatty()) as bar:
-            for images, labels in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ():
+    rows = iter(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ())
+    with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
+              disable=rank.rank != 0 or not sys.stdout.isatty()) as bar:
+        for _ in range(batches):
+            try:
+                with naming_bad_images(reader):
+                    images, labels = next(rows, ((), ()))  # another rank may have more batches
+            except UserError as error:
+                problem, labels = error, ()
+            if len(labels):
                 logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
                 counts.update(logits[:len(labels)].astype(np.float32), labels)
                 now = time.perf_counter()
@@ -70,23 +81,29 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Ev
                     timed_images += len(labels)
                     images_per_s = timed_images / (now - first_end_s)
                 bar.update(len(labels) * rank.world_size)
-    except UserError as error:
-        problem = error  # raised once the other ranks know, which would wait for this one
+            # The ranks meet after each batch: one that left alone would be waited for.
+            stopped, failed = sum_integers([bool(signals and signals.received), problem is not None], rank.world_size)
+            if stopped or failed:
+                break
     network.set_train(was_training)
-    mine = np.append(counts.to_array(), [round(1000 * images_per_s), problem is not None])
-    summed = sum_integers(mine, rank.world_size)
-    if summed[-1]:
+    if failed:
         raise problem or UserError(f"{reader.source}: another rank found an image that cannot be read; "
                                    "its log names it")
-    of_all_ranks = Counts.from_array(summed[:-2])
+    if stopped:
+        return None
+    summed = sum_integers(np.append(counts.to_array(), round(1000 * images_per_s)), rank.world_size)
+    of_all_ranks = Counts.from_array(summed[:-1])
     if not of_all_ranks.seen:
         raise UserError(f"{reader.source}: no image can be read")
-    return Evaluation(of_all_ranks, summed[-2] / 1000)
+    return Evaluation(of_all_ranks, summed[-1] / 1000)
 
 
-def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader) -> Evaluation:
-    """Evaluate, and log the lines that scripts grep for."""
-    evaluation = evaluate(config, rank, network, reader)
+def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
+                     signals: StopSignals | None = None) -> Evaluation | None:
+    """Evaluate, and log the lines that scripts grep for. None after a signal."""
+    evaluation = evaluate(config, rank, network, reader, signals)
+    if evaluation is None:
+        return None
     if config.on_bad_image != "error":
         report_lost(reader, "in the evaluation", "not counted", rank)
     if rank.rank == 0:

@@ -25,6 +25,7 @@ from src.training.state import Hook, TrainState
 from src.utils.files import check_free_space, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import average_parameters
+from src.utils.signals import StopSignals
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -155,18 +156,22 @@ class Evaluate(Hook):
     """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
 
     def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, folder: Path, info: ModelInfo,
-                 saver: Saver) -> None:
+                 saver: Saver, signals: StopSignals) -> None:
         self._config, self._rank, self._network, self._reader = config, rank, network, reader
-        self._best, self._info, self._saver = folder / "best.ckpt", info, saver
+        self._best, self._info, self._saver, self._signals = folder / "best.ckpt", info, saver, signals
 
     def after_epoch(self, state: TrainState) -> None:
-        if state.epoch % self._config.epochs_between_evals and not state.is_over:
-            return
+        state.unevaluated = state.epoch % self._config.epochs_between_evals == 0 or state.is_over
+
+    def after_save(self, state: TrainState) -> None:
         try:
-            counts = evaluate_and_log(self._config, self._rank, self._network, self._reader).counts
+            evaluation = evaluate_and_log(self._config, self._rank, self._network, self._reader, self._signals)
         except UserError as error:  # nothing of the run so far must be lost by a broken test image
             state.problem = error
             return
+        if evaluation is None:  # stopped; a resumed run begins with it
+            return
+        state.unevaluated, counts = False, evaluation.counts
         state.row |= {"val_top1": counts.top1(), "val_top5": counts.topk()}
         if state.best_top1 is not None and counts.top1() <= state.best_top1:
             return
@@ -198,8 +203,12 @@ class MetricsLog(Hook):
     def after_epoch(self, state: TrainState) -> None:
         cells = [state.row.get(name, "") for name in METRICS]
         self._rows[state.epoch] = ",".join(f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        if self._saver(self._csv, self._write):
+        if self._saver(self._csv, self._write) and not state.unevaluated:
             self._saver(self._curves, plot_curves, self._csv, self._k)
+
+    def after_save(self, state: TrainState) -> None:
+        if not state.unevaluated:
+            self.after_epoch(state)  # the row is complete now
 
     def _write(self, path: Path) -> None:
         write_atomically(path, "\n".join([",".join(METRICS), *self._rows.values()]) + "\n")
@@ -228,7 +237,8 @@ class SaveCheckpoints(Hook):
             state.unsaved.append(f"the checkpoint {path.name}")
 
     def _written(self) -> list[Path]:
-        """The checkpoints of this rank, the oldest first; files of other names are the user's own."""
-        found = {path: re.fullmatch(rf"{self._rank}-(\d+)_(\d+)", path.stem) for path in self._folder.glob("*.ckpt")}
+        """The checkpoints of this rank, the oldest first; other names, such as 0-001_20.ckpt, are the user's own."""
+        found = {path: re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", path.stem)
+                 for path in self._folder.glob("*.ckpt") if path.is_file()}
         steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
         return sorted(steps, key=steps.get)

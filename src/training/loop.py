@@ -87,7 +87,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
         if test is not None:
-            hooks.append(Evaluate(config, rank, network, test, folder, info, saver))
+            hooks.append(Evaluate(config, rank, network, test, folder, info, saver, signals))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, folder, saver, state))
         if rank.rank == 0 or not config.is_save_on_master:
@@ -95,12 +95,15 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
         hooks.append(SaveStates(config, rank, data, model, folder, saver, signals, state))
 
         signals.is_training = True
-        if state.is_over:
+        state.unevaluated &= test is not None
+        if state.is_over and not state.unevaluated:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
         else:
+            callback = RunCallback(state, hooks)
             with naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0):
-                run_epochs(config, rank, data, model, RunCallback(state, hooks))
+                callback.evaluate()  # what was stopped or killed before
+                run_epochs(config, rank, data, model, callback)
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.is_over and not state.unsaved and rank.rank == 0:
             for line in what_next(config, folder, state):
@@ -108,7 +111,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
         if state.unsaved:
             raise UserError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
                             f"{how_to_go_on(folder, rank, state)}", 1)
-        if state.stop_signal and not state.is_over:
+        if state.stop_signal and (state.unevaluated or not state.is_over):
             raise stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
     return TrainResult(folder, state.step, state.epoch_losses, state.best_top1)
 
@@ -135,7 +138,7 @@ def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Mod
         dataset = data.dataset(epoch, done_steps=done_steps)
         if not sunk_steps:
             end = state.next_epoch_step
-            model.train(epoch + 1, dataset, callbacks=[callback], initial_epoch=epoch, dataset_sink_mode=False)
+            model.train(1, dataset, callbacks=[callback], dataset_sink_mode=False)
             if state.step < end and not state.stop_signal:
                 set_step(model, end)
                 callback.end_short_epoch()

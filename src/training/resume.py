@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
+from pydantic import AliasChoices, BaseModel, Field, PositiveInt, ValidationError
 
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
@@ -27,14 +28,40 @@ from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import log_file
 from src.utils.signals import StopSignals
-from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, read_file, write_file
+from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, is_statistic, read_file, write_file
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
 LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
 KEPT_STATES = 2
-MAIN_FILE = re.compile(r"step-(\d+)\.state")
+MAIN_FILE = re.compile(r"step-(\d{8,})\.state")
 
+
+class Settings(BaseModel, extra="allow"):  # the Config of this version or another
+    max_epoch: PositiveInt
+
+
+class Environment(BaseModel, extra="allow"):
+    ranks: PositiveInt
+
+
+class Record(BaseModel):
+    """What a state file says of the run, beside its arrays."""
+
+    step: PositiveInt
+    epoch_losses: list[float]
+    best_top1: float | None
+    unevaluated: dict[str, int | float] | None = None  # the row of metrics.csv of an epoch that is not evaluated yet
+    best_epoch: int = Field(0, ge=0)  # 0 in states written before this field existed
+    seconds_of_epoch: float
+    log_bytes: int = Field(ge=0)
+    settings: Settings
+    global_batch: PositiveInt
+    steps_per_epoch: PositiveInt
+    images: PositiveInt = Field(validation_alias=AliasChoices("images", "pictures"))  # the second in the first version
+    data: str | None = None  # None in states written before this field existed
+    class_names: list[str]
+    environment: Environment
 
 
 class ResumePoint(NamedTuple):
@@ -54,8 +81,8 @@ class ResumePoint(NamedTuple):
         """The length of this rank's log when the state was written; None if that is not known of a log of this name."""
         if self.record["settings"].get("log_name") != log_name or rank.rank >= self.record["environment"]["ranks"]:
             return None
-        own = self.contents if rank.rank == 0 else read_file(state_file(self.folder, self.step, rank.rank))
-        return json.loads(own.texts[STATE_KEY])["log_bytes"] or None  # 0 if the log had been moved away
+        own = self.record if rank.rank == 0 else _read(state_file(self.folder, self.step, rank.rank))[0]
+        return own["log_bytes"] or None  # 0 if the log had been moved away
 
     def check_untouched(self) -> None:
         """UserError if states were written since the point was found, as by a run that was just ending."""
@@ -74,22 +101,19 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
     """What should agree between a state and the run that goes on from it."""
     return {"settings": config.model_dump(mode="json") | {"amp_level": amp_level(config, rank)},
             "global_batch": config.batch_size * rank.world_size, "steps_per_epoch": data.steps_per_epoch,
-            "images": len(data.reader), "class_names": list(data.reader.class_names),
+            "images": len(data.reader), "data": data.reader.fingerprint(), "class_names": list(data.reader.class_names),
             "environment": {"mindspore": mindspore.__version__, "device_target": rank.device_target,
                             "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
-
-
-def is_moving_statistic(name: str) -> bool:
-    return name.endswith((".moving_mean", ".moving_variance"))
 
 
 def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, log: Path,
                run: dict[str, Any], rank: int) -> None:
     """Write this rank's part of the state of the step just finished. OSError if it cannot be written."""
     record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
-              "best_epoch": state.best_epoch, "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
+              "best_epoch": state.best_epoch, "unevaluated": state.row if state.unevaluated else None,
+              "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
               "log_bytes": log.stat().st_size if log.exists() else 0, **run}
-    own = parameters if rank == 0 else [item for item in parameters if is_moving_statistic(item.name)]
+    own = parameters if rank == 0 else [item for item in parameters if is_statistic(item.name)]
     write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))])
 
 
@@ -105,14 +129,21 @@ class SaveStates(Hook):
         self._last_step, self._last_save_s = state.step, time.monotonic()
 
     def after_all(self, state: TrainState) -> None:
+        self._signals.hold()
         first, self._last_step = self._last_step + 1, state.step
         is_due = state.epoch_ends and (state.epoch % self._config.ckpt_interval == 0 or state.is_over)
         is_due |= _crosses(self._config.ckpt_interval_steps, first, state.step)
         if state.epoch_ends or _crosses(self._agree_every, first, state.step):
             state.stop_signal, time_is_up = self._agree()
-            is_due |= time_is_up or state.stop_signal > 0 or state.problem is not None
+            is_due |= time_is_up or state.stop_signal > 0
         if is_due:
             state.read_losses()  # a state with weights that are no numbers must not replace the last good ones
+            self._save(state)
+
+    def after_save(self, state: TrainState) -> None:
+        state.stop_signal, _ = self._agree()
+        is_known = state.unevaluated and state.saved_step == state.step  # the state says what is missing
+        if (state.is_over or state.stop_signal or state.problem) and not is_known and not state.unsaved:
             self._save(state)
 
     def _agree(self) -> tuple[int, bool]:
@@ -150,7 +181,7 @@ def remove_old_states(folder: Path, newest_step: int) -> None:
     main_files = _main_files(folder.glob(f"{FOLDER}/*"))
     kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
     for main_file in set(main_files) - set(kept):
-        for path in main_file.parent.glob(f"{main_file.stem}.*state"):
+        for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
             path.unlink(missing_ok=True)
 
 
@@ -222,15 +253,25 @@ def _states(folder: Path) -> list[str]:
 
 def _verified(path: Path) -> ResumePoint:
     """The state of a main file, after every rank's part of it was found whole."""
-    contents = read_file(path)
-    if STATE_KEY not in contents.texts:
-        raise UserError(f"{path}: is not a state to resume from")
-    record = json.loads(contents.texts[STATE_KEY])
-    record.setdefault("images", record.get("pictures"))  # its name in states of the first version
+    record, contents = _read(path)
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
-        read_file(state_file(folder, record["step"], rank))
+        _read(state_file(folder, record["step"], rank))
     return ResumePoint(folder, record, contents, [], _states(folder))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Contents]:
+    """The record and the contents of a state file. UserError if it is damaged."""
+    contents = read_file(path)
+    try:
+        record = Record.model_validate_json(contents.texts.get(STATE_KEY, ""))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: is not a state to resume from, or is damaged: "
+                        f"{': '.join([*map(str, first['loc']), first['msg']])}") from None
+    if LOSSES not in contents.arrays or int(re.findall(r"\d+", path.name)[0]) != record.step:
+        raise UserError(f"{path}: is not the state of the step that its name says")
+    return record.model_dump(), contents
 
 
 # --- going on
@@ -251,9 +292,10 @@ def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, mode
     if before != config.max_epoch and not state.is_over:
         old = build_learning_rates(config.model_copy(update={"max_epoch": before}), data.steps_per_epoch,
                                    rank.world_size)
-        old_rate = f"{old[state.step]:.6g}" if state.step < len(old) else "none, it was over"
-        lines.append(f"max_epoch was {before} and is {config.max_epoch}: the learning rate of the next step was "
-                     f"{old_rate} and is {state.learning_rates[state.step]:.6g}")
+        change = (f"the learning rate of the next step was {old[state.step]:.6g} and is" if state.step < len(old) else
+                  "the run was finished and goes on; the learning rate of its next step is")
+        lines.append(f"max_epoch was {before} and is {config.max_epoch}: {change} "
+                     f"{state.learning_rates[state.step]:.6g}")
     return [*point.notes, *lines]
 
 
@@ -267,6 +309,10 @@ def check_differences(point: ResumePoint, now: dict[str, Any], *, force: bool) -
         if then[name] != now[name]:  # each follows from those before
             forceable.append(f"{label}: {then[name]}, now {now[name]}")
             break
+    else:
+        if then["data"] not in (None, now["data"]):
+            forceable.append(f"training images: as many, but others: those of {then['settings'].get('data_dir')} "
+                             f"({then['data']}), now {now['settings']['data_dir']} ({now['data']})")
     for label, (old, new) in enumerate(zip(then["class_names"], now["class_names"], strict=False)):
         if old != new:
             forceable.append(f"names of classes: {label} was {old}, now {new}")
@@ -302,8 +348,10 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
     done_epochs = point.step // record["steps_per_epoch"]
     state.epoch_losses, state.best_top1 = record["epoch_losses"][:done_epochs], record["best_top1"]
-    state.best_epoch = record.get("best_epoch", 0)  # the first version's states do not have it
+    state.best_epoch = record["best_epoch"]
     state.saved_step = point.step
+    state.row = record["unevaluated"] or {}
+    state.unevaluated = bool(state.row)
     if (record["steps_per_epoch"], record["global_batch"]) == (state.steps_per_epoch, state.images_per_step):
         state.step = point.step
         state.losses = arrays[LOSSES].tolist()

@@ -55,6 +55,7 @@ class TrainState:
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
     best_epoch: int = 0  # 0 if it is not known
+    unevaluated: bool = False  # the evaluation of the last epoch is still to come
     stop_signal: int = 0  # number of the signal that ends the run after this step
     problem: UserError | None = None  # ends the run on all ranks, once its state is saved
     read_losses: Callable[[], None] = lambda: None  # brings `losses` up to date; UserError for NaN or infinity
@@ -104,6 +105,9 @@ class Hook:
 
     def after_all(self, state: TrainState) -> None:
         """After all hooks have acted on the step and, at the end of an epoch, on the epoch."""
+
+    def after_save(self, state: TrainState) -> None:
+        """For the evaluation of an epoch, once its state is saved; first of all in a run that is resumed from there."""
 
     def close(self, state: TrainState) -> None:
         """After each call of `Model.train`."""
@@ -166,6 +170,16 @@ class RunCallback(Callback):
             self._end_epoch()
         for hook in self._hooks:
             hook.after_all(state)
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Make up for the evaluation that the last epoch lacks, if any."""
+        state = self.state
+        if not state.unevaluated or state.stop_signal:
+            return
+        for hook in self._hooks:
+            hook.after_save(state)
+        self._counted = time.perf_counter()
         if state.problem:
             raise state.problem
 

@@ -11,15 +11,18 @@ from pathlib import Path
 
 from model_utils.errors import UserError
 
-UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # the temporary names of `replaced_when_whole`
+UNFINISHED = re.compile(r"\..+\.\d+\.vgg\.tmp")  # the temporary names of `replaced_when_whole`
 
 
 @contextmanager
 def replaced_when_whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to. At the end it replaces `path`, or the file that `path` links to; it is removed if
-    the block fails. Errors name `path`: the system reports a full disk without a name."""
+    the block fails. Errors name `path`: the system reports a full disk without a name. UserError for a device, a pipe
+    and the like, which must not be replaced by a file."""
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is not a regular file, so it is not replaced")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.vgg.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -56,7 +59,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def remove_unfinished(folder: Path) -> int:
     """Remove the temporary files of killed processes; returns how many there were."""
-    left = [path for path in folder.rglob(".*.tmp") if UNFINISHED.fullmatch(path.name) and path.is_file()]
+    left = [path for path in folder.rglob(".*.vgg.tmp") if UNFINISHED.fullmatch(path.name) and path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

@@ -20,6 +20,9 @@ class StopSignals:
     crash. So the signals are blocked in this thread, and by inheritance in every thread started later, and one thread
     waits for them. It ends the process at once, unless `is_training` is set: then the signal is noted, and the run
     stops after its step. A second Ctrl-C always ends the process.
+
+    The resource tracker of `multiprocessing`, which Ascend's compiler uses, unblocks the signals in the thread that
+    starts it. So there are handlers as well, and `hold` blocks the signals again.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,12 +34,21 @@ class StopSignals:
         self._program, self._is_over = program, False
         self._ignored = [number for number in self.NUMBERS
                          if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN]
+        self._handlers = {number: signal.getsignal(number) for number in self.NUMBERS if number not in self._ignored}
         self._thread = threading.Thread(target=self._wait, name="stop signals", daemon=True)
 
     def __enter__(self) -> "StopSignals":
         signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
         self._thread.start()
+        self.hold()
         return self
+
+    def hold(self) -> None:
+        """To be called between steps: blocks the signals again, and takes back what MindData has made of SIGINT."""
+        if self._thread.is_alive():
+            signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
+            for number in self._handlers:
+                signal.signal(number, lambda number, _: self._note(number))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
@@ -44,23 +56,28 @@ class StopSignals:
         with suppress(ProcessLookupError):  # the thread may just have ended by a signal
             signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # wakes that thread alone
         self._thread.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None if another language has set it
+        # A second SIGTERM must not change the status with which a stopped run ends.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT] if self.received else self.NUMBERS)
 
     def _wait(self) -> None:
         while True:  # no timeout: sigtimedwait reports signals that never came after Ctrl-Z and `fg`
             number = signal.sigwaitinfo(self.NUMBERS).si_signo
             if self._is_over:
                 return
-            if number in self._ignored:
-                continue
-            if not self.is_training or self.received and number == signal.SIGINT:
-                for folder in self.unfinished:
-                    shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):
-                    start = ERASE_LINE if os.isatty(2) else ""
-                    os.write(2, f"{start}{self._program}: stopped by {signal.Signals(number).name}\n".encode())
-                os._exit(128 + number)
-            self.received = self.received or number
+            if number not in self._ignored:
+                self._note(number)
+
+    def _note(self, number: int) -> None:
+        if not self.is_training or self.received and number == signal.SIGINT:
+            for folder in self.unfinished:
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                start = ERASE_LINE if os.isatty(2) else ""
+                os.write(2, f"{start}{self._program}: stopped by {signal.Signals(number).name}\n".encode())
+            os._exit(128 + number)
+        self.received = self.received or number
 
 
 def stopped(number: int, when: str) -> UserError:

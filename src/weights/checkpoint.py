@@ -44,6 +44,10 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == COUNTER
 
 
+def is_statistic(name: str) -> bool:
+    return name.endswith((".moving_mean", ".moving_variance"))
+
+
 def network_weights(network: nn.Cell) -> list[mindspore.Parameter]:
     """What a checkpoint holds: weights and moving statistics, no counters."""
     return [parameter for name, parameter in network.parameters_and_names() if not is_counter(name)]

@@ -233,6 +233,7 @@ def test_images_labels_names_order_and_batches_are_those_of_the_folders(formats,
         assert reader.labels.tolist() == expected.labels.tolist()
         assert all(np.array_equal(reader.read(index), expected.read(index)) for index in range(count))
         assert reader.class_names == expected.class_names == CLASSES
+        assert reader.fingerprint() == expected.fingerprint()
     config = photo_config(formats[name])
     assert same(eval_batches(config, reader), eval_batches(config, expected))
     rows = train_batches(config, read(formats[name]), epoch=3)

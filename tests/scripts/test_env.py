@@ -111,6 +111,13 @@ def test_nothing_of_others_is_deleted(tree):
     program(tree / ".venv/bin/python", PYTHON)
     (tree / ".venv/vgg-environment").write_text("/elsewhere/.venv\n")
     assert "was made as /elsewhere/.venv and moved" in prepare(tree).stderr
+    shutil.rmtree(tree / ".venv")
+    (tree / ".venv").symlink_to(theirs)  # somebody's own environment, whose packages pip would replace
+    for name in ("requirements.txt", "vgg-environment"):
+        (theirs / name).unlink()
+    program(theirs / "bin/python", PYTHON)
+    before = pip_calls(tree)
+    assert "not made by this script" in prepare(tree).stderr and pip_calls(tree) == before
 
 
 def test_a_full_disk_and_a_missing_python(tree):

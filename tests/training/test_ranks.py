@@ -138,6 +138,7 @@ def test_every_image_counts_once(job, size):
         assert expected.seen == count
         for result in job(size).results:
             np.testing.assert_array_equal(result[f"counts_{count}"], expected.to_array())
+            assert result["stopped"]  # a signal to one rank ends the evaluation of all
     assert 0 < expected.top1_correct < expected.topk_correct < expected.seen
     assert np.count_nonzero(expected.confusion.sum(axis=0)) > 5  # answers are spread over the classes
 

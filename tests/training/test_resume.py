@@ -108,9 +108,12 @@ def steps_of_states(folder):
 # --- bit for bit
 
 
-@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (9, "folder")])
+@pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "folder"), (9, "folder")])
 def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_path, step, named):
     folder = reference.stopped_after(step, tmp_path)
+    if step == STEPS:  # in the evaluation of the epoch, before which its state is saved
+        (folder / "best.ckpt").unlink()
+        (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().splitlines()[0] + "\n")
     flags = {"newest": (*reference.flags, f"--ckpt_path={tmp_path}", "--resume"),
              "folder": (f"--resume={folder}",)}[named]  # with the config.yaml in it
     outcome = run_main("train", *flags)
@@ -118,6 +121,7 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_pat
     assert f"resuming {folder} after step {step}" in outcome.out
     assert [item.name for item in tmp_path.iterdir()] == [folder.name]
     assert_same_weights(folder, reference.folder)
+    assert_same_weights(folder, reference.folder, "../best.ckpt")
     assert rows(folder) == rows(reference.folder)
     assert loss_lines(folder) == loss_lines(reference.folder)
 
@@ -145,7 +149,7 @@ def test_kills_at_random_moments_and_while_saving_lose_nothing(tmp_path):
         command = [sys.executable, ROOT / "train.py", *flags, f"--ckpt_path={killed}", "--resume"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None and (
-                    not any(killed.glob(f"*/resume/.*.{run.pid}.tmp")) if inside_save else
+                    not any(killed.glob(f"*/resume/.*.{run.pid}.vgg.tmp")) if inside_save else
                     max((int(path.stem[5:]) for path in killed.glob("*/resume/step-*.state")), default=0) <= best):
                 time.sleep(0.0005 if inside_save else 0.05)
             if not inside_save:
@@ -180,6 +184,18 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
 # --- which state
 
 
+@pytest.mark.parametrize(("old", "new"), [
+    (".*", "{"), (".*", "[" * 100_000), (".*", ""), ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'),
+    ('"images"', '"other"'), ('"max_epoch": 2', '"max_epoch": []')])
+def test_a_record_that_does_not_parse_falls_back_too(plain, tmp_path, old, new):
+    folder = plain.stopped_after(6, tmp_path)
+    newest = resume.state_file(folder, 6)
+    contents = resume.read_file(newest)
+    text, count = re.subn(old, new, contents.texts[resume.STATE_KEY], count=1)
+    resume.write_file(newest, {resume.STATE_KEY: text}, contents.arrays.items())
+    point = resume._find(str(folder), tmp_path)
+    assert count and point.step == 5 and point.notes[0].startswith(f"{newest}: ") and len(point.notes[0]) < 500
+
 def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
     folder = plain.stopped_after(6, tmp_path)
     newest = folder / "resume" / "step-00000006.state"
@@ -203,13 +219,15 @@ def test_without_a_good_state_a_run_begins_only_if_none_was_named(plain, tmp_pat
 def test_a_finished_run_says_so_and_is_left_as_it_is(reference, tmp_path):
     folder = reference.stopped_after(10, tmp_path)
     before = {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")}
-    left = [folder / "resume" / ".step-00000012.state.4711.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.tmp"]
+    left = [folder / "resume" / ".step-00000012.state.4711.vgg.tmp", folder / "ckpt_0" / ".0-3_5.ckpt.4711.vgg.tmp"]
     for path in left:
         path.write_bytes(b"half")
     out = reference.resumed(folder)
     assert "the run is finished: all 10 steps are done" in out and "2 unfinished file(s)" in out
     assert {item: item.stat().st_mtime_ns for item in folder.rglob("*.ckpt")} == before
     assert rows(folder) == rows(reference.folder) and not any(path.exists() for path in left)
+    out = reference.resumed(folder, "--max_epoch=3", "--max_train_steps=11")
+    assert "max_epoch was 2 and is 3: the run was finished and goes on; the learning rate of its next step is" in out
 
 
 def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
@@ -296,6 +314,11 @@ def test_other_classes_and_other_images_are_another_run(tmp_path):
     (data / "train" / "ant").rename(data / "train" / "cow")
     assert "0 was ant, now bee" in photos.resumed(photos.folder, status=2)
     (data / "train" / "cow").rename(data / "train" / "ant")
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    assert photos.resumed(photos.folder, f"--data_dir={tmp_path / 'moved'}")
+    min((data / "train" / "ant").iterdir()).write_bytes(max((data / "train" / "ant").iterdir()).read_bytes())
+    err = photos.resumed(photos.folder, status=2)
+    assert f"training images: as many, but others: those of {data}" in err and f"now {data}" in err
     min((data / "train" / "ant").iterdir()).unlink()
     assert "training images: 16, now 15" in photos.resumed(photos.folder, status=2)
 

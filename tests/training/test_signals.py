@@ -72,6 +72,20 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
         assert done.status == 0 and f"after step {step}\n" in done.out, done
 
 
+def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
+    with command("epoch time", "train.py", *TINY, "--mode=train_and_evaluate", "--max_epoch=1", "--batch_size=8",
+                 "--per_batch_size=1", "--dataset=synthetic", "--synthetic_train_images=16", f"--ckpt_path={tmp_path}",
+                 "--synthetic_test_images=20000") as run:
+        time.sleep(1)
+        run.send_signal(signal.SIGTERM)
+        err = run.communicate(timeout=8)[1]
+    assert run.returncode == 143 and "stopped by SIGTERM after step 2;" in err, err
+    folder = only_folder(tmp_path)
+    assert (folder / "ckpt_0" / "0-1_2.ckpt").is_file() and not (folder / "best.ckpt").exists()
+    done = run_main("train", f"--resume={folder}", "--eval_step_per_epoch=5")
+    assert done.status == 0 and "tot=5," in done.out and (folder / "best.ckpt").is_file(), done
+
+
 def test_a_stop_promises_only_what_was_saved(tmp_path):
     state = TrainState(10, np.zeros(10), 1, step=5)
     assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)
@@ -85,6 +99,18 @@ def test_a_signal_before_training_ends_the_process_at_once():
                "with StopSignals('train.py'):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (143, "train.py: stopped by SIGTERM\n")
+
+
+def test_a_signal_is_noted_after_multiprocessing_has_unblocked_it():
+    program = ("import multiprocessing, os, signal, time\nfrom src.utils.signals import StopSignals\n"
+               "with StopSignals('train.py') as signals:\n    signals.is_training = True\n"
+               "    process = multiprocessing.get_context('forkserver').Process(target=time.time)\n"
+               "    process.start()\n    process.join()\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+               "    time.sleep(0.2)\n    print(signals.received)\n    signals.hold()\n"
+               "    print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+               "os.kill(os.getpid(), signal.SIGTERM)  # again, while the process ends")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (0, "15\nTrue\n"), done
 
 
 @pytest.mark.parametrize(("program", "line"), [

@@ -21,10 +21,14 @@ from helpers import (
     Cifar,
     Outcome,
     Split,
+    batches,
     cifar_records,
     only_folder,
+    photo_config,
     run_main,
     run_python,
+    same,
+    train_here,
     write_cifar10,
     write_class_folders,
 )
@@ -32,6 +36,7 @@ from helpers import (
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build
+from src.data.broken_images import ImageTracker
 
 PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the time
 BATCH, EPOCHS = 16, 4
@@ -279,6 +284,21 @@ def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
         labels = [labels_of(data.dataset(epoch)) for data in (whole, part)]
         assert len(labels[0]) == STEPS and len(labels[1]) == 2 and np.array_equal(labels[0][:2], labels[1])
     assert np.array_equal(labels_of(part.dataset(1, done_steps=1)), labels[1][1:])
+
+
+def test_no_image_is_read_in_vain(tmp_path, monkeypatch):
+    """Neither those of the next epochs nor, on a device, those of the steps before a resume."""
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "data", each=8)
+    read, reads = ImageTracker.read, []
+    monkeypatch.setattr(ImageTracker, "read", lambda self, index: reads.append(int(index)) or read(self, index))
+    assert train_here("--max_epoch=3", "--batch_norm=False").status == 0
+    assert len(reads) == 3 * 24
+    config = photo_config("data", "--augment=False")
+    data = build.build_train_data(config, Rank(0, 1, 1, "Ascend"))
+    whole = batches(data.dataset(1))
+    reads.clear()
+    assert same(batches(data.dataset(1, done_steps=4)), whole[4:]) and len(reads) == 8
 
 
 def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from model_utils.errors import explain
+from model_utils.errors import UserError, explain
 from src.utils.files import remove_unfinished, replaced_when_whole, write_atomically
 from src.utils.sampler import epoch_order, eval_shard, train_shard
 from src.utils.util import get_param_groups
@@ -80,9 +80,18 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
     write_atomically(tmp_path / "latest.txt", "new")
     assert (tmp_path / "real.txt").read_text() == "new" and (tmp_path / "latest.txt").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
-    (tmp_path / ".real.txt.4711.tmp").touch()
-    (tmp_path / ".of the user.tmp").touch()
-    assert remove_unfinished(tmp_path) == 1 and (tmp_path / ".of the user.tmp").exists()
+    (tmp_path / ".real.txt.4711.vgg.tmp").touch()
+    (tmp_path / ".notes.4711.tmp").touch()
+    (tmp_path / ".folder.1.vgg.tmp").mkdir()
+    assert remove_unfinished(tmp_path) == 1 and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "best.ckpt").symlink_to("pipe")
+    with pytest.raises(UserError, match="not a regular file"), replaced_when_whole(tmp_path / "best.ckpt") as temporary:
+        temporary.touch()
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path, capsys):

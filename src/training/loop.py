@@ -105,7 +105,7 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
                 callback.evaluate()  # what was stopped or killed before
                 run_epochs(config, rank, data, model, callback)
             get_logger().info(state.pace.summary(state.images_per_step))
-        if state.is_over and not state.unsaved and rank.rank == 0:
+        if state.is_over and not (state.unevaluated or state.unsaved) and rank.rank == 0:
             for line in what_next(config, folder, state):
                 get_logger().info(line)
         if state.unsaved:

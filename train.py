@@ -7,9 +7,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from model_utils.errors import run_command, stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
-from model_utils.errors import run_command
 from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from model_utils.errors import UserError
+from model_utils.reading import brief
 from model_utils.schema import NOTHING_WORDS, parse_flag
 
 Values = dict[str, tuple[Any, str]]  # key -> (value as written, its origin: a flag or file:line)
@@ -75,7 +76,7 @@ def convert(name: str, value: Any, origin: str, meaning: Meaning) -> Values:
     try:
         return {key: (item, origin) for key, item in meaning(value).items()}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
+        raise UserError(f"{name}: {error}, not {brief(value)} (from {origin})") from None
 
 
 # MindCV
@@ -149,7 +150,7 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
     ignored = []
     for name, (value, origin) in sorted(layer.items(), key=lambda item: item[0] in DYNAMIC):  # they override loss_scale
         if name in CHOICES and str(value).lower() not in [choice.lower() for choice in CHOICES[name]]:
-            raise UserError(f"{name}: must be {' or '.join(CHOICES[name])} in a MindCV file, not {value!r} "
+            raise UserError(f"{name}: must be {' or '.join(CHOICES[name])} in a MindCV file, not {brief(value)} "
                             f"(from {origin})")
         if name in WITHOUT_COUNTERPART:
             allowed = WITHOUT_COUNTERPART[name]
@@ -204,5 +205,5 @@ def _number(name: str, value: Any, origin: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not isfinite(number):
-        raise UserError(f"{name}: must be a number, not {value!r} (from {origin})")
+        raise UserError(f"{name}: must be a number, not {brief(value)} (from {origin})")
     return number

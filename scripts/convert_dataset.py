@@ -21,20 +21,26 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command, stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.config import get_config  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import usable_cores  # noqa: E402
-from model_utils.schema import Config  # noqa: E402
-from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names  # noqa: E402
-from src.data.formats import FORMATS, build_reader, check_classes  # noqa: E402
-from src.data.list_file import LIST_FILES, write_list  # noqa: E402
-from src.utils.files import printable, writing  # noqa: E402
+from model_utils.config import get_config
+from model_utils.local_adapter import usable_cores
+from model_utils.reading import whole
+from model_utils.schema import Config
+from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
+from src.data.formats import FORMATS, build_reader, check_classes
+from src.data.list_file import LIST_FILES, write_list
+from src.utils.files import printable, writing
+from src.utils.signals import StopSignals
 
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
@@ -76,7 +82,8 @@ def file_name(index: int, content: bytes) -> str:
 def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
                      shards: int) -> None:
     """MindRecord files, each with the next part of the images."""
-    from mindspore.mindrecord import FileWriter, MindRecordException
+    with StopSignals("convert_dataset.py"):
+        from mindspore.mindrecord import FileWriter, MindRecordException
 
     count = len(reader)
     if shards < 1:
@@ -188,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      allow_abbrev=False)
     parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
     parser.add_argument("--output", type=Path, help="a new folder; not needed for a list of images that are files")
-    parser.add_argument("--shards", type=int, default=0, help="how many files per split (default: of about 128 MB)")
+    parser.add_argument("--shards", type=whole(0, 10_000), default=0,
+                        help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
     options, flags = parser.parse_known_args(argv)
     return run_command(lambda: run(options, get_config(flags, "convert_dataset.py")), "convert_dataset.py")

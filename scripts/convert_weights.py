@@ -18,16 +18,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.device_adapter import mindspore_version  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.files import writing  # noqa: E402
+from model_utils.errors import UserError, run_command, stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
+from model_utils.device_adapter import mindspore_version
+from src.utils.files import writing
+from src.utils.signals import StopSignals
 
 
 def run(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} is there already; --overwrite replaces it")
     mindspore_version()  # UserError if it is not installed
-    from src.weights.convert import convert
+    with StopSignals("convert_weights.py"):
+        from src.weights.convert import convert
 
     with writing(args.target):
         lines = convert(args.source, args.target, args.names)

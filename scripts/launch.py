@@ -44,14 +44,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import core_shares, signal_when_parent_ends  # noqa: E402
-from scripts.hccl_tools import RankTable, read_rank_table  # noqa: E402
+from model_utils.errors import UserError, run_command, stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
+import psutil
+
+from model_utils.local_adapter import core_shares, signal_when_parent_ends
+from model_utils.reading import whole
+from scripts.hccl_tools import RankTable, read_rank_table
 
 MSRUN_LOGS = Path("train_parallel")  # what msrun itself writes; train_parallel<i>/log is a link into this folder
 POLL_SECONDS = 0.1
@@ -217,10 +222,10 @@ def _is_running(pid: int) -> bool:
 
 
 def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
-    text = env.get(name) or str(default)
-    if not (text.isdecimal() and least <= int(text) <= most):
-        raise UserError(f"{name}: must be a number from {least} to {most}, not {text!r}")
-    return int(text)
+    try:
+        return whole(least, most)(env.get(name) or str(default))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def train_flags(data_path: str, rest: Sequence[str], own: str, env: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -11,13 +11,20 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command  # noqa: E402
-from src.data.shapes import GENERATOR, write_cifar10, write_folders  # noqa: E402
-from src.utils.files import writing  # noqa: E402
+from model_utils.errors import UserError, run_command, stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
+from model_utils.reading import read_json, whole
+from model_utils.schema import MOST_DRAWN, MOST_SIDE
+from src.data.shapes import GENERATOR, write_cifar10, write_folders
+from src.utils.files import writing
 
 RECORD = "shapes.json"  # what was asked for, and every file with its size
 
@@ -35,9 +42,10 @@ def make_shapes(args: argparse.Namespace) -> bool:
     wanted["generator"] = GENERATOR
     there, record = files_below(folder), {}
     if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record.get("wanted") == wanted and record["files"].items() <= there.items():
-        return False
+        record = read_json(folder / RECORD)
+    with suppress(TypeError, KeyError, AttributeError):  # another record
+        if record["wanted"] == wanted and record["files"].items() <= there.items():
+            return False
     if there:
         raise UserError(f"{folder} holds other files, such as {min(there)}, or a damaged set; remove it, or name "
                         "another folder")
@@ -62,17 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the set goes, such as data/shapes")
     parser.add_argument("--layout", choices=("cifar10", "folders"), default="cifar10", help="default: cifar10")
-    parser.add_argument("--train", type=int, default=10000, help="training images (default 10000)")
-    parser.add_argument("--test", type=int, default=2000, help="test images (default 2000)")
-    parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default 32)")
-    parser.add_argument("--classes", type=int, default=10, help="2 to 10 classes (default 10)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed, other images (default 1)")
+    parser.add_argument("--train", type=whole(1, MOST_DRAWN), default=10000, help="training images (default 10000)")
+    parser.add_argument("--test", type=whole(1, MOST_DRAWN), default=2000, help="test images (default 2000)")
+    parser.add_argument("--size", type=whole(16, MOST_SIDE), default=32, help="height and width in pixels (default 32)")
+    parser.add_argument("--classes", type=whole(2, 10), default=10, help="2 to 10 classes (default 10)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=1, help="another seed, other images (default 1)")
     args = parser.parse_args(argv)
     args.folder = args.folder.absolute()
 
     def run() -> None:
-        if not 0 <= args.seed < 2**32:
-            raise UserError(f"--seed: must be 0 to {2**32 - 1}, not {args.seed}")
         with writing(args.folder):
             done = "written to" if make_shapes(args) else "are in"
         print(f"{args.train} training and {args.test} test images {done} {args.folder}")

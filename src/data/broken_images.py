@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from model_utils.errors import UserError
 from src.utils.util import listed
@@ -19,10 +23,37 @@ if TYPE_CHECKING:
 
 PIPELINE_ERRORS = ("Exception thrown from dataset pipeline", "Exception thrown from user defined Python function")
 FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}  # MindData does not decode them, though OpenCV may
+MOST_PIXELS = 2**27  # of an image: a header can claim any number, for which a decoder then takes memory
+LEFT_BY_MINDDATA = ("abnormal_image.*", "unsupported_image.*")  # in the current folder: the image it failed on
 SHOWN = 5
 RECENT = 2000  # more images than are in a pipeline at any time
 ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
+
+
+def _claimed_size(data: memoryview) -> tuple[int, int]:
+    """The two sides of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    if data[:2] == b"\xff\xd8":  # JPEG: segments of a marker and a length, up to the start of the frame
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            marker, size = data[at + 1], int.from_bytes(data[at + 2:at + 4], "big")
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                return struct.unpack(">HH", data[at + 5:at + 9])
+            at += 1 if marker == 0xFF else 2 + size
+        return 0, 0
+    with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # one of the other formats, which are rare
+        return image.size
+    return 0, 0
+
+
+def check_claimed_size(data: bytes | np.ndarray) -> None:
+    """UserError if the image claims to have more pixels than any that is used."""
+    height, width = _claimed_size(memoryview(data))
+    if height * width > MOST_PIXELS:
+        raise UserError(f"cannot be decoded: its header claims {height} x {width} pixels, and at most "
+                        f"{MOST_PIXELS:,} are read")
 
 
 def image_problem(data: bytes | np.ndarray) -> str | None:
@@ -32,10 +63,15 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
         return "is empty"
     if foreign := FOREIGN_FORMATS.get(content[:4]):
         return f"is a {foreign} image; JPEG, PNG, BMP, TIFF and PPM are read"
+    decoded = None
     try:
-        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-    except cv2.error:  # a header that claims millions of pixels on a side
-        decoded = None
+        check_claimed_size(content)
+        for flag in (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_COLOR):  # the first leaves nothing of a mere line
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if decoded is None else decoded
+    except cv2.error:
+        pass
+    except UserError as error:
+        return str(error)
     return "cannot be decoded: it is cut short, damaged or no image" if decoded is None else None
 
 
@@ -69,9 +105,12 @@ class ImageTracker:
     def read(self, index: np.ndarray) -> np.ndarray:
         """Index -> encoded image: the first operation of the pipeline."""
         try:
-            return self._reader.read(int(index))
+            content = self._reader.read(int(index))
+            check_claimed_size(content)
+            return content
         except UserError as error:
-            self._failure = str(error)
+            name = self._reader.name(int(index))
+            self._failure = str(error) if name in str(error) else f"{name}: {error}"
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:
@@ -106,7 +145,9 @@ class ImageTracker:
 
 @contextmanager
 def naming_bad_images(reader: Reader) -> Iterator[None]:
-    """Turns an error of the reader's pipeline about an image into a UserError that names the image."""
+    """Turns an error of the reader's pipeline about an image into a UserError that names the image. The copy of it that
+    MindData leaves is removed."""
+    there = set(_left_by_minddata())
     try:
         yield
     except RuntimeError as error:
@@ -114,3 +155,10 @@ def naming_bad_images(reader: Reader) -> Iterator[None]:
         if not failure:
             raise
         raise UserError(f"{failure}\n  {ADVICE}") from error
+    finally:
+        for path in set(_left_by_minddata()) - there:
+            path.unlink(missing_ok=True)
+
+
+def _left_by_minddata() -> list[Path]:
+    return [path for pattern in LEFT_BY_MINDDATA for path in Path.cwd().glob(pattern)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.reading import read_json
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
 from src.data.formats import build_reader, check_kind, check_numbering
@@ -114,8 +115,8 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
     preset_file = folder.parent / PRESET_FILE
     if preset_file.is_file():
         try:
-            made = dict(json.loads(preset_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            made = dict(read_json(preset_file))
+        except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{preset_file}: is damaged ({error}); run preprocess.py again") from None
         wanted = json.loads(json.dumps(preset._asdict()))
         wrong = [f"{name} {made.get(name)}, not {value}" for name, value in wanted.items() if made.get(name) != value]
@@ -141,11 +142,11 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
         if path.suffix == ".npy":
             labels = numbers = np.load(path, allow_pickle=False).ravel()
         else:
-            labels = json.loads(path.read_text(encoding="utf-8"))
+            labels = read_json(path)
             numbers = np.array(list(labels.values()) if isinstance(labels, dict) else labels)
         if not len(numbers) or numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise ValueError(f"{numbers.dtype} of shape {numbers.shape} are not class numbers")
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, UserError) as error:
         raise UserError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
     return labels if isinstance(labels, dict) else numbers
 

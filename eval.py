@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate checkpoints: exact top-1 and top-5 over every image of the test set, on one device or many."""
 
-import sys
-from collections.abc import Sequence
-from functools import partial
-
 from model_utils.errors import run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import sys
+from collections.abc import Sequence
+from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine

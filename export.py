@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint as MINDIR, AIR or ONNX, and prove that each file computes what the network computes."""
 
-import sys
-from collections.abc import Sequence
-from functools import partial
-
 from model_utils.errors import run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import sys
+from collections.abc import Sequence
+from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine

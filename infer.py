@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predict: an exported model or a checkpoint, and images. Needs MindSpore only where MindSpore runs the model."""
 
-import sys
-from collections.abc import Sequence
-from functools import partial
-
 from model_utils.errors import run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import sys
+from collections.abc import Sequence
+from functools import partial
 
 from model_utils.config import get_config
 from model_utils.moxing_adapter import on_platform

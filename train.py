@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train VGG: a recipe and a folder of images in, a run folder with checkpoints out."""
 
-import importlib
-import sys
-from collections.abc import Sequence
-from functools import partial
-
 from model_utils.errors import run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import importlib
+import sys
+from collections.abc import Sequence
+from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine

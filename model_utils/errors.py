@@ -11,7 +11,7 @@ from contextlib import suppress
 
 # Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
-            errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+            errno.ESTALE, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended the process
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_LINE = 2000
@@ -65,7 +65,10 @@ def run_command(run: Callable[[], int | None], program: str) -> int:
         for number in earlier:
             signal.signal(number, _stop)
         status = run() or 0
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            give_up_output(error)
         return status or int(_lost_output)
     except KeyboardInterrupt as error:
         number = signal.Signals(*error.args or [signal.SIGINT])
@@ -102,7 +105,9 @@ def explain(error: Exception, program: str) -> int:
         return 1
     status = error.exit_status if isinstance(error, UserError) else None
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
+        error, status = f"{error.filename or 'a file or standard output'}: {error.strerror}", 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        status = 2
     if isinstance(error, MemoryError):
         error, status = f"there is not enough memory{f' ({error})' if str(error) else ''}; {MEMORY_ADVICE}", 2
     if status is None:

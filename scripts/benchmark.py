@@ -5,20 +5,8 @@
 Takes every flag of train.py as well. Prints a table, and writes JSON if --json is given.
 """
 
-import argparse
-import datetime
-import gc
-import json
-import os
-import platform
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,10 +15,23 @@ from model_utils.errors import UserError, run_command, stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
 from model_utils.config import get_config
 from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.local_adapter import usable_cores
-from model_utils.reading import read_json, whole
+from model_utils.reading import check_regular, read_json, whole
 from src.utils.files import writing
 from src.utils.signals import StopSignals
 
@@ -104,6 +105,8 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
             raise UserError(f"--compare=torch: does not support --{key}; leave it out")
     if options.json:
+        with suppress(FileNotFoundError):
+            check_regular(options.json)
         with writing(options.json):
             options.json.open("a").close()
     with StopSignals("benchmark.py"):

@@ -9,17 +9,7 @@ training and evaluation. --fix=list writes train_list.txt and val_list.txt witho
 images; train.py then reads these lists. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
 """
 
-import argparse
-import hashlib
-import io
-import os
-import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,6 +18,17 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+import hashlib
+import io
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from PIL import Image

@@ -10,10 +10,7 @@ IN is recognised by what it holds; OUT is a .ckpt or .safetensors file. Tensors 
 with the source after reading the new file again: OUT appears only if all are equal.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,6 +19,10 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
 
 from model_utils.device_adapter import mindspore_version
 from src.utils.files import writing

@@ -7,21 +7,8 @@ without a network. Nothing appears under its final name before it is complete an
 Exit status: 0 done, 1 the download failed, 2 it cannot be unpacked or written there.
 """
 
-import argparse
-import hashlib
-import shutil
-import socket
 import sys
-import tarfile
-import tempfile
-import time
-import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import url2pathname, urlretrieve
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,6 +16,20 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+import hashlib
+import shutil
+import socket
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from http.client import HTTPException
+from urllib.error import URLError
+from urllib.request import url2pathname, urlretrieve
 
 from tqdm import tqdm
 
@@ -89,8 +90,8 @@ def fetch(url: str, path: Path, *, retries: int) -> None:
         if failures < retries:
             print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
             time.sleep(min(2**failures, 30))
-    raise UserError(f"{without_password(url, url)}: {reason}\n  the file can also be downloaded elsewhere and put into the folder; the "
-                    "command then unpacks it", 1)
+    raise UserError(f"{without_password(url, url)}: {reason}\n  the file can also be downloaded elsewhere and put into "
+                    "the folder; the command then unpacks it", 1)
 
 
 def download(args: argparse.Namespace, unpacked: Path) -> None:

@@ -8,16 +8,8 @@ Two servers: give --server_ip and --device_ips once per server, in the order of 
 Check a table:                python scripts/hccl_tools.py --check rank_table.json
 """
 
-import argparse
-import json
-import re
 import sys
-from collections.abc import Sequence
-from functools import partial
-from ipaddress import ip_address
-from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,6 +17,15 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from ipaddress import ip_address
+from itertools import count
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 

@@ -26,23 +26,8 @@ Time-outs, in seconds:
   HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own default is 1836
 """
 
-import argparse
-import os
-import re
-import shlex
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from glob import glob
-from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -51,6 +36,22 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from glob import glob
+from itertools import takewhile
+from typing import NamedTuple
 
 import psutil
 

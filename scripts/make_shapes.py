@@ -6,12 +6,7 @@ The set appears under its name when it is complete. A complete set is left alone
 it that this command did not write.
 """
 
-import argparse
-import json
 import sys
-import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +15,13 @@ from model_utils.errors import UserError, run_command, stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 
 from model_utils.reading import read_json, whole
 from model_utils.schema import MOST_DRAWN, MOST_SIDE
@@ -40,6 +42,8 @@ def make_shapes(args: argparse.Namespace) -> bool:
     folder: Path = args.folder
     wanted = {name: getattr(args, name) for name in ("layout", "train", "test", "size", "classes", "seed")}
     wanted["generator"] = GENERATOR
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder}: is there already and is no folder; name another one")
     there, record = files_below(folder), {}
     if (folder / RECORD).is_file():
         record = read_json(folder / RECORD)

@@ -63,16 +63,15 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
         return "is empty"
     if foreign := FOREIGN_FORMATS.get(content[:4]):
         return f"is a {foreign} image; JPEG, PNG, BMP, TIFF and PPM are read"
-    decoded = None
     try:
         check_claimed_size(content)
-        for flag in (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_COLOR):  # the first leaves nothing of a mere line
-            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if decoded is None else decoded
-    except cv2.error:
-        pass
     except UserError as error:
         return str(error)
-    return "cannot be decoded: it is cut short, damaged or no image" if decoded is None else None
+    for flag in (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_COLOR):  # the first is fast, and refuses a mere line
+        with suppress(cv2.error):
+            if cv2.imdecode(np.frombuffer(content, np.uint8), flag) is not None:
+                return None
+    return "cannot be decoded: it is cut short, damaged or no image"
 
 
 class ImageTracker:

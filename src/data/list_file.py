@@ -82,7 +82,7 @@ class ListReader(EncodedReader):
                 if not re.fullmatch("-?[0-9]+", label):
                     raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {brief(line)}")
                 if as_count(label) not in range(config.num_classes):
-                    raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is "
+                    raise ValueError(f"the label {brief(label)[1:-1]} is out of range: labels count from 0, and num_classes is "
                                      f"{config.num_classes}")
                 self._files.append(_find_file(path, roots, files_in))
                 self._lines.append(number)

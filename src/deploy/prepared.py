@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.reading import read_json
+from model_utils.reading import check_regular, read_json
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
 from src.data.formats import build_reader, check_kind, check_numbering
@@ -171,12 +171,12 @@ def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes
             raise UserError(f"result_dir: {folder}: {len(files)} files {problem}: {listed(sorted(files))}")
     counts = Counts.empty(num_classes)
     for name, rows in expected.items():
-        logits = np.fromfile(folder / name, np.float32)
+        check_regular(folder / name)
         if (folder / name).stat().st_size != 4 * num_classes * len(rows):
             raise UserError(f"result_dir: {folder / name} does not hold {len(rows)} images with {num_classes} float32 "
                             "numbers each: it is truncated, or of another model")
         try:
-            counts.update(logits.reshape(len(rows), num_classes), rows)
+            counts.update(np.fromfile(folder / name, np.float32).reshape(len(rows), num_classes), rows)
         except ValueError as error:
             raise UserError(f"label_dir: {error}") from None
     return counts

@@ -4,8 +4,7 @@
 
 from model_utils.errors import run_command, stop_quietly
 
-if __name__ == "__main__":
-    stop_quietly()
+stop_quietly(__name__)
 
 import sys
 from collections.abc import Sequence

@@ -233,7 +233,7 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
             raise UserError(f"{origin}: `{name}`: must be one value, or a flat list of values")
         try:
             values[name] = (_PlainLoader("").construct_object(value_node, deep=True), origin)
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
             raise UserError(f"{origin}: `{name}`: {getattr(error, 'problem', None) or error}") from None
     return values
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from model_utils.errors import UserError
 from model_utils.reading import brief
-from model_utils.schema import NOTHING_WORDS, parse_flag
+from model_utils.schema import MOST_ITEMS, NOTHING_WORDS, parse_flag
 
 Values = dict[str, tuple[Any, str]]  # key -> (value as written, its origin: a flag or file:line)
 Meaning = str | Callable[[Any], dict[str, Any]]  # our key, or a function from the value to our keys
@@ -189,6 +189,9 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
         own = {"lr_scheduler": "exponential", "lr_epochs": []}
     else:
         milestones, where = layer.get("multi_step_decay_milestones", (MILESTONES, origin))
+        if name == "step_decay" and last > decay * MOST_ITEMS:
+            raise UserError(f"decay_epochs: is {decay:g} (from {layer['decay_epochs'][1]}), which makes more than "
+                            f"{MOST_ITEMS} steps of {last:g} epochs")
         if name == "step_decay":
             milestones = [number * decay for number in range(1, int((last - warmup) // decay) + 1)]
         elif not isinstance(milestones, (list, tuple)):

@@ -30,14 +30,15 @@ class UserError(Exception):
         self.exit_status = exit_status
 
 
-def stop_quietly() -> None:
-    """From now on Ctrl-C ends the process with one line. For the time in which a command imports its modules: an
-    exception would come out of the middle of one, or crash it."""
+def stop_quietly(module: str) -> None:
+    """From now on Ctrl-C ends the process with one line, if `module` is the command that was started. For the time in
+    which it imports the others: an exception would come out of the middle of one, or crash it."""
     def end(number: int, _frame: object) -> None:
         os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+    # Ctrl-C may be ignored, as in the background.
+    if module == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
 
 

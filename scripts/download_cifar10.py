@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command, stop_quietly
 
-if __name__ == "__main__":
-    stop_quietly()
+stop_quietly(__name__)
 
 import argparse
 import hashlib
@@ -58,16 +57,6 @@ def without_password(text: str, url: str) -> str:
     return text
 
 
-def check_url(url: str) -> None:
-    """UserError for all but http, https and the files of this machine, of which a device would have no end."""
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() not in ("http", "https", "file"):
-        raise UserError(without_password(f"--url: must begin with http:, https: or file:, not {brief(url)}", url))
-    if scheme.lower() == "file":
-        with suppress(FileNotFoundError):
-            check_regular(Path("/", url2pathname(rest.lstrip("/"))), MOST_BYTES)
-
-
 def fetch(url: str, path: Path, *, retries: int) -> None:
     """Download to `path`. UserError if the server refuses, or if it fails once more than `retries` times."""
     for failures in range(retries + 1):
@@ -75,23 +64,24 @@ def fetch(url: str, path: Path, *, retries: int) -> None:
             with tqdm(desc="downloading", unit="B", unit_scale=True, disable=None) as bar:
                 def show(blocks: int, block_bytes: int, total: int, bar: tqdm = bar) -> None:
                     if max(total, blocks * block_bytes) > MOST_BYTES:
-                        raise UserError(without_password(f"{url}: has more than {MOST_BYTES:,} bytes", url), 1)
+                        raise UserError(f"{url}: has more than {MOST_BYTES:,} bytes", 1)
                     bar.total = total
                     bar.update(blocks * block_bytes - bar.n)
 
                 urlretrieve(url, path, show)
             return
         except ValueError as error:
-            raise UserError(without_password(f"--url: {error}", url)) from None
+            raise UserError(f"--url: {error}") from None
         except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-            reason = without_password(str(error) or type(error).__name__, url)
+            reason = str(error) or type(error).__name__
             if getattr(error, "code", 500) < 500:  # such as 404
                 break
         if failures < retries:
-            print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
+            print(f"{without_password(reason, url)}; trying again ({failures + 1} of {retries})", file=sys.stderr,
+                  flush=True)
             time.sleep(min(2**failures, 30))
-    raise UserError(f"{without_password(url, url)}: {reason}\n  the file can also be downloaded elsewhere and put into "
-                    "the folder; the command then unpacks it", 1)
+    raise UserError(f"{url}: {reason}\n  the file can also be downloaded elsewhere and put into the folder; the "
+                    "command then unpacks it", 1)
 
 
 def download(args: argparse.Namespace, unpacked: Path) -> None:
@@ -100,7 +90,7 @@ def download(args: argparse.Namespace, unpacked: Path) -> None:
     if not there.is_file():
         archive = unpacked / "archive"
         fetch(args.url, archive, retries=args.retries)
-    source = there if archive == there else without_password(args.url, args.url)
+    source = there if archive == there else args.url
     check_regular(archive, MOST_BYTES)
     content = archive.read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -139,12 +129,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         is_missing = wrong_file(args.dest / file for file in FILES) is not None
         if is_missing:
-            check_url(args.url)
+            scheme, _, rest = args.url.partition(":")
+            if scheme.lower() not in ("http", "https", "file"):
+                raise UserError(f"--url: must begin with http:, https: or file:, not "
+                                f"{brief(without_password(args.url, args.url))}")
+            if scheme.lower() == "file":
+                with suppress(FileNotFoundError):
+                    check_regular(Path(url2pathname(rest.removeprefix("//").removeprefix("localhost"))), MOST_BYTES)
             socket.setdefaulttimeout(args.timeout)  # urlretrieve has no argument for it
             with writing(args.dest):
                 args.dest.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".cifar10_", dir=args.dest) as unpacked:
-                    download(args, Path(unpacked))
+                    try:
+                        download(args, Path(unpacked))
+                    except UserError as error:
+                        raise UserError(without_password(str(error), args.url), error.exit_status) from None
         print(f"CIFAR-10 {'is now' if is_missing else 'was already'} in {args.dest}; this trains on it:\n"
               f"  python train.py --data_dir={args.dest}")
 

@@ -34,8 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from model_utils.errors import UserError, run_command, stop_quietly
 
-if __name__ == "__main__":
-    stop_quietly()
+stop_quietly(__name__)
 
 import argparse
 import os
@@ -314,8 +313,10 @@ def visible_cards(env: Mapping[str, str]) -> int:
     return len(cards)
 
 
-def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
+def run(kind: str = "", *arguments: str, env: Mapping[str, str]) -> int:
     """`kind` is table or cards: whether a rank table comes before the data path."""
+    if kind not in ("table", "cards"):
+        raise UserError("is started by run_distribute_train.sh or run_distribute_train_gpu.sh; --help says how")
     own, names = ("Ascend", ("RANK_TABLE_FILE", "DATA_PATH")) if kind == "table" else ("GPU", ("DATA_PATH",))
     paths, rest = arguments[:len(names)], arguments[len(names):]
     if len(paths) < len(names) or any(item.startswith("-") for item in paths):

@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.errors import UserError, run_command, stop_quietly
 
-if __name__ == "__main__":
-    stop_quietly()
+stop_quietly(__name__)
 
 import argparse
 import json

@@ -136,6 +136,8 @@ def read_image(path: Path) -> np.ndarray:
         return decode(path.read_bytes())
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise ImageError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:

@@ -140,13 +140,14 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
         raise UserError(f"label_dir: there is no file of labels {path}; preprocess.py writes it")
     try:
         if path.suffix == ".npy":
-            labels = numbers = np.load(path, allow_pickle=False).ravel()
+            with path.open("rb") as file:
+                labels = numbers = np.lib.format.read_array(file, allow_pickle=False).ravel()
         else:
             labels = read_json(path)
             numbers = np.array(list(labels.values()) if isinstance(labels, dict) else labels)
         if not len(numbers) or numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise ValueError(f"{numbers.dtype} of shape {numbers.shape} are not class numbers")
-    except (OSError, ValueError, TypeError, EOFError, UserError) as error:
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, UserError) as error:
         raise UserError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
     return labels if isinstance(labels, dict) else numbers
 

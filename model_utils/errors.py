@@ -3,11 +3,12 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 # Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
@@ -15,6 +16,7 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended the process
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_LINE = 2000
+NO_MEMORY = re.compile(r"malloc|alloc\w* (memory )?fail|out of memory|memory isn't enough", re.IGNORECASE)
 MEMORY_ADVICE = "a smaller batch_size, then a smaller image_size, needs less"
 _lost_output = False
 
@@ -30,16 +32,32 @@ class UserError(Exception):
         self.exit_status = exit_status
 
 
+def _end(number: int, _frame: object) -> None:
+    os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
 def stop_quietly(module: str) -> None:
     """From now on Ctrl-C ends the process with one line, if `module` is the command that was started. For the time in
     which it imports the others: an exception would come out of the middle of one, or crash it."""
-    def end(number: int, _frame: object) -> None:
-        os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}\n".encode())
-        os._exit(128 + number)
-
     # Ctrl-C may be ignored, as in the background.
     if module == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None] = _end) -> Iterator[None]:
+    """Signals that stop a process, unless they are ignored, go to this handler in the block; `_end` suits imports."""
+    is_main = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.getsignal(number) for number in STOPS if is_main}
+    earlier = {number: old for number, old in earlier.items() if old not in (None, signal.SIG_IGN)}
+    try:
+        for number in earlier:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in earlier.items():
+            signal.signal(number, old)
 
 
 def _stop(number: int, _frame: object) -> None:
@@ -59,13 +77,9 @@ def run_command(run: Callable[[], int | None], program: str) -> int:
         sys.stderr = os.fdopen(2, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot encode
-    is_main = threading.current_thread() is threading.main_thread()
-    earlier = {number: signal.getsignal(number) for number in STOPS if is_main}
-    earlier = {number: handler for number, handler in earlier.items() if handler not in (None, signal.SIG_IGN)}
     try:
-        for number in earlier:
-            signal.signal(number, _stop)
-        status = run() or 0
+        with handled_by(_stop):
+            status = run() or 0
         try:
             sys.stdout.flush()
         except OSError as error:
@@ -78,9 +92,6 @@ def run_command(run: Callable[[], int | None], program: str) -> int:
         return 128 + number
     except Exception as error:
         return explain(error, program)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def give_up_output(error: OSError) -> None:
@@ -109,8 +120,9 @@ def explain(error: Exception, program: str) -> int:
         error, status = f"{error.filename or 'a file or standard output'}: {error.strerror}", 2
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
         status = 2
-    if isinstance(error, MemoryError):
-        error, status = f"there is not enough memory{f' ({error})' if str(error) else ''}; {MEMORY_ADVICE}", 2
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        error, status = f"there is not enough memory ({said}); {MEMORY_ADVICE}", 2
     if status is None:
         raise error  # a bug: the traceback helps
     label = "" if status > 128 else "error: "  # a stop by a signal is no error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command, stop_quietly
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
 
 stop_quietly(__name__)
 
@@ -32,7 +32,6 @@ from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.local_adapter import usable_cores
 from model_utils.reading import check_regular, read_json, whole
 from src.utils.files import writing
-from src.utils.signals import StopSignals
 
 TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory", "deploying")  # functions of that module
 COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
@@ -108,7 +107,7 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
             check_regular(options.json)
         with writing(options.json):
             options.json.open("a").close()
-    with StopSignals("benchmark.py"):
+    with handled_by():
         from scripts.benchmarks import tasks  # imports MindSpore
 
     results: list[dict[str, Any]] = []

@@ -15,11 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command, stop_quietly
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
 
 stop_quietly(__name__)
 
 import argparse
+import importlib
 import os
 import random
 import shutil
@@ -40,7 +41,6 @@ from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_pro
 from src.data.formats import FORMATS, build_reader, check_classes
 from src.data.list_file import LIST_FILES, write_list
 from src.utils.files import printable, writing
-from src.utils.signals import StopSignals
 
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
@@ -82,8 +82,7 @@ def file_name(index: int, content: bytes) -> str:
 def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
                      shards: int) -> None:
     """MindRecord files, each with the next part of the images."""
-    with StopSignals("convert_dataset.py"):
-        from mindspore.mindrecord import FileWriter, MindRecordException
+    from mindspore.mindrecord import FileWriter, MindRecordException
 
     count = len(reader)
     if shards < 1:
@@ -185,6 +184,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
         if FORMATS[options.to].find(output, split):
             raise UserError(f"{output}: holds {NAMES[split]} data as {options.to} already; remove it, or name another "
                             "folder with --output")
+    if options.to == "mindrecord":
+        with handled_by():
+            importlib.import_module("mindspore.mindrecord")
     with writing(output):
         for split, reader in readers.items():
             convert(config, split, reader, options)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command, stop_quietly
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
 
 stop_quietly(__name__)
 
@@ -25,14 +25,13 @@ from functools import partial
 
 from model_utils.device_adapter import mindspore_version
 from src.utils.files import writing
-from src.utils.signals import StopSignals
 
 
 def run(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} is there already; --overwrite replaces it")
     mindspore_version()  # UserError if it is not installed
-    with StopSignals("convert_weights.py"):
+    with handled_by():
         from src.weights.convert import convert
 
     with writing(args.target):

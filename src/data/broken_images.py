@@ -32,17 +32,22 @@ ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts a
 
 
 def _claimed_size(data: memoryview) -> tuple[int, int]:
-    """The two sides of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds."""
+    """The two sides of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds.
+
+    UserError for a JPEG that ends before its pixels begin: MindData's crop crashes the process on such.
+    """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
         return struct.unpack(">II", data[16:24])
-    if data[:2] == b"\xff\xd8":  # JPEG: segments of a marker and a length, up to the start of the frame
-        at = 2
-        while at + 9 <= len(data) and data[at] == 0xFF:
+    if data[:2] == b"\xff\xd8":  # JPEG: segments of a marker and a length, up to the start of the scan
+        at, sides = 2, (0, 0)
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
             marker, size = data[at + 1], int.from_bytes(data[at + 2:at + 4], "big")
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                return struct.unpack(">HH", data[at + 5:at + 9])
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
+                sides = struct.unpack(">HH", data[at + 5:at + 9])
             at += 1 if marker == 0xFF else 2 + size
-        return 0, 0
+        if at + 4 > len(data):
+            raise UserError("cannot be decoded: it is cut short in its header")
+        return sides
     with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # one of the other formats, which are rare
         return image.size
     return 0, 0

@@ -113,11 +113,13 @@ def explain(error: Exception, program: str) -> int:
         give_up_output(refused)
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE_STATUS
-    if _lost_output and isinstance(error, OSError) and not error.filename:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # files are named
+        if not _lost_output:
+            give_up_output(error)
         return 1
     status = error.exit_status if isinstance(error, UserError) else None
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        error, status = f"{error.filename or 'a file or standard output'}: {error.strerror}", 2
+        error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
         status = 2
     if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):

@@ -35,7 +35,7 @@ from helpers import (
     write_image,
     write_recipe,
 )
-from launches import SCRIPTS, environment
+from launches import SCRIPTS, environment, wait_until
 
 from model_utils.config import get_config
 from src.data.cifar10 import CLASS_NAMES
@@ -190,12 +190,16 @@ def place(tmp_path_factory) -> Path:
     (here / "dead_venv/bin/python").symlink_to("nothing")
     (here / "moved_venv/bin/python").symlink_to(sys.executable)
     write_cifar10(here / "cifar")
+    table = {"rank_id": "0", "device_id": "0"}
+    (here / "table.json").write_text(json.dumps({"server_list": [{"server_id": "10.0.0.1", "device": [table]}]}))
     write_image(here / "photo.png", np.zeros((40, 40, 3), np.uint8))
     texts = {
         "large.yaml": "seed: 1\n" * 10**5, "hex.yaml": f"lr: 0x{'f' * 400}", "deep.yaml": f"lr_epochs: {deep}",
         "bomb.yaml": "lr: &a [x]\n" + "".join(f"{to}: &{to} [{', '.join([f'*{name}'] * 9)}]\n"
                                               for name, to in zip("abcdefgh", "bcdefghi", strict=True)),
-        "merge.yaml": "seed: &a {x: 1}\nlr: {<<: [*a, *a]}\n", "long_key.yaml": f"{'k' * 1000}: 1\n",
+        "tag.yaml": "lr: !!bool maybe", "steps.yaml": "model: vgg16\nscheduler: step_decay\ndecay_epochs: 1e-9",
+        "archive.npy": "PK\x03\x04", "merge.yaml": "seed: &a {x: 1}\nlr: {<<: [*a, *a]}\n",
+        "long_key.yaml": f"{'k' * 1000}: 1\n",
         "long_value.yaml": f"max_epoch: {'x' * 10**5}\n", "many.yaml": f"lr_epochs: [{'1, ' * 5000}]\n",
         "latin.json": "\udcff", "latin.txt": "\udcff", "deep.json": deep, "list.json": "[]",
         "digits.json": f"[{nines}]", "labels.json": "[1]", "record.json": json.dumps(dict.fromkeys(
@@ -238,13 +242,14 @@ def place(tmp_path_factory) -> Path:
     (here / "image_is_pipe/labels.txt").write_text("0:a\n1:b\n2:c\n")
     (here / "image_is_pipe/0.png").unlink()
     os.mkfifo(here / "image_is_pipe/0.png")
-    for kind, ending in (("jpeg", ".jpg"), ("png", ".png")):
-        data = write_class_folders(here / f"bomb_{kind}")
-        for path in data.glob("train/*/*"):
+    changes = {"bomb_jpeg/bomb.jpg": bomb, "bomb_png/bomb.png": bomb, "cut_jpeg/cut.jpg": lambda data: data[:300],
+               "half_jpeg/half.jpg": lambda data: data[:len(data) // 2]}
+    for name, change in changes.items():
+        folder, file = name.split("/")
+        for path in list(write_class_folders(here / folder, splits=["train"], each=1).glob("train/*/*")):
             path.unlink()
-            write_image(path.with_name(f"bomb{ending}"), np.zeros((40, 40, 3), np.uint8))
-        for path in data.glob("train/*/*"):
-            path.write_bytes(bomb(path.read_bytes()))
+            write_image(path.with_name(file), np.random.RandomState(1).randint(0, 256, (90, 90, 3)).astype(np.uint8))
+            path.with_name(file).write_bytes(change(path.with_name(file).read_bytes()))
     return here
 
 
@@ -256,7 +261,7 @@ def test_every_command_answers_a_mistake_in_few_words(place, monkeypatch, words,
     settings, command, args = dict(word.split("=", 1) for word in words[:index]), words[index], words[index + 1:]
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("no answer"))
     signal.alarm(20)
-    before, start = sorted(place.rglob("*")), time.monotonic()
+    before, start = set(place.rglob("*")), time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if command.endswith(".sh"):
         done = subprocess.run(["bash", SCRIPTS / command, *args], env=environment(PIP_NO_INDEX="1", **settings),
@@ -275,8 +280,8 @@ def test_every_command_answers_a_mistake_in_few_words(place, monkeypatch, words,
     assert "s3cr3t" not in outcome.err
     assert time.monotonic() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20
-    left = set(place.rglob("*")) - set(before)
-    assert command == "train" or not left, left
+    assert [path for path in place.rglob("*")
+            if path not in before and place / "runs" not in (path, *path.parents)] == []
 
 
 # How a command ends
@@ -295,3 +300,28 @@ def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         run.stdout.close()
         assert run.stderr.read() == "" and run.wait() == 141
+
+
+@pytest.mark.parametrize(("target", "status", "said"), [
+    ("&-", 2, "standard output is closed"), ("/dev/full", 1, "standard output cannot be written: No space left")])
+def test_output_that_goes_nowhere_costs_one_line(place, target, status, said):
+    command = f"{shlex.quote(sys.executable)} {SCRIPTS / 'hccl_tools.py'} --check=table.json >{target}"
+    done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_while_a_command_imports_its_modules_ends_it_with_one_line():
+    program = ("import os, signal, time\nfrom model_utils.errors import stop_quietly\nstop_quietly(__name__)\n"
+               "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    outcome = run_python("-c", program)
+    assert outcome.status == 130 and outcome.err == "-c: stopped by SIGINT\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_removes_what_it_had_not_finished(tmp_path, number):
+    command = [sys.executable, SCRIPTS / "make_shapes.py", tmp_path / "shapes", "--train=1000000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: any(tmp_path.iterdir()), timeout_s=60, what="the hidden folder")
+        run.send_signal(number)
+        assert run.wait(60) == 128 + number and run.stderr.read() == f"make_shapes.py: stopped by {number.name}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -24,9 +24,10 @@ from contextlib import suppress
 
 from model_utils.reading import read_json, whole
 from model_utils.schema import MOST_DRAWN, MOST_SIDE
-from src.data.shapes import GENERATOR, write_cifar10, write_folders
+from src.data.shapes import CHUNK, GENERATOR, write_cifar10, write_folders
 from src.utils.files import writing
 
+MOST_PIXELS = 2**30  # of a split, which is drawn in memory
 RECORD = "shapes.json"  # what was asked for, and every file with its size
 
 
@@ -54,6 +55,8 @@ def make_shapes(args: argparse.Namespace) -> bool:
                         "another folder")
     if args.layout == "cifar10" and (args.size, args.classes) != (32, 10):
         raise UserError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
+    if max(args.train, args.test, CHUNK) * args.size**2 > MOST_PIXELS:
+        raise UserError(f"--size: {args.size} pixels for {max(args.train, args.test)} images need too much memory")
     folder.parent.mkdir(parents=True, exist_ok=True)
     counts = {"train_count": args.train, "test_count": args.test, "seed": args.seed}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as hidden:

@@ -44,7 +44,8 @@ def _claimed_size(data: memoryview) -> tuple[int, int]:
             marker, size = data[at + 1], int.from_bytes(data[at + 2:at + 4], "big")
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
                 sides = struct.unpack(">HH", data[at + 5:at + 9])
-            at += 1 if marker == 0xFF else 2 + size
+            is_alone = marker == 0x01 or 0xD0 <= marker <= 0xD8  # a marker without a length
+            at += 1 if marker == 0xFF else 2 if is_alone else 2 + size
         if at + 4 > len(data):
             raise UserError("cannot be decoded: it is cut short in its header")
         return sides

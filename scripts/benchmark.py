@@ -22,7 +22,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 from model_utils.config import get_config
 from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.local_adapter import usable_cores
-from model_utils.reading import check_regular, read_json, whole
+from model_utils.reading import read_json, whole
 from src.utils.files import writing
 
 TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory", "deploying")  # functions of that module
@@ -103,8 +103,6 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
             raise UserError(f"--compare=torch: does not support --{key}; leave it out")
     if options.json:
-        with suppress(FileNotFoundError):
-            check_regular(options.json)
         with writing(options.json):
             options.json.open("a").close()
     with handled_by():

@@ -48,7 +48,7 @@ MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
 MOST_SIDE, MOST_BATCH, MOST_DRAWN = 4096, 2**16, 10**6
-LARGEST, SMALLEST = 2**31 - 1, 1e-30  # of all numbers
+LARGEST = 1e30  # of all numbers with a fraction
 NOTHING_WORDS = ("", "none", "null")
 
 
@@ -158,10 +158,10 @@ class Keys(BaseModel):
     def _of_ordinary_size(cls, value: Any) -> Any:
         """No number that MindSpore's 32-bit types cannot hold, even for keys without a limit of their own."""
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, (int, float)) and not -LARGEST <= item <= LARGEST:
-                raise ValueError(f"must be at most {LARGEST}")
-            if isinstance(item, float) and 0 < abs(item) < SMALLEST:
-                raise ValueError(f"must be 0, or at least {SMALLEST:g}")
+            if isinstance(item, int) and not -2**31 < item < 2**31:
+                raise ValueError(f"must be at most {2**31 - 1}")
+            if isinstance(item, float) and item and not 1 / LARGEST <= abs(item) <= LARGEST:
+                raise ValueError(f"must be 0, or at least {1 / LARGEST:g} and at most {LARGEST:g}")
         return value
 
 

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint as MINDIR, AIR or ONNX, and prove that each file computes what the network computes."""
 
+from model_utils.errors import run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
-from model_utils.errors import run_command
 from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predict: an exported model or a checkpoint, and images. Needs MindSpore only where MindSpore runs the model."""
 
+from model_utils.errors import run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from model_utils.config import get_config
-from model_utils.errors import run_command
 from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count how many results of an inference on Ascend 310 are right. Needs no MindSpore."""
 
+from model_utils.errors import run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from model_utils.config import get_config
-from model_utils.errors import run_command
 from model_utils.moxing_adapter import on_platform
 
 

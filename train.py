@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train VGG: a recipe and a folder of images in, a run folder with checkpoints out."""
 
+from model_utils.errors import run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import importlib
 import sys
 from collections.abc import Sequence
@@ -9,7 +13,6 @@ from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
-from model_utils.errors import run_command
 from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 

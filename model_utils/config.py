@@ -17,9 +17,12 @@ from pydantic import ValidationError
 from model_utils import dialects, local_adapter
 from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
+from model_utils.reading import brief, read_text
 from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, Config, ExportKeys, InferKeys, choices_of, shown
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_YAML_BYTES = 2**18  # fifty times the longest recipe; PyYAML takes seconds for more
+MOST_YAML_LEVELS = 20
 PROGRAMS = {  # all of them take all keys, so that one recipe serves them
     "train.py": "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
     "eval.py": "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
@@ -113,8 +116,8 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
-            raise UserError(f"{name}: belongs to no flag; values are given as --name=value")
-        raise UserError(f"{name}: unknown flag{_nearest(name.lstrip('-'))}")
+            raise UserError(f"{brief(name)[1:-1]}: belongs to no flag; values are given as --name=value")
+        raise UserError(f"{brief(name)[1:-1]}: unknown flag{_nearest(name.lstrip('-'))}")
     return {name: "--" if text == [] else text for name, text in vars(given).items()}  # argparse makes [] of `--lr=--`
 
 
@@ -140,14 +143,14 @@ def _add(values: Values, new: Values) -> None:
     for name, (value, origin) in new.items():
         value = dialects.translated(name, value)
         if name in values and str(values[name][0]) != str(value):
-            raise UserError(f"{name}: is {values[name][0]!r} by {values[name][1]} and {value!r} by {origin}")
+            raise UserError(f"{name}: is {brief(values[name][0])} by {values[name][1]} and {brief(value)} by {origin}")
         values[name] = (value, origin)
 
 
 def _nearest(name: str) -> str:
     if answer := dialects.NO_KEYS.get(name):
         return f"; here it {answer}"
-    close = difflib.get_close_matches(name, [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
 
 
@@ -157,6 +160,11 @@ def _nearest(name: str) -> str:
 class _PlainLoader(yaml.SafeLoader):
     """Keeps what may be a name as it is written: YAML 1.1 makes 8 of 010, 750 of 12:30, 1.1 of 1.10 and a date of
     2024-01-05. The schema makes numbers of texts if it wants them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.flow_level + len(self.indents) > MOST_YAML_LEVELS:
+            raise yaml.MarkedYAMLError(None, None, "it is nested too deeply", self.get_mark())
+        return super().compose_node(parent, index)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
         value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
@@ -207,19 +215,17 @@ def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, 
         elif name in Config.model_fields:
             _add(values, {name: (value, origin)})
         else:
-            raise UserError(f"{origin}: unknown key `{name}`{_nearest(name)}")
+            raise UserError(f"{origin}: unknown key `{brief(name)[1:-1]}`{_nearest(name)}")
     return base | values, notes
 
 
 def _read_yaml(path: Path, asked_by: str) -> Values:
     """The first document of a file; the model zoo's files have two more, help texts and choices."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most_bytes=MOST_YAML_BYTES)
         documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file (from {asked_by})") from None
-    except (OSError, ValueError) as error:  # not UTF-8, or no valid name of a file
-        raise UserError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # it may be after the last line
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
@@ -235,9 +241,12 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         name, origin = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
         if name in values:
             raise UserError(f"{origin}: `{name}` is given again (first in {values[name][1]})")
+        items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):  # also what aliases could make huge
+            raise UserError(f"{origin}: `{name}`: must be one value, or a flat list of values")
         try:
             values[name] = (_PlainLoader("").construct_object(value_node, deep=True), origin)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, LookupError) as error:
             raise UserError(f"{origin}: `{name}`: {getattr(error, 'problem', None) or error}") from None
     return values
 
@@ -260,7 +269,7 @@ def _explain(error: ValidationError, values: Values) -> str:
     lines = []
     for name, texts in found.items():
         value, origin = values.get(name, (shown(Config.model_fields[name].default), "default"))
-        lines.append(f"{name}: {' or '.join(dict.fromkeys(texts))}, not {value!r} (from {origin})")
+        lines.append(f"{name}: {' or '.join(dict.fromkeys(texts))}, not {brief(value)} (from {origin})")
     return "\n".join(lines)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_utils.errors import UserError
-from model_utils.schema import NOTHING_WORDS, parse_flag
+from model_utils.reading import brief
+from model_utils.schema import MOST_ITEMS, NOTHING_WORDS, parse_flag
 
 Values = dict[str, tuple[Any, str]]  # key -> (value as written, its origin: a flag or file:line)
 Meaning = str | Callable[[Any], dict[str, Any]]  # our key, or a function from the value to our keys
@@ -138,7 +139,7 @@ def convert(name: str, value: Any, origin: str, meaning: Meaning) -> Values:
     try:
         return {key: (item, origin) for key, item in meaning(value).items()}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {error}, not {value!r} (from {origin})") from None
+        raise UserError(f"{name}: {error}, not {brief(value)} (from {origin})") from None
 
 
 # MindCV
@@ -213,7 +214,7 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
     ignored = []
     for name, (value, origin) in sorted(layer.items(), key=lambda item: item[0] in DYNAMIC):  # they override loss_scale
         if name in CHOICES and str(value).lower() not in [choice.lower() for choice in CHOICES[name]]:
-            raise UserError(f"{name}: must be {' or '.join(CHOICES[name])} in a MindCV file, not {value!r} "
+            raise UserError(f"{name}: must be {' or '.join(CHOICES[name])} in a MindCV file, not {brief(value)} "
                             f"(from {origin})")
         if name in WITHOUT_COUNTERPART:
             allowed = WITHOUT_COUNTERPART[name]
@@ -252,6 +253,9 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
         own = {"lr_scheduler": "exponential", "lr_epochs": []}
     else:
         milestones, where = layer.get("multi_step_decay_milestones", (MILESTONES, origin))
+        if name == "step_decay" and last > decay * MOST_ITEMS:
+            raise UserError(f"decay_epochs: is {decay:g} (from {layer['decay_epochs'][1]}), which makes more than "
+                            f"{MOST_ITEMS} steps of {last:g} epochs")
         if name == "step_decay":
             milestones = [number * decay for number in range(1, int((last - warmup) // decay) + 1)]
         elif not isinstance(milestones, (list, tuple)):
@@ -268,5 +272,5 @@ def _number(name: str, value: Any, origin: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not isfinite(number):
-        raise UserError(f"{name}: must be a number, not {value!r} (from {origin})")
+        raise UserError(f"{name}: must be a number, not {brief(value)} (from {origin})")
     return number

@@ -3,15 +3,23 @@
 
 import errno
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 # Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
-            errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+            errno.ESTALE, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 ERASE_LINE = "\r\x1b[K"  # on a terminal: a message must not go on in the line of a progress bar
-INTERRUPTED_STATUS, BROKEN_PIPE_STATUS = 128 + 2, 128 + 13  # as if SIGINT or SIGPIPE had ended the process
+BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended the process
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST_LINE = 2000
+NO_MEMORY = re.compile(r"malloc|alloc\w* (memory )?fail|out of memory|memory isn't enough", re.IGNORECASE)
+MEMORY_ADVICE = "a smaller batch_size, then a smaller image_size, needs less"
+_lost_output = False
 
 
 class UserError(Exception):
@@ -25,30 +33,104 @@ class UserError(Exception):
         self.exit_status = exit_status
 
 
-def run_command(run: Callable[[], int | None], program: str, *, stopped: str = "stopped") -> int:
-    """Run it and return the exit status: its own, or that of a UserError. `stopped` is printed on Ctrl-C."""
+def _end(number: int, _frame: object) -> None:
+    os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def stop_quietly(module: str) -> None:
+    """From now on Ctrl-C ends the process with one line, if `module` is the command that was started. For the time in
+    which it imports the others: an exception would come out of the middle of one, or crash it."""
+    # Ctrl-C may be ignored, as in the background.
+    if module == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, object], None] = _end) -> Iterator[None]:
+    """Signals that stop a process, unless they are ignored, go to this handler in the block; `_end` suits imports."""
+    is_main = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.getsignal(number) for number in STOPS if is_main}
+    earlier = {number: old for number, old in earlier.items() if old not in (None, signal.SIG_IGN)}
+    try:
+        for number in earlier:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in earlier.items():
+            signal.signal(number, old)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def run_command(run: Callable[[], int | None], program: str) -> int:
+    """Run it and return the exit status: its own, that of a UserError, or that of a signal, after which files that are
+    not finished have been removed."""
+    global _lost_output
+    _lost_output = False
+    if sys.stdout is None:
+        print(f"{program}: error: standard output is closed; send it to a file, or to /dev/null", file=sys.stderr)
+        return 2
+    if sys.stderr is None:  # closed; the next file that is opened would get its number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot encode
     try:
-        return run() or 0
-    except KeyboardInterrupt:
-        print(f"{program}: {stopped}", file=sys.stderr)
-        return INTERRUPTED_STATUS
+        with handled_by(_stop):
+            status = run() or 0
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            give_up_output(error)
+        return status or int(_lost_output)
+    except KeyboardInterrupt as error:
+        number = signal.Signals(*error.args or [signal.SIGINT])
+        with suppress(OSError):
+            print(f"{program}: stopped by {number.name}", file=sys.stderr)
+        return 128 + number
     except Exception as error:
         return explain(error, program)
 
 
+def give_up_output(error: OSError) -> None:
+    """Write no more to standard output: nobody reads it (`| head`), or its disk is full, which is said, once."""
+    global _lost_output
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        _lost_output = True
+        with suppress(OSError):
+            print(f"error: standard output cannot be written: {error.strerror}; lines are missing there",
+                  file=sys.stderr)
+
+
 def explain(error: Exception, program: str) -> int:
     """Print a UserError and return its exit status; raise any other error again."""
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError as refused:
+        give_up_output(refused)
+    if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE_STATUS
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # files are named
+        if not _lost_output:
+            give_up_output(error)
+        return 1
     status = error.exit_status if isinstance(error, UserError) else None
     if isinstance(error, OSError) and error.errno in REFUSALS:
         error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        status = 2
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        error, status = f"there is not enough memory ({said}); {MEMORY_ADVICE}", 2
     if status is None:
         raise error  # a bug: the traceback helps
     label = "" if status > 128 else "error: "  # a stop by a signal is no error
+    lines = [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in str(error).split("\n")]
     with suppress(OSError):  # the terminal may be closed
-        print(f"{ERASE_LINE if sys.stderr.isatty() else ''}{program}: {label}{error}", file=sys.stderr)
+        erase = ERASE_LINE if sys.stderr.isatty() else ""
+        print(f"{erase}{program}: {label}{chr(10).join(lines)}", file=sys.stderr)
     return status

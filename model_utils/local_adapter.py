@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from model_utils.reading import as_count
+
 PR_SET_PDEATHSIG = 1  # of Linux
 WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1|yes)\0")
 _LIBC = ctypes.CDLL(None)
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:
-    text = env.get(name, "")
-    return int(text) if text.isdigit() else default
+    found = as_count(env.get(name, ""))
+    return default if found is None else found
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> str | None:

@@ -45,6 +45,10 @@ SMALL = (32, 32)  # the size of images that are no photos
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
 NAMES_IN_RUN_FOLDER = re.compile(r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
+LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
+MOST_ITEMS = 1000  # of a list
+MOST_SIDE, MOST_BATCH, MOST_DRAWN = 4096, 2**16, 10**6
+LARGEST = 1e30  # of all numbers with a fraction
 NOTHING_WORDS = ("", "none", "null")
 
 
@@ -93,8 +97,8 @@ def _auto_or_flag(value: Any) -> Any:
 
 def _height_and_width(sides: tuple[int, ...]) -> tuple[int, ...]:
     sides = sides * 2 if len(sides) == 1 else sides
-    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
-        raise ValueError("must be one or two multiples of 32 (height,width), such as 224,224: "
+    if len(sides) != 2 or any(not 32 <= side <= MOST_SIDE or side % 32 for side in sides):
+        raise ValueError(f"must be one or two multiples of 32 up to {MOST_SIDE} (height,width), such as 224,224: "
                          "the network halves the image five times")
     return sides
 
@@ -153,7 +157,20 @@ class Keys(BaseModel):
         if isinstance(value, str):  # a list as text, with or without brackets
             value = [item for item in value.strip("[]() ").split(",") if item]
         items = value if isinstance(value, (list, tuple)) else [value]
+        if len(items) > MOST_ITEMS:
+            raise ValueError(f"must have at most {MOST_ITEMS} values")
         return [by_lower_case.get(str(item).strip().lower(), item) for item in items]
+
+    @field_validator("*")
+    @classmethod
+    def _of_ordinary_size(cls, value: Any) -> Any:
+        """No number that MindSpore's 32-bit types cannot hold, even for keys without a limit of their own."""
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int) and not -2**31 < item < 2**31:
+                raise ValueError(f"must be at most {2**31 - 1}")
+            if isinstance(item, float) and item and not 1 / LARGEST <= abs(item) <= LARGEST:
+                raise ValueError(f"must be 0, or at least {1 / LARGEST:g} and at most {LARGEST:g}")
+        return value
 
 
 class RunKeys(Keys):
@@ -198,9 +215,10 @@ class DataKeys(Keys):
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
     on_bad_image: Literal["error", "replace", "skip"] = key(
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
-    num_classes: int = key(10, "number of classes", ge=2, resume="fixed")
-    batch_size: int = key(64, "images per step on each device", ge=1)
-    per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1)
+    num_classes: int = key(10, "number of classes", ge=2, le=10**6, resume="fixed")
+    batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
+    per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1,
+                                     le=MOST_BATCH)
     image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
     image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
     image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
@@ -215,10 +233,10 @@ class DataKeys(Keys):
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
         "model zoo does", needs="dataset=imagenet2012", resume="force")
-    crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", gt=0, le=1, resume="force")
+    crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
-    synthetic_train_images: int = key(5000, "size of the generated training set", ge=1)
-    synthetic_test_images: int = key(1000, "size of the generated test set", ge=1)
+    synthetic_train_images: int = key(5000, "size of the generated training set", ge=1, le=MOST_DRAWN)
+    synthetic_test_images: int = key(1000, "size of the generated test set", ge=1, le=MOST_DRAWN)
 
 
 class NetworkKeys(Keys):
@@ -296,7 +314,7 @@ class ExportKeys(Keys):
     file_name: str | None = key(None, "exported files, without their ending; the network's name beside the checkpoint "
                                 "if not given")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
-    export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1)
+    export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
     parity_check: bool = key(True, "load each exported file again and compare its answers with the network's")
     dataset_name: Literal[tuple(DATASETS)] = key("cifar10", "data set of preprocess.py and postprocess.py")
@@ -395,7 +413,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                 raise ValueError(f"{name}: must have three values, R,G,B")
         if not all(0 <= value <= 1 for value in self.image_mean):
             raise ValueError("image_mean: must be on the scale 0 to 1")
-        if not all(0 < value <= 1 for value in self.image_std):
+        if not all(LEAST_STD <= value <= 1 for value in self.image_std):
             raise ValueError("image_std: must be positive and on the scale 0 to 1")
         for name in ("scale", "ratio"):
             limits = getattr(self, name)

@@ -5,6 +5,15 @@
 Takes every flag of train.py as well. Prints a table, and writes JSON if --json is given.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
 import datetime
 import gc
@@ -12,21 +21,17 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.config import get_config  # noqa: E402
-from model_utils.device_adapter import GUARD_VARIABLE, choose_target  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import usable_cores  # noqa: E402
-from src.utils.files import writing  # noqa: E402
+from model_utils.config import get_config
+from model_utils.device_adapter import GUARD_VARIABLE, choose_target
+from model_utils.local_adapter import usable_cores
+from model_utils.reading import read_json, whole
+from src.utils.files import writing
 
 TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory", "deploying")  # functions of that module
 COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
@@ -42,12 +47,6 @@ PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps
 
 
 # --- the command line
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def task_names(text: str) -> list[str]:
@@ -73,8 +72,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
                         help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
                         help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
-    parser.add_argument("--blocks", type=positive, default=7, help="measured blocks of each contender")
-    parser.add_argument("--steps", type=positive, default=20, help="steps per block")
+    parser.add_argument("--blocks", type=whole(1, 10_000), default=7, help="measured blocks of each contender")
+    parser.add_argument("--steps", type=whole(1, 10_000), default=20, help="steps per block")
     parser.add_argument("--compare", choices=["torch"], help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; by default this one")
@@ -106,7 +105,8 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     if options.json:
         with writing(options.json):
             options.json.open("a").close()
-    from scripts.benchmarks import tasks  # imports MindSpore
+    with handled_by():
+        from scripts.benchmarks import tasks  # imports MindSpore
 
     results: list[dict[str, Any]] = []
     for config, case_flags in zip(configs, options.cases, strict=True):
@@ -148,9 +148,11 @@ def describe_run(flags: Sequence[str], options: argparse.Namespace, torch: str |
 
 def read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in PARTS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_json(path)
+        record = {name: record[name] for name in PARTS}
+        tables(record), source_text(record)
+        return record
+    except (UserError, FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise UserError(f"{path}: cannot be read as a file that benchmark.py --json has written: {error}") from None
 
 

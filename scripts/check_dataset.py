@@ -9,35 +9,40 @@ training and evaluation. --fix=list writes train_list.txt and val_list.txt witho
 images; train.py then reads these lists. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
 import hashlib
 import io
 import os
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.config import get_config  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import usable_cores  # noqa: E402
-from model_utils.schema import Config  # noqa: E402
-from src.data.base import LABELS_FILE, Reader, write_class_names  # noqa: E402
-from src.data.folder import is_image  # noqa: E402
-from src.data.formats import build_reader, check_class_count, check_classes  # noqa: E402
-from src.data.list_file import LIST_FILES, write_list  # noqa: E402
-from src.utils.files import free_name  # noqa: E402
-from src.utils.util import listed  # noqa: E402
+from model_utils.config import get_config
+from model_utils.local_adapter import usable_cores
+from model_utils.reading import whole
+from model_utils.schema import Config
+from src.data.base import LABELS_FILE, Reader, write_class_names
+from src.data.folder import is_image
+from src.data.formats import build_reader, check_class_count, check_classes
+from src.data.list_file import LIST_FILES, write_list
+from src.utils.files import free_name
+from src.utils.util import listed
 
 NAMES = {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
@@ -141,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      allow_abbrev=False)
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")
     parser.add_argument("--fix", choices=("list",), help="list: write list files without what is wrong")
-    parser.add_argument("--show", type=int, default=20, help="how many problems of a kind to name (default 20)")
+    parser.add_argument("--show", type=whole(0, 10**9), default=20,
+                        help="how many problems of a kind to name (default 20)")
     options, flags = parser.parse_known_args(argv)
     return run_command(lambda: run(options, get_config(flags, "check_dataset.py")), "check_dataset.py")
 

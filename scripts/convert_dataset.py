@@ -11,32 +11,38 @@ source. With --to=list and without --output the list is written beside the image
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
+import importlib
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.config import get_config  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import usable_cores  # noqa: E402
-from model_utils.schema import Config  # noqa: E402
-from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names  # noqa: E402
-from src.data.formats import FORMATS, build_reader, check_classes, note_on_test_set  # noqa: E402
-from src.data.list_file import LIST_FILES, write_list  # noqa: E402
-from src.utils.files import printable, writing  # noqa: E402
+from model_utils.config import get_config
+from model_utils.local_adapter import usable_cores
+from model_utils.reading import whole
+from model_utils.schema import Config
+from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
+from src.data.formats import FORMATS, build_reader, check_classes, note_on_test_set
+from src.data.list_file import LIST_FILES, write_list
+from src.utils.files import printable, writing
 
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
@@ -200,6 +206,9 @@ def run(options: argparse.Namespace, config: Config) -> None:
         if FORMATS[options.to].find(output, split):
             raise UserError(f"{output}: holds {NAMES[split]} data as {options.to} already; remove it, or name another "
                             "folder with --output")
+    if options.to == "mindrecord":
+        with handled_by():
+            importlib.import_module("mindspore.mindrecord")
     with writing(output):
         for split, reader in readers.items():
             convert(config, split, reader, parts[split], options)
@@ -210,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      allow_abbrev=False)
     parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
     parser.add_argument("--output", type=Path, help="a new folder; not needed for a list of images that are files")
-    parser.add_argument("--shards", type=int, default=0, help="how many files per split (default: of about 128 MB)")
+    parser.add_argument("--shards", type=whole(0, 10_000), default=0,
+                        help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--val_split", type=float, help="share of the images to evaluate on, if they are one set")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
     options, flags = parser.parse_known_args(argv)

@@ -10,24 +10,29 @@ IN is recognised by what it holds; OUT is a .ckpt or .safetensors file. Tensors 
 with the source after reading the new file again: OUT appears only if all are equal.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.device_adapter import mindspore_version  # noqa: E402
-from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.files import writing  # noqa: E402
+from model_utils.errors import UserError, handled_by, run_command, stop_quietly
+
+stop_quietly(__name__)
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from model_utils.device_adapter import mindspore_version
+from src.utils.files import writing
 
 
 def run(args: argparse.Namespace) -> None:
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} is there already; --overwrite replaces it")
     mindspore_version()  # UserError if it is not installed
-    from src.weights.convert import convert
+    with handled_by():
+        from src.weights.convert import convert
 
     with writing(args.target):
         lines = convert(args.source, args.target, args.names)

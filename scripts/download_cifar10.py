@@ -7,33 +7,40 @@ without a network. Nothing appears under its final name before it is complete an
 Exit status: 0 done, 1 the download failed, 2 it cannot be unpacked or written there.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
 import hashlib
 import shutil
 import socket
-import sys
 import tarfile
 import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from http.client import HTTPException
-from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlretrieve
+from urllib.request import url2pathname, urlretrieve
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.files import writing  # noqa: E402
+from model_utils.reading import brief, check_regular, whole
+from src.utils.files import writing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 TRAIN, TEST, NAMES = "cifar-10-batches-bin", "cifar-10-verify-bin", "batches.meta.txt"
 FILES = (*(f"{TRAIN}/data_batch_{number}.bin" for number in range(1, 6)), f"{TEST}/test_batch.bin")
 RECORD_BYTES = 3073
+MOST_BYTES = 2**29  # three times the archive
 
 
 def wrong_file(paths: Iterable[Path]) -> Path | None:
@@ -42,12 +49,22 @@ def wrong_file(paths: Iterable[Path]) -> Path | None:
     return next((path for path, size in sizes.items() if not size or size % RECORD_BYTES), None)
 
 
+def without_password(text: str, url: str) -> str:
+    """A message without the user and the password that are in the URL."""
+    secret = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    for part in sorted({secret, *secret.split(":")} - {""}, key=len, reverse=True):
+        text = text.replace(part, "***")
+    return text
+
+
 def fetch(url: str, path: Path, *, retries: int) -> None:
     """Download to `path`. UserError if the server refuses, or if it fails once more than `retries` times."""
     for failures in range(retries + 1):
         try:
             with tqdm(desc="downloading", unit="B", unit_scale=True, disable=None) as bar:
                 def show(blocks: int, block_bytes: int, total: int, bar: tqdm = bar) -> None:
+                    if max(total, blocks * block_bytes) > MOST_BYTES:
+                        raise UserError(f"{url}: has more than {MOST_BYTES:,} bytes", 1)
                     bar.total = total
                     bar.update(blocks * block_bytes - bar.n)
 
@@ -60,7 +77,8 @@ def fetch(url: str, path: Path, *, retries: int) -> None:
             if getattr(error, "code", 500) < 500:  # such as 404
                 break
         if failures < retries:
-            print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
+            print(f"{without_password(reason, url)}; trying again ({failures + 1} of {retries})", file=sys.stderr,
+                  flush=True)
             time.sleep(min(2**failures, 30))
     raise UserError(f"{url}: {reason}\n  the file can also be downloaded elsewhere and put into the folder; the "
                     "command then unpacks it", 1)
@@ -73,6 +91,7 @@ def download(args: argparse.Namespace, unpacked: Path) -> None:
         archive = unpacked / "archive"
         fetch(args.url, archive, retries=args.retries)
     source = there if archive == there else args.url
+    check_regular(archive, MOST_BYTES)
     content = archive.read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if args.md5 and found != args.md5.lower():
@@ -102,19 +121,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dest", type=Path, help="where the set goes, such as data/cifar10: the data_dir of train.py")
     parser.add_argument("--url", default=URL, help=f"another address of the same archive (default {URL})")
     parser.add_argument("--md5", default=MD5, help="its checksum; empty: not checked")
-    parser.add_argument("--retries", type=int, default=5, help="how often to try again (default 5)")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds without a byte (default 30)")
+    parser.add_argument("--retries", type=whole(0, 1000), default=5, help="how often to try again (default 5)")
+    parser.add_argument("--timeout", type=whole(1, 86_400), default=30, help="seconds without a byte (default 30)")
     parser.add_argument("--keep_archive", action="store_true", help="leave the archive beside the set")
     args = parser.parse_args(argv)
 
     def run() -> None:
         is_missing = wrong_file(args.dest / file for file in FILES) is not None
         if is_missing:
+            scheme, _, rest = args.url.partition(":")
+            if scheme.lower() not in ("http", "https", "file"):
+                raise UserError(f"--url: must begin with http:, https: or file:, not "
+                                f"{brief(without_password(args.url, args.url))}")
+            if scheme.lower() == "file":
+                with suppress(FileNotFoundError):
+                    check_regular(Path(url2pathname(rest.removeprefix("//").removeprefix("localhost"))), MOST_BYTES)
             socket.setdefaulttimeout(args.timeout)  # urlretrieve has no argument for it
             with writing(args.dest):
                 args.dest.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".cifar10_", dir=args.dest) as unpacked:
-                    download(args, Path(unpacked))
+                    try:
+                        download(args, Path(unpacked))
+                    except UserError as error:
+                        raise UserError(without_password(str(error), args.url), error.exit_status) from None
         print(f"CIFAR-10 {'is now' if is_missing else 'was already'} in {args.dest}; this trains on it:\n"
               f"  python train.py --data_dir={args.dest}")
 

@@ -11,27 +11,32 @@ Check a table:                python scripts/hccl_tools.py --check rank_table.js
 Ranks are numbered in the order of the servers' addresses as text, which MindSpore requires.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
 import json
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from itertools import count, pairwise
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, run_command  # noqa: E402
-from src.utils.files import writing  # noqa: E402
-from src.utils.util import listed  # noqa: E402
+from model_utils.reading import brief, read_text
+from src.utils.files import writing
+from src.utils.util import listed
 
 HCCN_CONF = Path("/etc/hccn.conf")
 
@@ -75,7 +80,7 @@ def check_rank_table(text: str | bytes, path: Path, *, any_order: bool = False) 
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {str(first['input'])[:60]!r}") from None
+        raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {brief(first['input'])}") from None
     servers = found.server_list
     if found.server_count not in (None, len(servers)):
         raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")
@@ -96,20 +101,20 @@ def check_rank_table(text: str | bytes, path: Path, *, any_order: bool = False) 
 
 def read_rank_table(path: Path, *, any_order: bool = False) -> RankTable:
     """The table in a file. UserError names the field that is wrong."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one")
-    return check_rank_table(path.read_bytes(), path, any_order=any_order)
+    try:
+        return check_rank_table(read_text(path), path, any_order=any_order)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one") from None
 
 
 def device_range(text: str) -> list[int]:
     """'8' is devices 0 to 7; '[0,4)' is 0 to 3; '0,2,5' is just these."""
     text = text.replace(" ", "")
-    numbers = [int(item) for item in re.findall(r"[0-9]+", text)]
     if re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+", text):
-        return numbers
+        return list(map(int, text.split(",")))
     if re.fullmatch(r"\[[0-9]{1,4},[0-9]{1,4}\)|[0-9]{1,4}", text):
-        return list(range(*numbers))
-    raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {text!r}")
+        return list(range(*map(int, text.strip("[)").split(","))))
+    raise UserError(f"--device_num: must be a count (8), a range ([0,8)) or a list (0,2), not {brief(text)}")
 
 
 def host_address() -> str:

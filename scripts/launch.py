@@ -26,6 +26,16 @@ Time-outs, in seconds:
   HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own default is 1836
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from model_utils.errors import UserError, run_command, stop_quietly
+
+stop_quietly(__name__)
+
 import argparse
 import os
 import re
@@ -34,24 +44,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import glob
 from itertools import takewhile
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from model_utils.errors import UserError, run_command  # noqa: E402
-from model_utils.local_adapter import core_shares, signal_when_parent_ends  # noqa: E402
-from scripts.hccl_tools import RankTable, read_rank_table  # noqa: E402
+from model_utils.local_adapter import core_shares, signal_when_parent_ends
+from model_utils.reading import whole
+from scripts.hccl_tools import RankTable, read_rank_table
 
 MSRUN_LOGS = Path("train_parallel")  # what msrun itself writes; train_parallel<i>/log is a link into this folder
 POLL_SECONDS = 0.1
@@ -217,10 +222,10 @@ def _is_running(pid: int) -> bool:
 
 
 def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
-    text = env.get(name) or str(default)
-    if not (text.isdecimal() and least <= int(text) <= most):
-        raise UserError(f"{name}: must be a number from {least} to {most}, not {text!r}")
-    return int(text)
+    try:
+        return whole(least, most)(env.get(name) or str(default))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def train_flags(data_path: str, rest: Sequence[str], own: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -310,8 +315,10 @@ def visible_cards(env: Mapping[str, str]) -> int:
     return len(cards)
 
 
-def run(kind: str, *arguments: str, env: Mapping[str, str]) -> int:
+def run(kind: str = "", *arguments: str, env: Mapping[str, str]) -> int:
     """`kind` is table or cards: whether a rank table comes before the data path."""
+    if kind not in ("table", "cards"):
+        raise UserError("is started by run_distribute_train.sh or run_distribute_train_gpu.sh; --help says how")
     own, names = ("Ascend", ("RANK_TABLE_FILE", "DATA_PATH")) if kind == "table" else ("GPU", ("DATA_PATH",))
     paths, rest = arguments[:len(names)], arguments[len(names):]
     if len(paths) < len(names) or any(item.startswith("-") for item in paths):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.reading import brief, check_regular, read_text
 from src.data.broken_images import ImageTracker, image_problem
 from src.utils.files import write_atomically
 from src.utils.util import listed
@@ -26,7 +27,7 @@ SPLIT_WORDS = {"train": ("train",), "test": ("validation", "val", "test")}  # in
 NUMBER = re.compile(r"(.*?)(\d+)(-of-(\d+).*|\D*)")  # the number of a shard: before `-of-`, or the last one
 LABELS_FILE = "labels.txt"  # as slim writes it: lines `number:name`, with the numbers that are in the records
 SAMPLE = 200  # images that a fingerprint reads
-CLASS_LINE = re.compile(r"(\d+)\s*[:\t ]\s*(\S.*)")
+CLASS_LINE = re.compile(r"([0-9]{1,9})\s*[:\t ]\s*(\S.*)")
 
 
 class NoDataError(UserError):
@@ -114,8 +115,10 @@ class EncodedReader(Reader):
         return dataset.map(self.tracker.read, "image", num_parallel_workers=workers)  # several threads wait for a disk
 
     def read(self, index: int) -> np.ndarray:
+        path = Path(self.file(index))
         try:
-            return np.fromfile(self.file(index), np.uint8)
+            check_regular(path)
+            return np.fromfile(path, np.uint8)
         except OSError as error:
             raise UserError(f"{self.name(index)}: cannot be read: {error.strerror or error}") from None
 
@@ -174,7 +177,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     """Files in natural order: x.mindrecord10 after x.mindrecord9."""
     files = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.name.startswith(".")
              and path.is_file()] if folder.is_dir() else []
-    return sorted(files, key=lambda path: [(0, int(part)) if part.isdigit() else (1, part)
+    return sorted(files, key=lambda path: [(0, int(part)) if part.isdecimal() else (1, part)
                                            for part in re.split(r"(\d+)", path.name)])
 
 
@@ -210,10 +213,10 @@ def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: i
         found = found if len(set(found.values())) == len(found) else {}
         return tuple(found.get(label, str(label)) for label in range(num_classes))
     names: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, errors="replace").splitlines(), start=1):
         match = CLASS_LINE.fullmatch(line.strip())
         if line.strip() and not match:
-            raise UserError(f"{path}:{number}: must be `number:name`, not {line.strip()!r}")
+            raise UserError(f"{path}:{number}: must be `number:name`, not {brief(line.strip())}")
         if match and int(match[1]) >= first_label:  # slim's class 0 is the background, which has no images
             names[int(match[1]) - first_label] = match[2]
     if sorted(names) != list(range(len(names))):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +26,45 @@ PIPELINE_ERRORS = ("Exception thrown from dataset pipeline", "Exception thrown f
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "PPM")  # that MindData decodes
 FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}
+MOST_PIXELS = 2**27  # of an image: a header can claim any number, for which a decoder then takes memory
+LEFT_BY_MINDDATA = ("abnormal_image.*", "unsupported_image.*")  # in the current folder: the image it failed on
 SHOWN = 5
 RECENT = 2000  # more images than are in a pipeline at any time
 WATCH_SECONDS = 20
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # color profiles of good images exceed Pillow's limit of 1 MiB
 ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
+
+
+def _claimed_size(data: memoryview) -> tuple[int, int]:
+    """The two sides of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds.
+
+    UserError for a JPEG that ends before its pixels begin: MindData's crop crashes the process on such.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    if data[:2] == b"\xff\xd8":  # JPEG: segments of a marker and a length, up to the start of the scan
+        at, sides = 2, (0, 0)
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            marker, size = data[at + 1], int.from_bytes(data[at + 2:at + 4], "big")
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
+                sides = struct.unpack(">HH", data[at + 5:at + 9])
+            is_alone = marker == 0x01 or 0xD0 <= marker <= 0xD8  # a marker without a length
+            at += 1 if marker == 0xFF else 2 if is_alone else 2 + size
+        if at + 4 > len(data):
+            raise UserError("cannot be decoded: it is cut short in its header")
+        return sides
+    with suppress(Exception), Image.open(BytesIO(data)) as image:  # one of the other formats, which are rare
+        return image.size
+    return 0, 0
+
+
+def check_claimed_size(data: bytes | np.ndarray) -> None:
+    """UserError if the image claims to have more pixels than any that is used."""
+    height, width = _claimed_size(memoryview(data))
+    if height * width > MOST_PIXELS:
+        raise UserError(f"cannot be decoded: its header claims {height} x {width} pixels, and at most "
+                        f"{MOST_PIXELS:,} are read")
 
 
 def image_problem(data: bytes | np.ndarray) -> str | None:
@@ -41,11 +75,14 @@ def image_problem(data: bytes | np.ndarray) -> str | None:
     if foreign := FOREIGN_FORMATS.get(content[:4]):
         return f"is a {foreign} image; JPEG, PNG, BMP, TIFF and PPM are read"
     try:
+        check_claimed_size(content)
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             image.verify()  # reads a PNG to its last byte, which `load` does not
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             image.draft("RGB", (1, 1))  # of a JPEG, an eighth of each side is enough
             image.load()
+    except UserError as error:
+        return str(error)
     except PILLOW_ERRORS:
         return "cannot be decoded: it is cut short, damaged or no image"
     return None
@@ -81,9 +118,12 @@ class ImageTracker:
     def read(self, index: np.ndarray) -> np.ndarray:
         """Index -> encoded image: the first operation of the pipeline."""
         try:
-            return self._reader.read(int(index))
+            content = self._reader.read(int(index))
+            check_claimed_size(content)
+            return content
         except UserError as error:
-            self._failure = str(error)
+            name = self._reader.name(int(index))
+            self._failure = str(error) if name in str(error) else f"{name}: {error}"
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:
@@ -118,12 +158,13 @@ class ImageTracker:
 
 @contextmanager
 def naming_bad_images(reader: Reader, *, is_sunk: bool = False) -> Iterator[None]:
-    """Turns an error of the reader's pipeline about an image into a UserError that names the image.
+    """Turns an error of the reader's pipeline about an image into a UserError that names the image. The copy of it
+    that MindData leaves is removed.
 
     With sunk data the error says, after a long time-out, only that the device has waited in vain. So a thread looks for
     a broken image when no more images are requested.
     """
-    is_over = threading.Event()
+    there, is_over = set(_left_by_minddata()), threading.Event()
     if is_sunk and reader.tracker:
         threading.Thread(target=_watch, args=(reader, is_over), name="broken images", daemon=True).start()
     try:
@@ -136,6 +177,8 @@ def naming_bad_images(reader: Reader, *, is_sunk: bool = False) -> Iterator[None
         raise UserError(f"{failure}\n  {ADVICE}") from error
     finally:
         is_over.set()
+        for path in set(_left_by_minddata()) - there:
+            path.unlink(missing_ok=True)
 
 
 def _watch(reader: Reader, is_over: threading.Event) -> None:
@@ -144,6 +187,10 @@ def _watch(reader: Reader, is_over: threading.Event) -> None:
         if reader.tracker.requests == seen != looked_at:
             looked_at = seen
             if failure := reader.tracker.failure():
-                get_logger().error("error: %s\n  %s\nThe device waits for it in vain, for 15 minutes if its time-out is "
-                                   "the default; a second Ctrl-C ends it at once.", failure, ADVICE)
+                get_logger().error("error: %s\n  %s\nThe device waits for it in vain, for 15 minutes by default; a "
+                                   "second Ctrl-C ends it at once.", failure, ADVICE)
         seen = reader.tracker.requests
+
+
+def _left_by_minddata() -> list[Path]:
+    return [path for pattern in LEFT_BY_MINDDATA for path in Path.cwd().glob(pattern)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.reading import check_regular, read_text
 from model_utils.schema import Config
 from src.data.base import Reader, under_a_name
 
@@ -30,6 +31,7 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
 
 def _read(path: Path) -> np.ndarray:
     """The records of one file, one row each."""
+    check_regular(path)
     content = np.fromfile(path, np.uint8)
     if not content.size or content.size % RECORD_BYTES:
         raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
@@ -43,12 +45,12 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, as in the official archive, or beside the training records, or the official ones."""
+    """The names beside the records, as in the archive, or beside the training records, or the official ones."""
     places = (folder / "batches.meta.txt", folder.parent / FOLDERS["train"][0] / "batches.meta.txt")
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return CLASS_NAMES
-    names = tuple(filter(None, map(str.strip, path.read_text("utf-8-sig", "replace").splitlines())))
+    names = tuple(filter(None, map(str.strip, read_text(path, errors="replace").splitlines())))
     if len(names) != len(CLASS_NAMES):
         raise UserError(f"{path}: names {len(names)} classes, and there are {len(CLASS_NAMES)}, one per line")
     return names

@@ -2,6 +2,7 @@
 """List files: the path of an image and its label per line. Every line is checked before anything is read."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.reading import MOST_LIST_BYTES, as_count, brief, read_text
 from model_utils.schema import Config
 from src.data.base import SPLIT_FOLDERS, EncodedReader, find_class_names, own_split, raise_problems
 from src.utils.files import printable, write_atomically
@@ -70,17 +72,17 @@ class ListReader(EncodedReader):
         self._files: list[str] = []
         self._lines: list[int] = []
         # File names need not be UTF-8; surrogateescape keeps their bytes.
-        lines = self.path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
+        lines = read_text(self.path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape").split("\n")
         for number, line in enumerate((line.strip("\r \t") for line in lines), start=1):
             if not line.strip():
                 continue
             path, label = [*line.rsplit(maxsplit=1), ""][:2]
             try:
-                if not label.lstrip("-").isdigit():
-                    raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {line!r}")
-                if not 0 <= int(label) < config.num_classes:
-                    raise ValueError(f"the label {label} is out of range: labels count from 0, and num_classes is "
-                                     f"{config.num_classes}")
+                if not re.fullmatch("-?[0-9]+", label):
+                    raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {brief(line)}")
+                if as_count(label) not in range(config.num_classes):
+                    raise ValueError(f"the label {brief(label)[1:-1]} is out of range: labels count from 0, and "
+                                     f"num_classes is {config.num_classes}")
                 self._files.append(_find_file(path, roots, files_in))
                 self._lines.append(number)
                 labels.append(int(label))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_utils.errors import UserError
+from model_utils.errors import UserError, handled_by
 from model_utils.schema import Config
 from src.data.base import EncodedReader, find_class_names, find_shards, raise_problems
 
@@ -35,7 +35,8 @@ def _reason(error: Exception) -> str:
 
 def _open(paths: Sequence[Path], columns: list[str] | None = None) -> MindDataset:
     """A dataset whose rows can be asked for by number. UserError names the first file."""
-    import mindspore.dataset as ds
+    with handled_by():
+        import mindspore.dataset as ds
 
     try:
         dataset = ds.MindDataset([str(path) for path in paths], columns_list=columns, shuffle=False)

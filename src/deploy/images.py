@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from model_utils.errors import UserError
+from model_utils.reading import MOST_LIST_BYTES, as_count, check_regular, read_text
 from model_utils.schema import SMALL, Preset
 from src.data.base import Reader
-from src.data.broken_images import PILLOW_ERRORS
+from src.data.broken_images import PILLOW_ERRORS, check_claimed_size
 from src.data.pixels import fit_photo, resize
 from src.utils.files import printable
 
@@ -77,13 +78,13 @@ def find_images(folder: Path) -> list[Path]:
 
 def read_list(path: Path) -> list[Path]:
     """The files that a list names: one path per line, relative to the list, with or without a label after it."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = read_text(path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape")
     if "\0" in text:
         raise UserError(f"{path}: is not UTF-8 text; save the list as UTF-8")
     found = []
     for line in filter(None, map(str.strip, text.splitlines())):
         name, _, label = line.replace("\t", " ").rpartition(" ")
-        has_label = name and label.isdigit() and not (path.parent / line).is_file()
+        has_label = name and as_count(label) is not None and not (path.parent / line).is_file()
         found.append(path.parent / (name.strip().rstrip(",") if has_label else line))
     return found
 
@@ -110,6 +111,7 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
     ImageError if it cannot be decoded to its last row.
     """
     try:
+        check_claimed_size(data)
         with Image.open(BytesIO(data)) as image:
             image.load()
             if upright:
@@ -118,6 +120,8 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
             return np.array(image.convert("RGB"))
+    except UserError as error:
+        raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         raise ImageError("is not an image, or of an unknown format" if data else "is empty") from None
     except PILLOW_ERRORS as error:
@@ -126,9 +130,12 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     try:
+        check_regular(path)
         return decode(path.read_bytes())
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise ImageError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:

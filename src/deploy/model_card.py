@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
 from model_utils.errors import UserError
-from model_utils.schema import SMALL, Config
+from model_utils.reading import brief, read_json
+from model_utils.schema import MOST_SIDE, SMALL, Config
 from src.data.cifar10 import CLASS_NAMES
 from src.weights.model_info import ModelInfo
 
@@ -40,7 +41,7 @@ class ExportedFile(BaseModel, frozen=True):
     file: str
     sha256: str
     size_bytes: int
-    batch_size: int | None  # None: any number of images at a time
+    batch_size: int | None = Field(ge=1, le=MOST_SIDE)  # None: any number of images at a time
     input_name: str
     parity: dict[str, Any] | None  # result of the comparison with the network; None if there was none
 
@@ -85,9 +86,8 @@ class ModelCard(NamedTuple):
         return re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelCard":
-        """The inverse; ValueError, KeyError or TypeError for anything else."""
-        data = json.loads(text)
+    def from_json(cls, data: Any) -> "ModelCard":
+        """The inverse; ValueError, KeyError, TypeError or AttributeError for anything else."""
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']}")
         steps, names = data["preprocessing"], data["class_names"]
@@ -115,10 +115,14 @@ def find_card(model_path: Path) -> ModelCard | None:
     if not path.is_file():
         return None
     try:
-        return ModelCard.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return ModelCard.from_json(read_json(path))
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {brief(first['input'])}"
         raise UserError(f"{path}: is not the description of an exported model, or is damaged "
-                        f"({type(error).__name__}: {error}); export the model again, or under another name") from None
+                        f"({said}); export the model again, or under another name") from None
 
 
 class KnownModel(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.reading import check_regular, read_json
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
 from src.data.formats import build_reader, check_kind, check_numbering
@@ -114,8 +115,8 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
     preset_file = folder.parent / PRESET_FILE
     if preset_file.is_file():
         try:
-            made = Preset._field_defaults | json.loads(preset_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
+            made = Preset._field_defaults | read_json(preset_file)
+        except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{preset_file}: is damaged ({error}); run preprocess.py again") from None
         wanted = json.loads(json.dumps(preset._asdict()))
         wrong = [f"{name} {made.get(name)}, not {value}" for name, value in wanted.items() if made.get(name) != value]
@@ -139,13 +140,14 @@ def read_labels(path: Path) -> dict[str, int] | np.ndarray:
         raise UserError(f"label_dir: there is no file of labels {path}; preprocess.py writes it")
     try:
         if path.suffix == ".npy":
-            labels = numbers = np.load(path, allow_pickle=False).ravel()
+            with path.open("rb") as file:
+                labels = numbers = np.lib.format.read_array(file, allow_pickle=False).ravel()
         else:
-            labels = json.loads(path.read_text(encoding="utf-8"))
+            labels = read_json(path)
             numbers = np.array(list(labels.values()) if isinstance(labels, dict) else labels)
         if not len(numbers) or numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise ValueError(f"{numbers.dtype} of shape {numbers.shape} are not class numbers")
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, UserError) as error:
         raise UserError(f"{path}: must hold labels, as JSON or as a .npy file that is not pickled: {error}") from None
     return labels if isinstance(labels, dict) else numbers
 
@@ -170,12 +172,12 @@ def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes
             raise UserError(f"result_dir: {folder}: {len(files)} files {problem}: {listed(sorted(files))}")
     counts = Counts.empty(num_classes)
     for name, rows in expected.items():
-        logits = np.fromfile(folder / name, np.float32)
+        check_regular(folder / name)
         if (folder / name).stat().st_size != 4 * num_classes * len(rows):
             raise UserError(f"result_dir: {folder / name} does not hold {len(rows)} images with {num_classes} float32 "
                             "numbers each: it is truncated, or of another model")
         try:
-            counts.update(logits.reshape(len(rows), num_classes), rows)
+            counts.update(np.fromfile(folder / name, np.float32).reshape(len(rows), num_classes), rows)
         except ValueError as error:
             raise UserError(f"label_dir: {error}") from None
     return counts

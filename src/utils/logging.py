@@ -9,19 +9,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model_utils.errors import give_up_output
+
 NAME = "vgg"
 
 
 class Console(logging.StreamHandler):
-    """Standard output. When nobody reads it any more (`| head`), the run goes on and its log file has the rest."""
+    """Standard output. When nobody reads it any more (`| head`), or its disk is full, the run goes on and its log file
+    has the rest."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):  # takes a progress bar away while the line is printed
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the library's name
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        if isinstance(error := sys.exc_info()[1], OSError):
+            give_up_output(error)
         else:
             super().handleError(record)
 

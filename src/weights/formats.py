@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 
 from model_utils.errors import UserError
+from model_utils.reading import check_regular
 from src.weights.checkpoint import BFLOAT16, CKPT, Contents, read_file
 
 SAFETENSORS, TORCH = "safetensors", "torch"
@@ -35,6 +36,7 @@ SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16,
 def read_weight_file(path: Path) -> Contents:
     """Read any of the formats. UserError if the file is damaged, refused, or something else."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             start = file.read(32)
     except OSError as error:

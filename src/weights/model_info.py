@@ -3,26 +3,26 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model_utils.errors import UserError
-from model_utils.schema import DATASETS, INTERPOLATIONS, NETWORKS, Config, Preset
+from model_utils.schema import DATASETS, INTERPOLATIONS, LEAST_STD, MOST_SIDE, NETWORKS, Config, Preset
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
-Side = Annotated[int, Field(ge=32, le=2**16, multiple_of=32)]
+Side = Annotated[int, Field(ge=32, le=MOST_SIDE, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
 
 
 class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
     """What is needed to build a network again, to feed it, and to name its classes."""
 
     network: Literal[tuple(NETWORKS)]
-    num_classes: PositiveInt
+    num_classes: int = Field(ge=1, le=10**6)
     class_names: tuple[str, ...]
     image_size: tuple[Side, Side]
     image_mean: tuple[Share, Share, Share]
-    image_std: tuple[PositiveShare, PositiveShare, PositiveShare]
+    image_std: tuple[Deviation, Deviation, Deviation]
     batch_norm: bool
     has_bias: bool
     pad_mode: Literal["same", "pad"]
@@ -31,7 +31,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     width: float = Field(gt=0, le=4)
     dataset: Literal[tuple(DATASETS)]
     average_pool: bool = False
-    crop_pct: PositiveShare | None = None  # None in files written before this field existed
+    crop_pct: float | None = Field(None, ge=0.1, le=1)  # None in files written before this field existed
     interpolation: Literal[tuple(INTERPOLATIONS)] | None = None
     resize_mode: Literal["short_side", "squash"] | None = None
 

@@ -4,8 +4,20 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import COUNTS, ROOT, convert, encode_example, frame, run_main, run_python, write_cifar10, write_coloured
+from helpers import (
+    COUNTS,
+    ROOT,
+    convert,
+    encode_example,
+    frame,
+    run_main,
+    run_python,
+    write_cifar10,
+    write_coloured,
+    write_image,
+)
 from PIL import Image
 
 TRAIN = sum(COUNTS["train"])
@@ -34,6 +46,13 @@ def test_a_good_set_is_described_and_left_alone(data):
     assert "images per class: 5 to 9, median 8" in lines and "     1 bee: 5" in lines
     assert "sizes: width 50 to 50, median 50; height 40 to 61, median 50.5" in lines
     assert lines.count("broken: 0") == lines.count("mislabelled: 0") == lines.count("repeated images: 0") == 2
+
+
+def test_images_of_one_row_are_good_as_in_an_evaluation(data):
+    for size in ((1, 1), (1, 3000)):
+        write_image(data / f"train/ant/{size[1]}.png", np.zeros((*size, 3), np.uint8))
+    outcome = check("--split=train")
+    assert outcome.status == 0 and "broken: 0" in outcome.out and "width 1 to 3000" in outcome.out
 
 
 def test_what_is_wrong_with_class_folders(data):

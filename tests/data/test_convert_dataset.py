@@ -104,16 +104,3 @@ def test_broken_images_are_left_out_if_that_is_asked_for(source, tmp_path):
     assert outcome.status == 0 and "left out: 1" in outcome.out and "bee/image 10.png: cannot be" in outcome.out
     reader = build_reader(photo_config(tmp_path / "out"), "train")
     assert reader.labels.tolist() == [0] * 9 + [1] * 4 + [2] * 8
-
-
-@pytest.mark.parametrize(("flags", "said"), [
-    (("--to=mindrecord",), "--output=FOLDER"),
-    (("--to=mindrecord", "--output=.", "--data_dir=."), "folder that is read"),
-    (("--to=mindrecord", "--output=train/packed", "--data_dir=."), "folder that is read"),
-    (("--to=list", "--data_dir=absent"), "absent is not a folder"),
-    (("--to=list", "--batchsize=1"), "did you mean")])
-def test_flags_that_make_no_sense(source, monkeypatch, flags, said):
-    monkeypatch.chdir(source)
-    data = () if any(flag.startswith("--data_dir") for flag in flags) else (f"--data_dir={source}",)
-    outcome = run_main("scripts.convert_dataset", "--dataset=imagenet2012", *data, *flags)
-    assert outcome.status == 2 and said in outcome.err and "Traceback" not in outcome.err

@@ -39,12 +39,11 @@ from helpers import (
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
-from src.data.base import NoDataError
+from src.data.base import NoDataError, find_shards
 from src.data.formats import FORMATS, build_reader
 from src.data.mindrecord import ENDINGS
-from src.data.base import find_shards
 from src.data.tfrecord import masked_crc
-from src.dataset import create_dataset, create_eval_dataset
+from src.dataset import create_dataset
 
 pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
 TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])

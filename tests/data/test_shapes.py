@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from helpers import ROOT, Outcome, run_main, run_python
+from helpers import Outcome, run_main
 
 from src.data.shapes import SHAPE_NAMES, draw_shapes, draw_splits, write_cifar10
 

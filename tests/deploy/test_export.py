@@ -24,7 +24,7 @@ def export(checkpoint: Path, name: Path, *flags: str) -> Outcome:
 def test_the_card_describes_both_files(cifar_model: Deployed):
     text = cifar_model.mindir.with_suffix(".json").read_text()
     card = json.loads(text)
-    assert ModelCard.from_json(text).to_json() == text
+    assert ModelCard.from_json(json.loads(text)).to_json() == text
     assert list(card) == ["version", "network", "input", "preprocessing", "output", "class_names", "checkpoint",
                           "files"]
     assert (card["version"], card["network"], card["output"]["include_top"]) == (1, "vgg11", True)

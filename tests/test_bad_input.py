@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users get wrong: one clear message, exit status 2, no traceback, and nothing written.
+
+The table `files/bad_input.txt` has at least eight mistakes for each command. Each answer comes within ten seconds, and
+takes less than a gigabyte.
+"""
+
+import json
+import os
+import resource
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from functools import partial
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import (
+    ROOT,
+    TINY,
+    TRAIN_COUNT,
+    Outcome,
+    refusal,
+    run_main,
+    run_python,
+    write_cifar10,
+    write_class_folders,
+    write_image,
+    write_recipe,
+)
+from launches import SCRIPTS, environment, wait_until
+
+from model_utils.config import get_config
+from src.data.cifar10 import CLASS_NAMES
+from src.deploy.model_card import ExportedFile, ModelCard
+from src.weights.model_info import ModelInfo
+
+RECORD = 3073
+TRAIN_FILE = "data/cifar-10-batches-bin/data_batch_3.bin"
+CIFAR_TREE = ("cifar-10-batches-bin/", "cifar-10-verify-bin/", "data_batch_1.bin", "test_batch.bin")
+ABSENT = "GPU" if glob("/dev/davinci[0-9]*") else "Ascend"
+FOLDERS = "--dataset=imagenet2012 --num_classes=3 --data_dir=data --batch_size=4"
+CIFAR = "--data_dir=data --batch_size=8"
+
+
+@pytest.mark.parametrize(("flag", "words"), [
+    ("--lr=abc", ("number", "'abc'")), ("--lr=-1", ("greater than 0", "'-1'")), ("--lr=nan", ("finite",)),
+    ("--network=vgg12", ("'vgg11'", "'vgg19'", "'vgg12'")), ("--batch_norm=maybe", ("True or False",)),
+    ("--max_epoch=2.5", ("integer",)), ("--max_epoch=100000000", ("100000",)), ("--device_target=", ("'Ascend'",)),
+    ("--image_size=100", ("multiples of 32", "'100'")), ("--image_size=64,64,64", ("multiples of 32",)),
+    ("--lr_epochs=1,x", ("item 2", "integer")), ("--lr_epochs=60,30", ("ascending",)), ("--image_mean=0.5", ("three",)),
+    ("--image_mean=123,117,104", ("0 to 1",)), ("--image_std=0,1,1", ("positive",)),
+    ("--loss_scale=0", ("greater than 0", "'dynamic'")), ("--training_step_per_epoch=0", ("-1",)),
+    ("--eval_step_per_epoch=-2", ("-1",)), ("--dropout_rate=1", ("less than 1",)), ("--dtype=int8", ("float32",)),
+    ("--label_smoothing=x", ("'x'",)), ("--log_name=metrics.csv", ("folder",)), ("--scale=0.5,2", ("at most 1",)),
+    ("--file_format=MINDIR,PTH", ("'ONNX'",)), ("--padding=2 --pad_mode=pad", ("must be 1",)),
+    ("--cutout=80 --image_size=64", ("64 pixels",)), ("--max_epohc=3", ("did you mean `max_epoch`",)),
+    ("--batchsize=3", ("did you mean `batch_size`",)), ("--resume=", ("is empty",)),
+    ("--config_path=nowhere.yaml", ("nowhere.yaml", "no such file")), ("--eval_dir=/e", ("--mode=evaluate",)),
+    ("--data_dir data extra", ("extra", "--name=value")), ("--max_epoch=1 --epochs=2", ("--max_epoch", "--epochs"))])
+def test_a_bad_flag_is_refused_with_key_value_and_what_is_allowed(flag, words):
+    message = refusal(*flag.split())
+    assert flag.split("=")[0].split()[0].lstrip("-").split("_")[0] in message or "extra" in flag
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(("text", "line", "words"), [
+    ("max_epoch: 3\nbatch_sise: 4\n", 2, ("`batch_sise`", "`batch_size`")), ("\nmax_epoch: many\n", 2, ("'many'",)),
+    ("seed: 1\nlr: 1\nseed: 2\n", 3, ("`seed`",)), ("max_epoch: 1\nepochs: 2\n", 2, ("recipe.yaml:1",)),
+    ("lr: 1\nlr_max: [1}\nseed: 3\n", 2, ("YAML",)), ("just words\n", 1, ("key: value",)),
+    ("lr: !!python/object:os.x {}\n", 1, ("lr",)), ("max_epoch: yes\n", 1, ("number",)),
+    (f"seed: {'9' * 5000}\n", 1, ("seed",)), (f"lr_epochs: {'[' * 1500}\n", None, ("YAML",)),
+    ("warmup_epochs: .inf\n", 1, ("finite",)), ("", None, ("no values",)),
+    ("seed: 1\nbase: nothing.yaml\n", 2, ("nothing.yaml", "no such file")),
+    ("base: recipe.yaml\n", None, ("own `base`",)), ("---\n".join(["max_epoch: 3\n"] * 4), None, ("4 documents",)),
+    # of MindCV; each would be another training
+    ("model: vgg16\nopt: adam", 2, ("opt", "momentum", "'adam'")), ("model: vgg16\nloss: BCE", 2, ("CE", "'BCE'")),
+    ("model: vgg16\nscheduler: polynomial_decay", 2, ("cosine_decay",)),
+    ("model: vgg16\nmode: train", 2, ("graph", "'train'")), ("model: vgg16\nmean: 0.5", 2, ("mean",)),
+    ("model: vgg16\ndecay_epochs: .nan", 2, ("decay_epochs",)), ("model: vgg16\nepoch_sise: 3", 2, ("unknown",)),
+    ("model: vgg16\ndataset: mnist", 2, ("imagenet2012", "'mnist'")), ("model: resnet50", 1, ("vgg11", "vgg19"))])
+def test_a_bad_yaml_file_is_refused_with_file_and_line(tmp_path, text, line, words):
+    message = refusal("-c", str(write_recipe(tmp_path, text)))
+    assert f"{tmp_path / 'recipe.yaml'}:{line}" in message if line else str(tmp_path) in message
+    assert [word for word in words if word not in message] == [], message
+
+
+# Data, checkpoints and outputs
+
+
+def cifar(*, cut: int | None = None, label: int = 1) -> None:
+    """CIFAR-10, perhaps with a training file of another size or with another label in it; and files in the way."""
+    write_cifar10(Path("data"))
+    content = bytearray(Path(TRAIN_FILE).read_bytes())
+    content[4 * RECORD] = label
+    Path(TRAIN_FILE).write_bytes(content[:cut])
+    Path("a_file").write_text("in the way")
+    Path("other.ckpt").write_bytes(bytes(range(256)) * 40)
+
+
+def folders() -> None:
+    write_class_folders(Path("data"))
+
+
+def classes_differ() -> None:
+    folders()
+    Path("data/val/cow").rename("data/val/dog")
+
+
+def class_without_images() -> None:
+    folders()
+    for image in Path("data/train/bee").iterdir():
+        image.rename(image.with_suffix(".txt"))
+
+
+@pytest.mark.parametrize(("script", "make", "flags", "words"), [
+    ("train", None, "", ("--data_dir=FOLDER",)), ("train", None, "--data_dir=nowhere", ("data_dir: nowhere",)),
+    ("train", cifar, "--data_dir=a_file", ("data_dir: a_file",)), ("train", folders, CIFAR, ("train/", *CIFAR_TREE)),
+    ("train", cifar, "--dataset=imagenet2012 --data_dir=data/cifar-10-verify-bin", ("test_batch.bin", "<class>/")),
+    *(("train", partial(cifar, cut=size), CIFAR, (TRAIN_FILE, f"{size} bytes", str(RECORD)))
+      for size in (0, 5 * RECORD - 1)),
+    ("train", partial(cifar, label=10), CIFAR, (TRAIN_FILE, "record 4", "label 10")),
+    ("train", class_without_images, FOLDERS, ("data/train/bee",)),
+    ("train", folders, f"{FOLDERS} --num_classes=4", ("num_classes: is 4", "3 classes")),
+    ("train", cifar, f"{CIFAR} --num_classes=7", ("num_classes", "10 classes")),
+    ("train", classes_differ, f"{FOLDERS} --mode=train_and_evaluate", ("cow", "dog")),
+    ("train", cifar, f"--data_dir=data --batch_size={TRAIN_COUNT + 1}", ("batch_size", f"{TRAIN_COUNT} images")),
+    ("train", cifar, f"{CIFAR} --loss_scale=dynamic", ("loss_scale", "Ascend and GPU")),
+    ("train", None, f"--device_target={ABSENT}", (f"no {ABSENT} here", "--device_target=")),
+    ("train", cifar, f"{CIFAR} --ckpt_path=a_file", ("ckpt_path", "a_file")),
+    ("eval", None, "", ("--pre_trained=FILE",)), ("eval", None, "--pre_trained=nothing.ckpt", ("nothing.ckpt",)),
+    ("eval", cifar, "--data_dir=data --pre_trained=other.ckpt", ("other.ckpt",))])
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, monkeypatch, script, make, flags, words):
+    monkeypatch.chdir(tmp_path)
+    if make:
+        make()
+    before = sorted(tmp_path.rglob("*"))
+    outcome = run_main(script, *TINY, "--ckpt_path=runs", "--max_epoch=1", *flags.split())
+    assert outcome.status == 2 and "Traceback" not in outcome.out + outcome.err
+    assert [word for word in words if word not in outcome.err] == [], outcome.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Every command
+
+
+def table() -> list:
+    rows = []
+    for line in (ROOT / "tests" / "files" / "bad_input.txt").read_text(encoding="utf-8").splitlines():
+        words, arrow, said = line.partition(" -> ")
+        if arrow and line[0] != "#":
+            marks = pytest.mark.slow if ".sh " in words else ()  # a process of its own for each
+            rows.append(pytest.param(words, said.split(), id=words[:70], marks=marks))
+    return rows
+
+
+def bomb(encoded: bytes) -> bytes:
+    """The image with a header that claims 60,000 x 60,000 pixels."""
+    data = bytearray(encoded)
+    if data[:1] == b"\x89":
+        data[16:24] = struct.pack(">II", 60000, 60000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        frame = data.index(b"\xff\xc0") + 5
+        data[frame:frame + 4] = struct.pack(">HH", 60000, 60000)
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The folder in which the commands of the table run."""
+    from src.weights.checkpoint import INFO_KEY, write_file
+
+    here = tmp_path_factory.mktemp("bad")
+    deep, nines = "[" * 10**5, "9" * 5000
+    os.mkfifo(here / "fifo")
+    (here / "loop").symlink_to("loop")
+    for name in ("folder", "pipes/cifar-10-batches-bin", "pipes_test/cifar-10-verify-bin", "dead_venv/bin",
+                 "moved_venv/bin", "shapes_list", "shapes_deep"):
+        (here / name).mkdir(parents=True)
+    os.mkfifo(here / "pipes/cifar-10-batches-bin/data_batch_1.bin")
+    os.mkfifo(here / "pipes_test/cifar-10-verify-bin/test_batch.bin")
+    (here / "dead_venv/bin/python").symlink_to("nothing")
+    (here / "moved_venv/bin/python").symlink_to(sys.executable)
+    write_cifar10(here / "cifar")
+    table = {"rank_id": "0", "device_id": "0"}
+    (here / "table.json").write_text(json.dumps({"server_list": [{"server_id": "10.0.0.1", "device": [table]}]}))
+    write_image(here / "photo.png", np.zeros((40, 40, 3), np.uint8))
+    texts = {
+        "large.yaml": "seed: 1\n" * 10**5, "hex.yaml": f"lr: 0x{'f' * 400}", "deep.yaml": f"lr_epochs: {deep}",
+        "bomb.yaml": "lr: &a [x]\n" + "".join(f"{to}: &{to} [{', '.join([f'*{name}'] * 9)}]\n"
+                                              for name, to in zip("abcdefgh", "bcdefghi", strict=True)),
+        "tag.yaml": "lr: !!bool maybe", "steps.yaml": "model: vgg16\nscheduler: step_decay\ndecay_epochs: 1e-9",
+        "archive.npy": "PK\x03\x04", "merge.yaml": "seed: &a {x: 1}\nlr: {<<: [*a, *a]}\n",
+        "long_key.yaml": f"{'k' * 1000}: 1\n",
+        "long_value.yaml": f"max_epoch: {'x' * 10**5}\n", "many.yaml": f"lr_epochs: [{'1, ' * 5000}]\n",
+        "latin.json": "\udcff", "latin.txt": "\udcff", "deep.json": deep, "list.json": "[]",
+        "digits.json": f"[{nines}]", "labels.json": "[1]", "record.json": json.dumps(dict.fromkeys(
+            ("date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"), 1)),
+        "rank_digits.json": json.dumps({"status": "completed", "server_list": [{"server_id": "10.0.0.1", "device": [
+            {"rank_id": nines, "device_id": "0"}]}]}),
+        "folder/empty.ckpt": "", "shapes_list/shapes.json": "[]", "shapes_list/other": "",
+        "shapes_deep/shapes.json": deep, "moved_venv/vgg-environment": "/elsewhere\n"}
+    info = ModelInfo.of(get_config(["--data_dir=x", *TINY]), CLASS_NAMES)
+    card = ModelCard(info, "x.ckpt", "0" * 64, {"MINDIR": ExportedFile(
+        file="card.mindir", sha256="0" * 64, size_bytes=1, batch_size=1, input_name="x", parity=None)}).to_json()
+    cards = {"card": "", "size": "image_size=[33,33]", "negative": "image_size=[-32,-32]", "sign": "std=[-1,1,1]",
+             "letters": 'mean=["a","b","c"]', "interpolation": 'interpolation="foo"', "short": "mean=[0.1]",
+             "tiny": "std=[1e-320,1,1]", "batch": "batch_size=-1", "no_files": "files=3", "version": "version=[]"}
+    for name, change in cards.items():
+        data, (key, _, value) = json.loads(card), change.partition("=")
+        owner = next((part for part in (data["preprocessing"], data["files"]["MINDIR"]) if key in part), data)
+        owner |= {key: json.loads(value)} if key else {}
+        texts[f"{name}.json"] = json.dumps(data)
+    for name in (*cards, "list", "deep", "digits", "latin"):
+        (here / f"{name}.mindir").write_bytes(b"x")
+    for name, text in texts.items():
+        (here / name).write_bytes(text.encode(errors="surrogateescape"))
+    np.save(here / "pickled.npy", np.array([{}]), allow_pickle=True)
+    changes = {"network": "vgg99", "classes": ("num_classes", "ten"), "size": ("image_size", [33, 33]),
+               "huge": ("image_size", [65536, 65536]), "std": ("image_std", [1e-320, 1, 1]),
+               "names": ("class_names", ["a"])}
+    record = json.loads(info.model_dump_json())
+    records = {name: json.dumps(record | dict([change if isinstance(change, tuple) else (name, change)]))
+               for name, change in changes.items()} | {"deep": deep, "record_is_list": "[]"}
+    for name, text in records.items():
+        write_file(here / f"{name}.ckpt", {INFO_KEY: text}, [("x", np.zeros(1, np.float32))])
+    lists = {"superscript": "0.png ²", "arabic": "0.png ٣", "dashes": "0.png --5", "digits": f"0.png {nines}",
+             "labels": "0.png 0", "image_is_pipe": "0.png 0\n" * 32}
+    for name, text in lists.items():
+        (here / name).mkdir()
+        (here / name / "train_list.txt").write_text(text, encoding="utf-8")
+        write_image(here / name / "0.png", np.zeros((40, 40, 3), np.uint8))
+    (here / "labels/labels.txt").write_text(f"{nines}:a\n")
+    (here / "image_is_pipe/labels.txt").write_text("0:a\n1:b\n2:c\n")
+    (here / "image_is_pipe/0.png").unlink()
+    os.mkfifo(here / "image_is_pipe/0.png")
+    changes = {"bomb_jpeg/bomb.jpg": bomb, "bomb_png/bomb.png": bomb, "cut_jpeg/cut.jpg": lambda data: data[:300],
+               "half_jpeg/half.jpg": lambda data: data[:len(data) // 2]}
+    for name, change in changes.items():
+        folder, file = name.split("/")
+        for path in list(write_class_folders(here / folder, splits=["train"], each=1).glob("train/*/*")):
+            path.unlink()
+            write_image(path.with_name(file), np.random.RandomState(1).randint(0, 256, (90, 90, 3)).astype(np.uint8))
+            path.with_name(file).write_bytes(change(path.with_name(file).read_bytes()))
+    return here
+
+
+@pytest.mark.parametrize(("words", "said"), table())
+def test_every_command_answers_a_mistake_in_few_words(place, monkeypatch, words, said):
+    monkeypatch.chdir(place)
+    words = shlex.split(words.replace("{NINES}", "9" * 5000).replace("{HERE}", str(place)))
+    index = next(index for index, word in enumerate(words) if "=" not in word)
+    settings, command, args = dict(word.split("=", 1) for word in words[:index]), words[index], words[index + 1:]
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("no answer"))
+    signal.alarm(20)
+    before, start = set(place.rglob("*")), time.monotonic()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if command.endswith(".sh"):
+        done = subprocess.run(["bash", SCRIPTS / command, *args], env=environment(PIP_NO_INDEX="1", **settings),
+                              capture_output=True, text=True, timeout=60)
+        outcome = Outcome(done.returncode, done.stdout, done.stderr)
+    else:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        small = [*TINY, "--batch_size=1", "--graph_mode=False", "--ckpt_path=runs"] if command == "train" else []
+        outcome = run_main(command, *small, *args)
+    signal.alarm(0)
+    assert outcome.status == 2 or command == "scripts.check_dataset" and outcome.status in (1, 2), outcome
+    assert "Traceback" not in outcome.err and len(outcome.err) < 20_000, outcome.err[-3000:]
+    assert [word for word in said if word.replace(".", " ") not in outcome.err and word not in outcome.err] == [], \
+        outcome.err[:3000]
+    assert "s3cr3t" not in outcome.err
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20
+    assert [path for path in place.rglob("*")
+            if path not in before and place / "runs" not in (path, *path.parents)] == []
+
+
+# How a command ends
+
+
+def test_the_error_of_a_process_is_its_message_alone(tmp_path):
+    outcome = run_python(str(ROOT / "eval.py"), "--lr=abc", cwd=tmp_path)
+    assert outcome.status == 2 and outcome.out == "" and list(tmp_path.iterdir()) == []
+    assert outcome.err.startswith("eval.py: error: ") and "'abc' (from --lr)" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
+    write_cifar10(tmp_path / "data")
+    command = [sys.executable, str(ROOT / "scripts" / "check_dataset.py"), f"--data_dir={tmp_path / 'data'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.close()
+        assert run.stderr.read() == "" and run.wait() == 141
+
+
+@pytest.mark.parametrize(("target", "status", "said"), [
+    ("&-", 2, "standard output is closed"), ("/dev/full", 1, "standard output cannot be written: No space left")])
+def test_output_that_goes_nowhere_costs_one_line(place, target, status, said):
+    command = f"{shlex.quote(sys.executable)} {SCRIPTS / 'hccl_tools.py'} --check=table.json >{target}"
+    done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_while_a_command_imports_its_modules_ends_it_with_one_line():
+    program = ("import os, signal, time\nfrom model_utils.errors import stop_quietly\nstop_quietly(__name__)\n"
+               "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    outcome = run_python("-c", program)
+    assert outcome.status == 130 and outcome.err == "-c: stopped by SIGINT\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_removes_what_it_had_not_finished(tmp_path, number):
+    command = [sys.executable, SCRIPTS / "make_shapes.py", tmp_path / "shapes", "--train=1000000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: any(tmp_path.iterdir()), timeout_s=60, what="the hidden folder")
+        run.send_signal(number)
+        assert run.wait(60) == 128 + number and run.stderr.read() == f"make_shapes.py: stopped by {number.name}\n"
+    assert list(tmp_path.iterdir()) == []

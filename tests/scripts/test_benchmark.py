@@ -7,6 +7,7 @@ import sys
 import pytest
 from helpers import ROOT, TINY, run_main
 
+from scripts import benchmark
 from scripts.benchmarks import tasks
 
 DATA = ("--dataset=synthetic", "--synthetic_train_images=16", "--synthetic_test_images=16", "--batch_size=4")
@@ -33,7 +34,7 @@ ROWS = {  # task -> its rows, without those of the matrix product
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tasks, "PAUSE_S", 0)
+    monkeypatch.setattr(benchmark, "PAUSE_S", 0)
     monkeypatch.setattr(tasks, "MATRIX_SIDE", 64)
 
 

@@ -187,11 +187,10 @@ def train_loop(data: build.TrainData, model: mindspore.Model, steps: int) -> Cal
 def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline."""
     config, rank, data, network, model = set_up(task.config)
-    figures = {"images": config.batch_size, "gflop": training_gflop(network, config)}
-    return {BARE_STEP: Contender(bare_step(config, model, task.steps), **figures),
-            LOOP: Contender(train_loop(data, model, task.steps), **figures),
-            **{name: Contender(run, **figures) for name, run in torch_blocks(task, network, "train").items()},
-            **matmul(rank.device_target)}
+    runs = {BARE_STEP: bare_step(config, model, task.steps), LOOP: train_loop(data, model, task.steps),
+            **torch_blocks(task, network, "train")}
+    gflop = training_gflop(network, config)
+    return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
 # --- the network, its layers, its exported forms, the pipelines
@@ -201,11 +200,10 @@ def forward(task: Task) -> Contenders:
     """The network alone, as it is used for inference."""
     rank, config = set_up_device(task.config), task.config
     network, images = build.build_network(config, rank).set_train(False), random_images(config)
-    figures = {"images": config.batch_size, "gflop": sum(layer.gflop for layer in layers_of(network, config))}
-    run = partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps)
-    return {"forward pass, one fixed batch": Contender(run, **figures),
-            **{name: Contender(run, **figures) for name, run in torch_blocks(task, network, "forward").items()},
-            **matmul(rank.device_target)}
+    runs = {"forward pass, one fixed batch": partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps),
+            **torch_blocks(task, network, "forward")}
+    gflop = sum(layer.gflop for layer in layers_of(network, config))
+    return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
 class Passes(nn.Cell):
@@ -274,9 +272,9 @@ def deploying(task: Task) -> Contenders:
     for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
         path = folder / f"model.{file_format.lower()}"
         write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
-        run = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
-        contenders[f"{file_format} through {engine}"] = Contender(partial(seconds_per_call, run, task.steps),
-                                                                  images=config.batch_size)
+        call = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
+        contenders[f"{file_format} through {engine}"] = Contender(
+            partial(seconds_per_call, call, task.steps), len(images))
     return contenders
 
 
@@ -372,7 +370,7 @@ def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], 
     if task.torch_python is None:
         return {}
     request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
-               "dropout_rate": task.config.effective_dropout,
+               "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
                "parameters": int(sum(item.size for item in network.trainable_params())),
                "layers": [layer[:4] for layer in layers_of(network, task.config)]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]

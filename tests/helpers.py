@@ -146,6 +146,10 @@ def run_python(*args: str, cwd: Path = ROOT) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def only_folder(root: Path) -> Path:
     """The one run folder under an output root."""
     folders = list(root.iterdir())

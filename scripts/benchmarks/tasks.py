@@ -117,19 +117,6 @@ def layers_of(network: VGG, config: Config) -> list[Layer]:
     return found
 
 
-def training_gflop(network: VGG, config: Config) -> float:
-    """Of a step: the gradients of weight and input take as much as the forward pass each.
-
-    The first layer that trains needs no input gradient, and a layer below it no gradient at all.
-    """
-    gflop, trains_below = 0.0, False
-    for layer in layers_of(network, config):
-        trains = layer.gflop > 0 and layer.cell.weight.requires_grad
-        gflop += layer.gflop * (1 + trains + trains_below)
-        trains_below |= trains
-    return gflop
-
-
 def matmul(device_target: str) -> Contenders:
     """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
     matrix, product = random_tensor((MATRIX_SIDE, MATRIX_SIDE)), ops.MatMul()
@@ -189,7 +176,10 @@ def steps(task: Task) -> Contenders:
     config, rank, data, network, model = set_up(task.config)
     runs = {BARE_STEP: bare_step(config, model, task.steps), LOOP: train_loop(data, model, task.steps),
             **torch_blocks(task, network, "train")}
-    gflop = training_gflop(network, config)
+    first, *others = (layer.gflop for layer in layers_of(network, config))
+    # The gradients of weight and input take as much as the forward pass each; the first layer needs none of its input.
+    # With frozen layers there is less to compute, and no figure.
+    gflop = None if config.freeze else 2 * first + 3 * sum(others)
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 

@@ -21,6 +21,8 @@ import json
 import os
 import platform
 import re
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -43,17 +45,12 @@ TITLES = {
     "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading", "matmul": "Matrix product",
     "freezing": "Training a part of the network", "formats": "Data formats", "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
+PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
+MATRIX_PRODUCT = "float32 product of "  # rows whose rate the others' GFLOP/s are a share of
 PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"}  # of a record
 
 
 # --- the command line
-
-
-def task_names(text: str) -> list[str]:
-    names = [name for item in text.split(",") for name in (ALL if item == "all" else [item])]
-    if unknown := [name for name in names if name not in TASKS]:
-        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
-    return names
 
 
 def cases(text: str) -> list[list[str]]:
@@ -68,7 +65,7 @@ def cases(text: str) -> list[list[str]]:
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The benchmark's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--what", type=task_names, default=["steps"], metavar="NAME,...",
+    parser.add_argument("--what", type=lambda text: text.split(","), default=["steps"], metavar="NAME,...",
                         help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
                         help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
@@ -80,6 +77,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
+    options.what = [name for item in options.what for name in (ALL if item == "all" else [item])]
+    if unknown := [name for name in options.what if name not in TASKS]:
+        parser.error(f"--what: unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
     if flags and options.table:
         parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
     if options.torch_python and not options.compare:
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     with handled_by():
         from scripts.benchmarks import tasks  # imports MindSpore
 
-    results: list[dict[str, Any]] = []
+    record = {**describe_run(flags, options), "results": []}
     for config, case_flags in zip(configs, options.cases, strict=True):
         case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
                 "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
@@ -116,20 +116,43 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
             print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
             torch_python = (options.torch_python or sys.executable) if options.compare else None
             with ExitStack() as stack:
-                task = tasks.Task(config, (*flags, *case_flags), options.steps, stack, torch_python)
-                rows = tasks.measure(getattr(tasks, what)(task), options.blocks)
-            results.append({"what": what, "case": case, "rows": rows})
+                task = tasks.Task(config, (*flags, *case_flags), options.steps, stack, record["versions"], torch_python)
+                rows = measure(getattr(tasks, what)(task), options.blocks)
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
-            record = {**describe_run(flags, options, tasks.TorchProcess.version), "results": results}
-            print(tables({**record, "results": results[-1:]}) + "\n", flush=True)
+            record["results"].append({"what": what, "case": case, "rows": rows})
+            print(tables({**record, "results": record["results"][-1:]}) + "\n", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, Any]]:
+    """A row of figures for each contender. Their blocks alternate; the first block of each warms up and is dropped."""
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(blocks + 1):
+        for name, contender in contenders.items():
+            time.sleep(PAUSE_S)
+            values[name].append(contender.run())
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (_, images, gflop, unit, cpu_seconds) in contenders.items():
+        measured, factor = values[name][1:], 1000 if unit == "ms" else 1
+        middle = statistics.median(measured)
+        figures = {"median": factor * middle, "min": factor * min(measured), "max": factor * max(measured),
+                   "images_per_s": images and images / middle,
+                   "gflop_per_step": gflop, "gflop_per_s": gflop and gflop / middle,
+                   "cpu_ms": cpu_seconds and 1000 * statistics.median(cpu_seconds[1:])}
+        rows[name] = {"unit": unit, "n": blocks, **{key: value for key, value in figures.items() if value}}
+    limit = max((row["gflop_per_s"] for name, row in rows.items() if name.startswith(MATRIX_PRODUCT)), default=0)
+    for name, row in rows.items():
+        if limit and "gflop_per_s" in row and not name.startswith(MATRIX_PRODUCT):
+            row["share_of_matmul"] = row["gflop_per_s"] / limit
+        row |= {key: float(f"{value:.6g}") for key, value in row.items() if isinstance(value, float)}
+    return rows
 
 
 # --- records
 
 
-def describe_run(flags: Sequence[str], options: argparse.Namespace, torch: str | None) -> dict[str, Any]:
+def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """All of a record but its results: on what it ran, with which versions and flags."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
@@ -138,7 +161,7 @@ def describe_run(flags: Sequence[str], options: argparse.Namespace, torch: str |
             "machine": {"cpu": model[1].strip() if model else platform.processor() or platform.machine(),
                         "architecture": platform.machine(), "cores": usable_cores()},
             "versions": {"python": platform.python_version(), "mindspore": version("mindspore"),
-                         "numpy": version("numpy"), **({"torch": torch} if torch else {})},
+                         "numpy": version("numpy")},
             "environment": {name: os.environ[name] for name in (GUARD_VARIABLE, "OMP_NUM_THREADS")
                             if name in os.environ},
             # of an absolute path the last name: where this machine keeps its files is nobody's business

@@ -146,6 +146,10 @@ def run_python(*args: str, cwd: Path = ROOT) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def only_folder(root: Path) -> Path:
     """The one run folder under an output root."""
     folders = list(root.iterdir())
@@ -277,17 +281,6 @@ def convert(source: Path, to: str, output: Path, *flags: str, dataset: str = "im
                     f"--num_classes={classes}", f"--data_dir={source}", *flags)
 
 
-def write_every_format(root: Path) -> dict[str, Path]:
-    """The data_dir of each format."""
-    folders = {"folder": write_coloured(root / "folder")}
-    folders["tfrecord"] = write_tfrecords(folders["folder"], root / "tfrecord")
-    for to in ("list", "mindrecord"):
-        outcome = convert(folders["folder"], to, root / to, "--shards=3")
-        assert outcome.status == 0, outcome
-        folders[to] = root / to
-    return folders
-
-
 def photo_config(data_dir: Path, *flags: str) -> Config:
     """Three classes of photos as inputs of 32x32 pixels, in batches of 4."""
     return get_config(["--dataset=imagenet2012", "--num_classes=3", f"--data_dir={data_dir}", "--image_size=32",
@@ -322,13 +315,3 @@ def train_here(*flags: str) -> Outcome:
     """train.py on the folder `data`, writing to `runs`, both in the current folder."""
     return run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data", "--batch_size=4",
                     "--ckpt_path=runs", "--max_epoch=1", "--graph_mode=False", *flags)
-
-
-def copy_data(source: Path, target: Path) -> Path:
-    """The files of a data set; links to those of MindRecord, which are large but for their holes."""
-    for path in source.rglob("*"):
-        copy = target / path.relative_to(source)
-        if path.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.symlink_to(path) if ".mindrecord" in path.name else copy.write_bytes(path.read_bytes())
-    return target

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmark.py can  The first contender of each task is the one that the others are compared with."""
+"""What benchmark.py can measure. The first contender of each task is the one that the others are compared with."""
 
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import prod
@@ -44,13 +42,8 @@ from src.weights.load import open_pre_trained  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
-STEPS_WITHOUT_DATA = 100  # length of an epoch if no images determine it
-PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
-
-
-# --- timing
 
 
 class Task(NamedTuple):
@@ -60,56 +53,36 @@ class Task(NamedTuple):
     flags: tuple[str, ...]  # those of train.py that `config` was read from, for processes of their own
     steps: int  # per block
     stack: ExitStack  # closes what the task has opened
+    versions: dict[str, str]  # of the record; takes PyTorch's
     torch_python: str | None = None  # the interpreter of PyTorch's contenders; None: without them
 
 
-@dataclass(frozen=True)
-class Contender:
+class Contender(NamedTuple):
     """One of the things that are compared: `run` runs a block and returns the value of one step of it."""
 
     run: Callable[[], float]
-    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
     images: float | None = None  # per step
     gflop: float | None = None  # per step
-    is_matmul: bool = False  # the rate that the others' GFLOP/s are a share of
+    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
 
 
 Contenders = dict[str, Contender]
 
 
-def seconds_per_call(action: Callable[[], object], calls: int = 1) -> float:
+def seconds_per_call(action: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         action()
     return (time.perf_counter() - start) / calls
 
 
-def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
-    """A row of figures for each contender. Their blocks alternate; the first block of each warms up and is dropped."""
-    values: dict[str, list[float]] = {name: [] for name in contenders}
-    for block in range(blocks + 1):
-        for name, contender in contenders.items():
-            time.sleep(PAUSE_S)
-            value = contender.run()
-            if block:
-                values[name].append(value)
-    middles = {name: statistics.median(values[name]) for name in contenders}
-    matrix_rates = [item.gflop / middles[name] for name, item in contenders.items() if item.is_matmul]
-    rows = {}
-    for name, contender in contenders.items():
-        middle, factor = middles[name], 1000 if contender.unit == "ms" else 1
-        row = {"median": factor * middle, "min": factor * min(values[name]), "max": factor * max(values[name])}
-        if contender.images:
-            row["images_per_s"] = contender.images / middle
-        if contender.gflop:
-            row |= {"gflop_per_step": contender.gflop, "gflop_per_s": contender.gflop / middle}
-            if matrix_rates and not contender.is_matmul:
-                row["share_of_matmul"] = row["gflop_per_s"] / max(matrix_rates)
-        if contender.cpu_seconds:
-            row["cpu_ms"] = 1000 * statistics.median(contender.cpu_seconds[1:])
-        rows[name] = {"unit": contender.unit, "n": blocks, **{key: float(f"{row[key]:.6g}") for key in row}}
-    return rows
+def random_tensor(shape: Sequence[int]) -> Tensor:
+    return Tensor(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
+
+
+def random_images(config: Config) -> Tensor:
+    return random_tensor((config.batch_size, 3, *config.image_size))
 
 
 # --- what a network has to compute
@@ -118,21 +91,12 @@ def measure(contenders: Contenders, blocks: int) -> dict[str, dict[str, Any]]:
 class Layer(NamedTuple):
     """A layer and its place in the network."""
 
+    name: str  # the same for equal layers
     kind: str
-    cell: nn.Cell
     shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
-
-    @property
-    def name(self) -> str:
-        """The same for equal layers."""
-        units = f"{self.shape[1]} to {self.out}" if self.kind in TAPS else f"{self.shape[1]}"
-        return f"{self.kind} {units}" + (f", {self.shape[2]}x{self.shape[3]}" if len(self.shape) == 4 else "")
-
-    @property
-    def flop(self) -> int:
-        """Of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0."""
-        return 2 * TAPS.get(self.kind, 0) * prod(self.shape) * self.out
+    cell: nn.Cell
+    gflop: float  # of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0
 
 
 def layers_of(network: VGG, config: Config) -> list[Layer]:
@@ -145,78 +109,51 @@ def layers_of(network: VGG, config: Config) -> list[Layer]:
         kind = next(name for cell_type, name in kinds if isinstance(cell, cell_type))
         if kind == "dense":
             shape = (shape[0], cell.in_channels)
-        found.append(Layer(kind, cell, shape, cell.out_channels if kind in TAPS else shape[1]))
-        side = 2 if kind == "pooling" else 1
-        shape = (shape[0], found[-1].out, *(pixels // side for pixels in shape[2:]))
+        out = cell.out_channels if kind in TAPS else shape[1]
+        name = f"{kind} {shape[1]} to {out}" if kind in TAPS else f"{kind} {shape[1]}"
+        name += "" if kind == "dense" else f", {shape[2]}x{shape[3]}"
+        found.append(Layer(name, kind, shape, out, cell, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
+        shape = (shape[0], out, *(pixels // (2 if kind == "pooling" else 1) for pixels in shape[2:]))
     return found
-
-
-def gflop_of(network: VGG, config: Config, *, backward: bool) -> float:
-    """Of a forward pass, or a training step: the gradients of weight and input take as much as the forward pass each.
-
-    The first layer that trains needs no input gradient, and a layer below it no gradient at all.
-    """
-    flop, trains_below = 0, False
-    for layer in layers_of(network, config):
-        trains = backward and layer.flop > 0 and layer.cell.weight.requires_grad
-        flop += layer.flop * (1 + trains + trains_below)
-        trains_below |= trains
-    return flop / 1e9
 
 
 def matmul(device_target: str) -> Contenders:
     """The matrix rate of the machine, a limit of speed: float32 products on the device, on CPU in NumPy as well."""
-    left, right = np.random.RandomState(0).standard_normal((2, MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
-    tensors, product = (Tensor(left), Tensor(right)), ops.MatMul()
-    calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(*tensors).asnumpy()}
+    matrix, product = random_tensor((MATRIX_SIDE, MATRIX_SIDE)), ops.MatMul()
+    array = matrix.asnumpy()
+    calls: dict[str, Callable[[], object]] = {"MindSpore": lambda: product(matrix, matrix).asnumpy()}
     if device_target == "CPU":
-        calls["NumPy"] = lambda: np.matmul(left, right)
+        calls["NumPy"] = lambda: np.matmul(array, array)
     return {f"float32 product of {MATRIX_SIDE}x{MATRIX_SIDE} matrices, {name}": Contender(
-        partial(seconds_per_call, call, MATRIX_CALLS), gflop=2 * MATRIX_SIDE**3 / 1e9, is_matmul=True)
-        for name, call in calls.items()}
+        partial(seconds_per_call, call, MATRIX_CALLS), gflop=2 * MATRIX_SIDE**3 / 1e9) for name, call in calls.items()}
 
 
 # --- training steps
 
 
-class Bench(NamedTuple):
-    """What a run trains with, built as train.py builds it."""
-
-    config: Config
-    rank: Rank
-    data: build.TrainData | None
-    network: VGG
-    model: mindspore.Model
-
-
-def set_up(config: Config, *, with_data: bool = True) -> Bench:
+def set_up(config: Config, *, with_data: bool = True) -> tuple[Config, Rank, Any, VGG, mindspore.Model]:
+    """Config, rank, data, network and model of a run, built as train.py builds them."""
     rank = set_up_device(config)
     mindspore.set_seed(config.seed)
     start = open_pre_trained(config)
     data = build.build_train_data(start.config, rank) if with_data else None
     network, _ = build.build_start(start, rank)
-    steps = data.steps_per_epoch if data else STEPS_WITHOUT_DATA
-    rates = build.build_learning_rates(start.config, steps, rank.world_size)
-    return Bench(start.config, rank, data, network, build.build_model(start.config, rank, network, rates))
+    rates = build.build_learning_rates(start.config, data.steps_per_epoch if data else 100, rank.world_size)
+    return start.config, rank, data, network, build.build_model(start.config, rank, network, rates)
 
 
-def random_batch(config: Config) -> list[Tensor]:
-    random = np.random.RandomState(config.seed)
-    images = random.standard_normal((config.batch_size, 3, *config.image_size)).astype(np.float32)
-    return [Tensor(images), Tensor(random.randint(0, config.num_classes, config.batch_size).astype(np.int32))]
-
-
-def bare_step(bench: Bench, steps: int) -> Callable[[], float]:
+def bare_step(config: Config, model: mindspore.Model, steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
-    cell, batch = bench.model.train_network.set_train(), random_batch(bench.config)
+    labels = np.random.RandomState(0).randint(0, config.num_classes, config.batch_size).astype(np.int32)
+    cell, batch = model.train_network.set_train(), (random_images(config), Tensor(labels))
     return partial(seconds_per_call, lambda: cell(*batch).asnumpy(), steps)
 
 
-def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
+def train_loop(data: build.TrainData, model: mindspore.Model, steps: int) -> Callable[[], float]:
     """`Model.train` on the real pipeline with the loss read at each step, timed from the end of its first step."""
-    if bench.data.steps_per_epoch <= steps:
-        raise UserError(f"--steps: {steps} steps and a first one do not fit into an epoch of "
-                        f"{bench.data.steps_per_epoch}; ask for fewer, or give more images")
+    if data.steps_per_epoch <= steps:
+        raise UserError(f"--steps: {steps} steps and a first one do not fit into an epoch of {data.steps_per_epoch}; "
+                        "ask for fewer, or give more images")
     ends: list[float] = []
 
     class StepTimes(Callback):
@@ -228,7 +165,7 @@ def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
 
     def block() -> float:
         ends.clear()
-        bench.model.train(1, bench.data.dataset(0), callbacks=[StepTimes()], dataset_sink_mode=False)
+        model.train(1, data.dataset(0), callbacks=[StepTimes()], dataset_sink_mode=False)
         return (ends[steps] - ends[0]) / steps
 
     return block
@@ -236,12 +173,14 @@ def train_loop(bench: Bench, steps: int) -> Callable[[], float]:
 
 def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline."""
-    bench = set_up(task.config)
-    gflop = gflop_of(bench.network, bench.config, backward=True)
-    contender = partial(Contender, images=bench.config.batch_size, gflop=gflop)
-    return {BARE_STEP: contender(bare_step(bench, task.steps)),
-            LOOP: contender(train_loop(bench, task.steps)),
-            **torch_contenders(task, bench.network, gflop, mode="train"), **matmul(bench.rank.device_target)}
+    config, rank, data, network, model = set_up(task.config)
+    runs = {BARE_STEP: bare_step(config, model, task.steps), LOOP: train_loop(data, model, task.steps),
+            **torch_blocks(task, network, "train")}
+    first, *others = (layer.gflop for layer in layers_of(network, config))
+    # The gradients of weight and input take as much as the forward pass each; the first layer needs none of its input.
+    # With frozen layers there is less to compute, and no figure.
+    gflop = None if config.freeze else 2 * first + 3 * sum(others)
+    return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
 # --- the network, its layers, its exported forms, the pipelines
@@ -250,64 +189,65 @@ def steps(task: Task) -> Contenders:
 def forward(task: Task) -> Contenders:
     """The network alone, as it is used for inference."""
     rank, config = set_up_device(task.config), task.config
-    network = build.build_network(config, rank).set_train(False)
-    images, _ = random_batch(config)
-    gflop = gflop_of(network, config, backward=False)
-    run = partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps)
-    return {"forward pass, one fixed batch": Contender(run, images=config.batch_size, gflop=gflop),
-            **torch_contenders(task, network, gflop, mode="forward"), **matmul(rank.device_target)}
+    network, images = build.build_network(config, rank).set_train(False), random_images(config)
+    runs = {"forward pass, one fixed batch": partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps),
+            **torch_blocks(task, network, "forward")}
+    gflop = sum(layer.gflop for layer in layers_of(network, config))
+    return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
+
+
+class Passes(nn.Cell):
+    """Forward and backward of one cell alone. The first layer of a network needs no input gradient."""
+
+    def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
+        super().__init__()
+        self.cell, self.weights = cell, ParameterTuple(cell.trainable_params())
+        self.has_weights = bool(self.weights)
+        self.gradient = ops.GradOperation(get_all=not is_first, get_by_list=self.has_weights, sens_param=True)
+
+    def construct(self, x: Tensor, slope: Tensor) -> Any:
+        if self.has_weights:
+            return self.cell(x), self.gradient(self.cell, self.weights)(x, slope)
+        return self.cell(x), self.gradient(self.cell)(x, slope)
+
+
+def passes(cell: nn.Cell, shape: Sequence[int], *, is_first: bool = False) -> Callable[[], None]:
+    """A call that runs the cell forward and backward on an input of this shape."""
+    x = random_tensor(shape)
+    slope, both = random_tensor(cell(x).shape), Passes(cell, is_first=is_first).set_train()
+
+    def run() -> None:
+        last = both(x, slope)
+        while isinstance(last, tuple):
+            last = last[-1]
+        last.asnumpy()
+
+    return run
 
 
 def operators(task: Task) -> Contenders:
     """Forward and backward of each kind of layer, and the optimizer; its name says how often a layer occurs."""
-    bench = set_up(task.config, with_data=False)
-
-    class Passes(nn.Cell):
-        def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
-            super().__init__()
-            self.cell, self.weights = cell, ParameterTuple(cell.trainable_params())
-            self.has_weights = bool(self.weights)
-            # The first layer needs no input gradient.
-            self.gradient = ops.GradOperation(get_all=not is_first, get_by_list=self.has_weights, sens_param=True)
-
-        def construct(self, x: Tensor, slope: Tensor) -> Any:
-            if self.has_weights:
-                return self.cell(x), self.gradient(self.cell, self.weights)(x, slope)
-            return self.cell(x), self.gradient(self.cell)(x, slope)
-
-    def random_like(shape: Sequence[int]) -> Tensor:
-        return Tensor(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
-
-    def passes(layer: Layer, *, is_first: bool) -> Callable[[], None]:
-        x = random_like(layer.shape)
-        slope, cell = random_like(layer.cell(x).shape), Passes(layer.cell, is_first=is_first).set_train()
-
-        def run() -> None:
-            last = cell(x, slope)
-            while isinstance(last, tuple):
-                last = last[-1]
-            last.asnumpy()
-
-        return run
-
+    config, rank, _, _, model = set_up(task.config, with_data=False)
     # Of a second network: a layer that is measured by itself loses the names of its parameters.
-    network = build.build_network(bench.config, bench.rank).set_train()
-    layers = layers_of(network, bench.config)
-    counts = Counter(layer.name for layer in layers)
-    runs = [(layer.name, f"{layer.name} ({counts[layer.name]}x)", passes(layer, is_first=layer is layers[0]),
-             layer.flop * (2 if layer is layers[0] else 3) / 1e9)
-            for layer in {layer.name: layer for layer in layers}.values()]
-    optimizer = bench.model.train_network.optimizer
-    gradients = tuple(random_like(item.shape) for item in optimizer.parameters)
+    network = build.build_network(config, rank).set_train()
+    theirs, contenders = torch_blocks(task, network, "operators"), {}
+
+    def add(name: str, title: str, call: Callable[[], object], gflop: float | None = None) -> None:
+        contenders[title] = Contender(partial(seconds_per_call, call, task.steps), gflop=gflop)
+        if name in theirs:
+            contenders[f"PyTorch: {title}"] = Contender(theirs[name], gflop=gflop)
+
+    layers = layers_of(network, config)
+    for name, times in Counter(layer.name for layer in layers).items():
+        layer = next(layer for layer in layers if layer.name == name)
+        is_first = layer is layers[0]
+        add(name, f"{name} ({times}x)", passes(layer.cell, layer.shape, is_first=is_first),
+            layer.gflop * (2 if is_first else 3))
+    optimizer = model.train_network.optimizer
+    gradients = tuple(random_tensor(item.shape) for item in optimizer.parameters)
     smallest = min(optimizer.parameters, key=lambda item: item.size)
-    runs.append(("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()), None))
-    torch = TorchProcess(task, network, "operators") if task.torch_python else None
-    contenders: Contenders = {}
-    for name, title, run, gflop in runs:
-        contenders[title] = Contender(partial(seconds_per_call, run, task.steps), gflop=gflop)
-        if torch:
-            contenders[f"PyTorch: {title}"] = Contender(partial(torch.ask, name), gflop=gflop)
-    return contenders | matmul(bench.rank.device_target)
+    add("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()))
+    return contenders | matmul(rank.device_target)
 
 
 def deploying(task: Task) -> Contenders:
@@ -318,44 +258,41 @@ def deploying(task: Task) -> Contenders:
 
     folder = Path(task.stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_")))
     network = build.build_network(config, rank, for_export=True).set_train(False)
-    images, contenders = random_batch(config)[0].asnumpy(), {}
+    images, contenders = random_images(config).asnumpy(), {}
     for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
         path = folder / f"model.{file_format.lower()}"
         write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
-        run = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
-        contenders[f"{file_format} through {engine}"] = Contender(partial(seconds_per_call, run, task.steps),
-                                                                  images=config.batch_size)
+        call = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
+        contenders[f"{file_format} through {engine}"] = Contender(
+            partial(seconds_per_call, call, task.steps), len(images))
     return contenders
 
 
 def pipeline(task: Task) -> Contenders:
     """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
-    rank, contenders = set_up_device(task.config), {}
-    def add(name: str, create: Callable[[int], Any], steps: int, images: float) -> None:
-        epochs, cpu_seconds = count(), []
-
-        def run() -> float:
-            iterator = create(next(epochs)).create_tuple_iterator(num_epochs=1, output_numpy=True)
-            start, cpu_start = time.perf_counter(), time.process_time()
-            for _ in iterator:
-                pass
-            cpu_seconds.append((time.process_time() - cpu_start) / steps)
-            return (time.perf_counter() - start) / steps
-
-        contenders[name] = Contender(run, images=images, cpu_seconds=cpu_seconds)
-
+    rank, pipelines = set_up_device(task.config), {}
     for name, augment in (("training, with augmentation", True), ("training, without augmentation", False)):
         flags = [*task.flags, f"--augment={augment}", f"--training_step_per_epoch={task.steps}"]
         data = build.build_train_data(get_config(flags, "benchmark.py"), rank)
-        add(name, data.dataset, data.steps_per_epoch, task.config.batch_size)
+        pipelines[name] = data.dataset, data.steps_per_epoch, task.config.batch_size
     # The share of one rank of many, of about as many steps; not the first steps of all images, because MindData would
     # prepare far more than these.
     test, size = build.build_reader(task.config, "test"), task.config.eval_batch_size
     ranks = max(1, len(test) // (task.steps * size))
     images, share = len(range(0, len(test), ranks)), rank._replace(rank=0, world_size=ranks)
     steps = -(-images // size)
-    add("evaluation", lambda _epoch: create_eval_dataset(task.config, test, share), steps, images / steps)
-    return contenders
+    pipelines["evaluation"] = lambda _epoch: create_eval_dataset(task.config, test, share), steps, images / steps
+
+    def run(create: Callable[[int], Any], steps: int, epochs: Iterator[int], cpu_seconds: list[float]) -> float:
+        iterator = create(next(epochs)).create_tuple_iterator(num_epochs=1, output_numpy=True)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in iterator:
+            pass
+        cpu_seconds.append((time.process_time() - cpu_start) / steps)
+        return (time.perf_counter() - start) / steps
+
+    return {name: Contender(partial(run, create, steps, count(), cpu_seconds := []), images, cpu_seconds=cpu_seconds)
+            for name, (create, steps, images) in pipelines.items()}
 
 
 # --- fresh processes
@@ -379,15 +316,14 @@ def startup(task: Task) -> Contenders:
                                   text=True) as process:
                 for line in process.stdout:
                     if "loss is" in line:
-                        seconds = time.perf_counter() - start
                         process.kill()
-                        return seconds
+                        return time.perf_counter() - start
         raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
 
-    second = partial(Contender, unit="s")
-    return {"bare: import, build, compile, first step": second(bare),
-            **{f"of this: {name}": second(lambda index=index: parts[index]) for index, name in enumerate(PHASES)},
-            "train.py, until its first loss": second(first_loss)}
+    runs = {"bare: import, build, compile, first step": bare,
+            **{f"of this: {name}": partial(lambda index: parts[index], index) for index, name in enumerate(PHASES)},
+            "train.py, until its first loss": first_loss}
+    return {name: Contender(run, unit="s") for name, run in runs.items()}
 
 
 def memory(task: Task) -> Contenders:
@@ -403,12 +339,9 @@ def in_fresh_process(what: str, task: Task) -> Any:
 def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
     """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
     imported = time.time()
-    bench = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
+    config, _, data, _, model = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
     built = time.time()
-    if what == LOOP:
-        train_loop(bench, steps)()
-    else:
-        bare_step(bench, 1 if what == "startup" else steps)()
+    (train_loop(data, model, steps) if data else bare_step(config, model, 1 if what == "startup" else steps))()
     if what == "startup":
         return [imported - started, built - imported, time.time() - built]
     # Not getrusage, whose peak counts the process that this one was forked from as well.
@@ -419,53 +352,36 @@ def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) ->
 # --- PyTorch, in a process of its own that runs a block whenever it is asked to
 
 
-class TorchProcess:
-    """torch_worker.py under the interpreter that has torch, until the task is done."""
+def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], float]]:
+    """PyTorch's blocks of the same network, each by its name; none if they are not asked for.
 
-    version: str | None = None  # of the last one that answered, for the record
-
-    def __init__(self, task: Task, network: VGG, mode: str) -> None:
-        """It gets all that it must know to build and train the same network; `mode` is train, forward or operators."""
-        self._python = task.torch_python
-        same = ("has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov",
-                "weight_decay", "seed")
-        request = {"mode": mode, "steps": task.steps, "dropout_rate": task.config.effective_dropout,
-                   "layers": [(layer.name, layer.kind, layer.shape, layer.out)
-                              for layer in layers_of(network, task.config)],
-                   "parameters": int(sum(item.size for item in network.trainable_params())),
-                   **{key: getattr(task.config, key) for key in same}}
-        self._errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
-        try:
-            self._process = subprocess.Popen(
-                [self._python, str(Path(__file__).with_name("torch_worker.py"))], env=USERS_ENVIRONMENT,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
-        except OSError as error:
-            raise UserError(f"--torch_python: {self._python} cannot be started: {error.strerror}") from None
-        task.stack.callback(self._end)
-        about = self.ask(json.dumps(request))
-        TorchProcess.version, self.names = about["torch"], about["contenders"]
-
-    def ask(self, line: str) -> Any:
-        """The answer to a line; UserError if there is none."""
-        try:
-            print(line, file=self._process.stdin, flush=True)
-            return json.loads(self._process.stdout.readline())
-        except (OSError, ValueError):
-            self._end()
-            self._errors.seek(0)
-            last = ["it printed nothing", *self._errors.read().strip().splitlines()][-1]
-            raise UserError(f"--compare=torch: PyTorch does not answer under {self._python}: {last}; "
-                            "--torch_python=PYTHON names an interpreter that has it") from None
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def torch_contenders(task: Task, network: VGG, gflop: float, *, mode: str) -> Contenders:
-    """PyTorch's contenders for a network of ours; none if they are not asked for."""
+    torch_worker.py gets all that it must know to build and train it; `mode` is train, forward or operators.
+    """
     if task.torch_python is None:
         return {}
-    torch = TorchProcess(task, network, mode)
-    return {name: Contender(partial(torch.ask, name), images=task.config.batch_size, gflop=gflop)
-            for name in torch.names}
+    request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
+               "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
+               "parameters": int(sum(item.size for item in network.trainable_params())),
+               "layers": [layer[:4] for layer in layers_of(network, task.config)]}
+    command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    try:
+        process = subprocess.Popen(command, env=USERS_ENVIRONMENT, text=True, **pipes)
+    except OSError as error:
+        raise UserError(f"--torch_python: {task.torch_python} cannot be started: {error.strerror}") from None
+    task.stack.callback(process.wait)
+    task.stack.callback(process.kill)
+
+    def ask(line: str) -> Any:
+        try:
+            print(line, file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+        except (OSError, ValueError):
+            process.kill()
+            last = ["it printed nothing", *process.stderr.read().strip().splitlines()][-1]
+            raise UserError(f"--compare=torch: PyTorch does not answer under {task.torch_python}: {last}; "
+                            "--torch_python=PYTHON names an interpreter that has it") from None
+
+    about = ask(json.dumps(request, default=str))
+    task.versions["torch"] = about["torch"]
+    return {name: partial(ask, name) for name in about["contenders"]}

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -52,8 +52,7 @@ def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Op
                            nesterov=about["use_nesterov"])
 
 
-def build_step(about: dict[str, Any], memory_format: torch.memory_format,
-               precision: Callable[[], AbstractContextManager]) -> Callable[[], object]:
+def build_step(about: dict[str, Any], memory_format: torch.memory_format, precision: Callable) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
     network = build_network(about).to(memory_format=memory_format).train(about["mode"] == "train")
     images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
@@ -75,11 +74,9 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format,
     return train if about["mode"] == "train" else forward
 
 
-def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, *, is_first: bool
-                   ) -> Callable[[], None]:
+def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, is_first: bool) -> Callable[[], None]:
     """Forward and backward of one layer alone."""
-    layer = build_layer(about, kind, shape, out)
-    images = torch.randn(*shape, requires_grad=not is_first)
+    layer, images = build_layer(about, kind, shape, out), torch.randn(*shape, requires_grad=not is_first)
     slope = torch.randn_like(layer(images))
 
     def run() -> None:
@@ -95,7 +92,7 @@ def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
         network = build_network(about)
         for item in network.parameters():
             item.grad = torch.randn_like(item)
-        return {**{name: build_operator(about, *layer, is_first=number == 0)
+        return {**{name: build_operator(about, *layer, number == 0)
                    for number, (name, *layer) in enumerate(about["layers"])},
                 "optimizer": build_optimizer(network, about).step}
     bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)

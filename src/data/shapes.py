@@ -91,13 +91,10 @@ def _draw_background(rng: np.random.RandomState, back: Array, size: int) -> Arra
     return back + shade[..., None]
 
 
-def _coverage(distance: Array, size: int) -> Array:
-    """How much of a pixel is inside (0 to 1), from a distance in units of half an image."""
-    return np.clip(0.5 - distance * (size / 2), 0.0, 1.0)
-
-
-def _blend(images: Array, cover: Array, colour: Array) -> None:
-    images += cover[..., None] * (colour - images)
+def _paint(images: Array, distance: Array, opacity: Array, colour: Array) -> None:
+    """Colour what is inside, with soft edges; the distance is in units of half an image."""
+    cover = np.clip(0.5 - distance * (images.shape[1] / 2), 0.0, 1.0)
+    images += (cover * opacity)[..., None] * (colour - images)
 
 
 def _add_clutter(rng: np.random.RandomState, images: Array, front: Array) -> None:
@@ -107,11 +104,11 @@ def _add_clutter(rng: np.random.RandomState, images: Array, front: Array) -> Non
     for _ in range(2):
         angle, offset = _column(rng, 0.0, 2 * np.pi, count), _column(rng, -0.9, 0.9, count)
         line = np.abs(np.cos(angle) * x + np.sin(angle) * y - offset) - 0.03
-        _blend(images, _coverage(line, size) * _column(rng, 0.0, 0.5, count), front)
+        _paint(images, line, _column(rng, 0.0, 0.5, count), front)
     for _ in range(3):
         left, top = _column(rng, -0.95, 0.95, count), _column(rng, -0.95, 0.95, count)
         speck = np.sqrt((x - left) ** 2 + (y - top) ** 2) - _column(rng, 0.04, 0.11, count)
-        _blend(images, _coverage(speck, size) * _column(rng, 0.0, 0.8, count), front)
+        _paint(images, speck, _column(rng, 0.0, 0.8, count), front)
 
 
 def _add_shapes(rng: np.random.RandomState, images: Array, front: Array, labels: Array) -> None:
@@ -125,11 +122,11 @@ def _add_shapes(rng: np.random.RandomState, images: Array, front: Array, labels:
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u = ((x - left) * cos + (y - top) * sin) / stretch
     v = (y - top) * cos - (x - left) * sin
-    cover = np.empty((count, size, size))
+    distance = np.empty((count, size, size))
     for label, shape in enumerate(SHAPES.values()):
         chosen = labels == label
-        cover[chosen] = _coverage(shape(u[chosen], v[chosen]) * (radius * stretch)[chosen], size)
-    _blend(images, cover * _column(rng, 0.8, 1.0, count), front)
+        distance[chosen] = shape(u[chosen], v[chosen]) * (radius * stretch)[chosen]
+    _paint(images, distance, _column(rng, 0.8, 1.0, count), front)
 
 
 def _draw_chunk(rng: np.random.RandomState, labels: Array, size: int) -> Array:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,7 +24,7 @@ IMAGE, LABEL, NAME = b"image/encoded", b"image/class/label", b"image/class/synse
 NAMES = (IMAGE, LABEL, NAME)
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its CRC; record; CRC of the record
 BYTES, INTEGERS = 1, 3  # the fields of a Feature
-WINDOW_BYTES = 4096
+BLOCK_BYTES = 4096
 SCAN_THREADS = 8  # they wait for the disk most of the time
 EXPECTED = """    data_dir/
       train-00000-of-01024 ...         tf.train.Example records with image/encoded and image/class/label,
@@ -40,69 +41,61 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class _Window:
-    """Slices of a file, read in pieces of 4 KB. Unlike mmap, `os.pread` lets other threads run while it waits."""
-
-    def __init__(self, file: int) -> None:
-        self._file, self._start, self._piece = file, 0, b""
-
-    def __getitem__(self, part: slice) -> bytes:
-        first, size = part.start - self._start, part.stop - part.start
-        if first < 0 or first + size > len(self._piece):
-            self._piece = os.pread(self._file, max(size, WINDOW_BYTES), part.start)
-            self._start, first = part.start, 0
-        return self._piece[first:first + size]
+def _part(file: BinaryIO, start: int, end: int) -> bytes:
+    """A piece of a file that is read in blocks of 4 KB. Unlike mmap it lets other threads run while it waits."""
+    file.seek(start)
+    return file.read(end - start)
 
 
-def _varint(data: _Window, at: int) -> tuple[int, int]:
+def _varint(file: BinaryIO, at: int) -> tuple[int, int]:
     """The number that begins there, and where it ends."""
     value = 0
-    for index, byte in enumerate(data[at:at + 10]):
+    for index, byte in enumerate(_part(file, at, at + 10)):
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return value, at + index + 1
     raise ValueError("a number has no end")
 
 
-def _fields(data: _Window, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of the fields of a protobuf message; (number, value, -1) of an integer."""
     while at < end:
-        key, at = _varint(data, at)
+        key, at = _varint(file, at)
         kind = key & 7
         if kind == 0:
-            value, at = _varint(data, at)
+            value, at = _varint(file, at)
             yield key >> 3, value, -1
             continue
         if kind not in (1, 2, 5):
             raise ValueError(f"wire type {kind}")
-        size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
+        size, at = _varint(file, at) if kind == 2 else (8 if kind == 1 else 4, at)
         if at + size > end:
             raise ValueError("a field is longer than its message")
         yield key >> 3, at, at + size
         at += size
 
 
-def _features(data: _Window, start: int, end: int) -> dict[bytes, tuple[int, int, int]]:
+def _features(file: BinaryIO, start: int, end: int) -> dict[bytes, tuple[int, int, int]]:
     """(kind, start, end) of the first value of the features that are asked for; (kind, value, -1) of an integer.
 
     Example { 1: Features { 1: repeated { 1: name, 2: Feature { 1: bytes, 2: floats or 3: integers } } } }, where each
     list is a message { 1: repeated value }; integers may be packed.
     """
     found = {}
-    for field, *features in _fields(data, start, end):
-        for number, first, last in _fields(data, *features) if field == 1 else ():
-            head = data[first:first + 32]
+    for field, *features in _fields(file, start, end):
+        for number, first, last in _fields(file, *features) if field == 1 else ():
+            head = _part(file, first, first + 32)
             is_other = head[:1] == b"\n" and head[1] < 0x80 and head[2:2 + head[1]] not in NAMES  # its name comes first
             if number != 1 or is_other:
                 continue
-            parts = {part: place for part, *place in _fields(data, first, last)}
-            name = data[slice(*parts[1])] if 1 in parts else b""
+            parts = {part: place for part, *place in _fields(file, first, last)}
+            name = _part(file, *parts[1]) if 1 in parts else b""
             if name in NAMES and 2 in parts:
-                kind, *values = next(_fields(data, *parts[2]), (0, 0, 0))
-                number, first, last = next(_fields(data, *values), (0, 0, 0))
+                kind, *values = next(_fields(file, *parts[2]), (0, 0, 0))
+                number, first, last = next(_fields(file, *values), (0, 0, 0))
                 is_packed = kind == INTEGERS and last >= 0
                 if number == 1:
-                    found[name] = (kind, _varint(data, first)[0], -1) if is_packed else (kind, first, last)
+                    found[name] = (kind, _varint(file, first)[0], -1) if is_packed else (kind, first, last)
     return found
 
 
@@ -117,10 +110,9 @@ class _Shard:
         file_size, start, number, cut = path.stat().st_size, 0, 0, None
         if not file_size:
             self.problems.append(f"{path}: is empty")
-        with path.open("rb", buffering=0) as file:
-            self._data = _Window(file.fileno())
+        with path.open("rb", buffering=BLOCK_BYTES) as file:
             while start < file_size and not cut:
-                header = self._data[start:start + HEADER.size].ljust(HEADER.size, b"\0")
+                header = _part(file, start, start + HEADER.size).ljust(HEADER.size, b"\0")
                 (size, crc), start = HEADER.unpack(header), start + HEADER.size
                 if start > file_size:
                     cut = "is cut short in its header"
@@ -132,15 +124,15 @@ class _Shard:
                 try:
                     if cut:
                         raise ValueError(cut)
-                    self.places.append((number, start, size, *self._parse(start, start + size)))
+                    self.places.append((number, start, size, *self._parse(file, start, start + size)))
                 except ValueError as error:
                     self.problems.append(f"{path}: record {number} {error}")
                 start, number = start + size + FOOTER.size, number + 1
 
-    def _parse(self, start: int, end: int) -> tuple[int, int, int]:
+    def _parse(self, file: BinaryIO, start: int, end: int) -> tuple[int, int, int]:
         """Start and size of the image, and the label from 0. ValueError if one of them is missing or wrong."""
         try:
-            features = _features(self._data, start, end)
+            features = _features(file, start, end)
         except ValueError as error:
             raise ValueError(f"is no tf.train.Example: {error}") from None
         for name, kind in ((IMAGE, BYTES), (LABEL, INTEGERS)):
@@ -154,7 +146,7 @@ class _Shard:
                              f"num_classes is {self._last - self._first + 1}{hint}")
         label -= self._first
         if NAME in features and label not in self.names:
-            self.names[label] = self._data[slice(*features[NAME][1:])].decode("utf-8", "replace")
+            self.names[label] = _part(file, *features[NAME][1:]).decode("utf-8", "replace")
         return image, image_end - image, label
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 from helpers import Outcome, run_main
 
-READERS = (("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.onnx}"),
-           ("preprocess", "--model_path={0.mindir}"))
-
 
 @pytest.fixture
 def listed(photo_model, tmp_path):
@@ -27,7 +24,9 @@ def count(script: str, folder: Path, *flags: str) -> Outcome:
                     *flags)
 
 
-@pytest.mark.parametrize(("script", "flag"), READERS)
+@pytest.mark.parametrize(("script", "flag"), [
+    ("eval", "--pre_trained={0.checkpoint}"), ("infer", "--model_path={0.onnx}"),
+    ("preprocess", "--model_path={0.mindir}")])
 def test_other_class_numbers_and_other_kinds_of_images_are_refused(photo_model, listed, script, flag):
     said = count(script, listed, flag.format(photo_model))  # the recipe without `--dataset` has small images
     assert said.status == 2 and "the model was trained on photos: give --dataset=imagenet2012, or" in said.err

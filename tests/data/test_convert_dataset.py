@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from helpers import COUNTS, convert, photo_config, run_main, write_coloured, write_tfrecords
+from helpers import COUNTS, convert, files_in, photo_config, run_main, write_coloured, write_tfrecords
 
 from scripts import convert_dataset
 from src.data.formats import build_reader
@@ -14,10 +14,6 @@ TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])
 @pytest.fixture
 def source(tmp_path):
     return write_coloured(tmp_path / "source")
-
-
-def names_in(folder) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_same(source, folder, to) -> None:
@@ -32,17 +28,17 @@ def test_mindrecord_files_hold_the_images_in_their_order(source, tmp_path):
     outcome = convert(source, "mindrecord", tmp_path / "out", "--shards=3", "--num_parallel_workers=2")
     assert outcome.status == 0 and f"{TRAIN} training images; verified: all labels" in outcome.out, outcome
     shards = {f"{stem}-0000{number}-of-00003.mindrecord" for stem in ("train", "val") for number in range(3)}
-    assert names_in(tmp_path / "out") == shards | {f"{name}.db" for name in shards} | {"labels.txt"}
+    assert files_in(tmp_path / "out") == shards | {f"{name}.db" for name in shards} | {"labels.txt"}
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out/labels.txt").read_text() == "0:ant\n1:bee\n2:cow\n"
     check_same(source, tmp_path / "out", "mindrecord")
 
 
 def test_a_list_is_written_beside_images_that_are_files(source):
-    before = names_in(source)
+    before = files_in(source)
     flags = ("--to=list", f"--data_dir={source}", "--dataset=imagenet2012")
     assert run_main("scripts.convert_dataset", *flags).status == 0
-    assert names_in(source) - before == {"train_list.txt", "val_list.txt", "labels.txt"}
+    assert files_in(source) - before == {"train_list.txt", "val_list.txt", "labels.txt"}
     lines = (source / "train_list.txt").read_text().splitlines()
     assert len(lines) == TRAIN and lines[0] == "train/ant/image 00.png 0"
     check_same(source, source, "list")
@@ -52,7 +48,7 @@ def test_a_list_is_written_beside_images_that_are_files(source):
 
 def test_a_list_elsewhere_takes_the_images_with_it_and_can_be_packed_again(source, tmp_path):
     assert convert(write_tfrecords(source, tmp_path / "tfrecord"), "list", tmp_path / "list").status == 0
-    assert "train/bee/00000010.png" in names_in(tmp_path / "list")
+    assert "train/bee/00000010.png" in files_in(tmp_path / "list")
     check_same(source, tmp_path / "list", "list")
     assert convert(tmp_path / "list", "mindrecord", tmp_path / "packed").status == 0
     check_same(source, tmp_path / "packed", "mindrecord")
@@ -95,7 +91,7 @@ def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp
     (source / "train/cow/image 20.png").write_bytes(b"broken")
     outcome = convert(source, to, out)
     assert outcome.status == 2 and "cow/image 20.png: cannot be decoded" in outcome.err
-    assert names_in(out) == {"notes.txt"} and not [path for path in out.iterdir() if path.is_dir()]
+    assert files_in(out) == {"notes.txt"} and not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_broken_images_are_left_out_if_that_is_asked_for(source, tmp_path):

@@ -317,11 +317,6 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path):
 # Class folders and CIFAR-10 from any place
 
 
-def source_folder(data_dir: Path, split: str) -> Path:
-    """The folder whose images a split has."""
-    return Path(read(data_dir, split).file(0)).resolve().parent.parent
-
-
 @pytest.mark.parametrize(("split", "folder"), [("train", "ilsvrc"), ("train", "train"),
                                                ("test", "validation_preprocess"), ("test", "val"), ("test", "test")])
 def test_the_splits_are_found_under_every_name_inside_and_beside(tmp_path, split, folder):
@@ -329,7 +324,8 @@ def test_the_splits_are_found_under_every_name_inside_and_beside(tmp_path, split
     other = tmp_path / ("val" if split == "train" else "train")
     other.mkdir(exist_ok=True)
     for data_dir in (tmp_path, tmp_path / folder, other):
-        assert source_folder(data_dir, split) == tmp_path / folder and len(read(data_dir, split)) == 6
+        reader = read(data_dir, split)
+        assert Path(reader.file(0)).resolve().parent.parent == tmp_path / folder and len(reader) == 6
 
 
 def test_the_folder_of_one_split_is_never_taken_for_the_other(tmp_path):

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, cifar_records, make_split, run_python
+from helpers import ROOT, cifar_records, files_in, make_split, run_python
 
 from model_utils.config import get_config
 from src.data.cifar10 import CLASS_NAMES
@@ -74,10 +74,6 @@ class Server:
 def download(dest: Path, url: str, *flags: str):
     """The command as users call it, in a process of its own."""
     return run_python(SCRIPT, dest, f"--url={url}", f"--md5={hashlib.md5(ARCHIVE).hexdigest()}", "--timeout=5", *flags)
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_set(dest: Path) -> None:

@@ -33,21 +33,9 @@ class LiteTensor:
         return self._data
 
 
-class LiteAscend:
-    @property
-    def device_id(self):
-        return self._device_id
-
-    @device_id.setter
-    def device_id(self, value) -> None:
-        if not isinstance(value, int):
-            raise TypeError(f"device_id must be int, but got {type(value)}.")
-        self._device_id = value
-
-
 class LiteContext:
     def __init__(self) -> None:
-        self.target, self.ascend = [], LiteAscend()
+        self.target, self.ascend = [], SimpleNamespace(device_id=None)
 
 
 class LiteModel:
@@ -59,7 +47,8 @@ class LiteModel:
         assert model_type == "MINDIR"
         self._session = onnxruntime.InferenceSession(str(Path(model_path).with_suffix(".onnx")),
                                                      providers=["CPUExecutionProvider"])
-        self.contexts.append((context.target[0], getattr(context.ascend, "_device_id", None)))
+        assert context.ascend.device_id is None or type(context.ascend.device_id) is int  # Lite takes no other type
+        self.contexts.append((context.target[0], context.ascend.device_id))
 
     def get_inputs(self) -> list[LiteTensor]:
         return [LiteTensor(self._session.get_inputs()[0].shape)]

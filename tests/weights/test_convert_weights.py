@@ -59,6 +59,8 @@ def test_every_conversion_and_back_is_bit_exact(tmp_path, source, names, ending)
     assert set(found) == {name for name in wanted if "num_batches" not in name}
     assert all(np.array_equal(values, wanted[name]) for name, values in found.items())
     assert {path.name for path in tmp_path.iterdir()} == {"a.pth", f"b{ending}", "c.safetensors"}
+    if (names, ending) == ("mindcv", ".ckpt"):
+        assert set(mindspore.load_checkpoint(str(tmp_path / "b.ckpt"))) == set(mindcv(make("vgg11", batch_norm=True)))
 
 
 @pytest.mark.parametrize(("names", "write"), [(timm, write_pth), (model_zoo, write_ckpt), (mindcv, write_ckpt)])
@@ -70,13 +72,6 @@ def test_other_projects_weights_become_ours(tmp_path, source, names, write):
         info = read_weights(tmp_path / "b.ckpt").info
         assert (info.network, info.num_classes, info.image_size, info.has_bias) == ("vgg11", 7, (64, 64), True)
         assert info.class_names == tuple("0123456") and info.image_mean == (0.485, 0.456, 0.406)
-
-
-def test_mindspore_reads_what_is_converted_for_mindcv(tmp_path, source):
-    assert convert(source, tmp_path / "b.ckpt", "--names=mindcv").status == 0
-    wanted, found = mindcv(make("vgg11", batch_norm=True)), mindspore.load_checkpoint(str(tmp_path / "b.ckpt"))
-    assert set(found) == set(wanted)
-    assert all(np.array_equal(found[name].asnumpy(), values) for name, values in wanted.items())
 
 
 def test_ours_as_safetensors_keeps_the_description_of_the_model(tmp_path):

@@ -272,18 +272,14 @@ def test_options_of_a_short_run(short):
     assert "1 data workers" in short.outcome.out and "buffer_size" in short.outcome.out
 
 
-def labels_of(dataset) -> list[np.ndarray]:
-    return [label for _, label in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
-
-
 def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
     flags = [f"--data_dir={cifar.folder}", "--image_size=32", f"--batch_size={BATCH}", "--augment=False"]
     whole, part = (build.build_train_data(get_config([*flags, *more]), Rank())
                    for more in (["--training_step_per_epoch=-1"], ["--training_step_per_epoch=2"]))
     for epoch in (0, 1):
-        labels = [labels_of(data.dataset(epoch)) for data in (whole, part)]
-        assert len(labels[0]) == STEPS and len(labels[1]) == 2 and np.array_equal(labels[0][:2], labels[1])
-    assert np.array_equal(labels_of(part.dataset(1, done_steps=1)), labels[1][1:])
+        first, second = batches(whole.dataset(epoch)), batches(part.dataset(epoch))
+        assert len(first) == STEPS and len(second) == 2 and same(first[:2], second)
+    assert same(batches(part.dataset(1, done_steps=1)), second[1:])
 
 
 def test_no_image_is_read_in_vain(tmp_path, monkeypatch):

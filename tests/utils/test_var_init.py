@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.utils.var_init import INITIALIZE_MODES, initial_values
+from src.utils.var_init import INITIALIZE_MODES
 from src.vgg import VGG, vgg11
 
 SMALL = {"image_size": (32, 32), "width": 0.125}
@@ -63,7 +63,7 @@ def test_dirac_passes_channels_on_and_draws_the_others():
 def test_the_signal_keeps_its_size_in_a_plain_network():
     """What KaimingNormal promises, for every layer and not for the last one only."""
     mindspore.set_seed(1)
-    initial = initial_values("KaimingNormal")
+    initial = INITIALIZE_MODES["KaimingNormal"]
     layers = [nn.Conv2d(64, 64, 3, pad_mode="pad", padding=1, weight_init=initial.conv) for _ in range(8)]
     stack = nn.SequentialCell([cell for layer in layers for cell in (layer, nn.ReLU())])
     x = Tensor(np.random.RandomState(0).standard_normal((4, 64, 16, 16)).astype(np.float32))

@@ -27,16 +27,11 @@ def new_run_folder(root: Path, rank: Rank, suffix: str = "") -> Path:
     that no other run has taken."""
     moment = datetime.now().replace(microsecond=0)
     while rank.rank == 0:
-        folder = root / (f"{moment:%Y%m%d_%H%M%S}" + suffix)
         try:
-            folder.mkdir(parents=True)
+            (make_folder(root) / (f"{moment:%Y%m%d_%H%M%S}" + suffix)).mkdir()
             break
         except FileExistsError:
-            if not root.is_dir():
-                raise UserError(f"ckpt_path: {root} is not a folder") from None
             moment += timedelta(seconds=1)
-        except OSError as error:
-            raise UserError(f"ckpt_path: the run folder {folder} cannot be made: {error.strerror}") from None
     day, second = from_rank_0([int(f"{moment:%Y%m%d}"), int(f"{moment:%H%M%S}")], rank)
     return make_folder(root / (f"{day:08d}_{second:06d}" + suffix))  # other hosts may have another disk
 

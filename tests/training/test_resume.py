@@ -351,6 +351,9 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_pat
 def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):
     folders = {run_folder.new_run_folder(tmp_path, Rank()) for _ in range(3)}
     assert len(folders) == 3 and set(tmp_path.iterdir()) == folders
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written"):
+        run_folder.new_run_folder(tmp_path / "file", Rank())
 
 
 def full_disk(monkeypatch, fails) -> list[str]:

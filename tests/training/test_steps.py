@@ -214,27 +214,16 @@ def test_divergence_names_the_step_and_its_rate(bad):
         drive([2, bad, 2], per_call=5, steps_per_epoch=20, read_every=100)
 
 
-def progress(log_interval: int) -> Progress:
-    return Progress(config(f"--log_interval={log_interval}"), CPU, TrainState(1, RATES, 8))
-
-
-def loss_lines(capsys) -> list[str]:
-    return [line for line in capsys.readouterr().out.splitlines() if "loss is" in line]
-
-
-@pytest.mark.parametrize("read_every", [1, 2])
-def test_a_loss_line_shows_the_loss_of_its_own_step(capsys, read_every):
+@pytest.mark.parametrize(("interval", "options", "steps"), [
+    (2, {"steps_per_epoch": 3}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
+    (2, {"steps_per_epoch": 3, "read_every": 2}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
+    (5, {"steps_per_epoch": 18, "per_call": 3, "read_every": 100}, {(1, 6): 2, (1, 12): 4, (1, 15): 5, (1, 18): 6})])
+def test_a_loss_line_comes_at_the_interval_and_shows_the_loss_of_its_own_step(capsys, interval, options, steps):
     set_up_logging()
-    drive([1, 2, 3, 4, 5, 6], progress(2), steps_per_epoch=3, read_every=read_every)
-    assert loss_lines(capsys) == ["epoch: 1 step: 2, loss is 2.000000", "epoch: 1 step: 3, loss is 3.000000",
-                                  "epoch: 2 step: 2, loss is 5.000000", "epoch: 2 step: 3, loss is 6.000000"]
-
-
-def test_sunk_steps_print_a_line_when_the_interval_was_passed(capsys):
-    set_up_logging()
-    drive([1, 2, 3, 4], progress(4), per_call=3, steps_per_epoch=12, read_every=100)
-    assert loss_lines(capsys) == ["epoch: 1 step: 6, loss is 2.000000", "epoch: 1 step: 9, loss is 3.000000",
-                                  "epoch: 1 step: 12, loss is 4.000000"]
+    progress = Progress(config(f"--log_interval={interval}"), CPU, TrainState(1, RATES, 8))
+    drive([1, 2, 3, 4, 5, 6], progress, **options)
+    assert [line for line in capsys.readouterr().out.splitlines() if "loss is" in line] == [
+        f"epoch: {epoch} step: {step}, loss is {loss:.6f}" for (epoch, step), loss in steps.items()]
 
 
 @pytest.mark.parametrize(("losses", "steps_per_epoch", "warnings"), [

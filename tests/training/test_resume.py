@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -196,6 +197,7 @@ def test_a_record_that_does_not_parse_falls_back_too(plain, tmp_path, old, new):
     point = resume._find(str(folder), tmp_path)
     assert count and point.step == 5 and point.notes[0].startswith(f"{newest}: ") and len(point.notes[0]) < 500
 
+
 def test_a_damaged_newest_state_falls_back_and_says_so(plain, tmp_path):
     folder = plain.stopped_after(6, tmp_path)
     newest = folder / "resume" / "step-00000006.state"
@@ -354,6 +356,17 @@ def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file cannot be written"):
         run_folder.new_run_folder(tmp_path / "file", Rank())
+
+
+def test_a_lock_that_cannot_be_written_names_the_folder(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path} cannot be written"), run_folder.open_run_folder(
+                tmp_path, get_config([]), Rank(), (), log_name="train.log"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def full_disk(monkeypatch, fails) -> list[str]:

@@ -189,9 +189,9 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
         data_folder(config)  # a wrong one is found before much is loaded
     loader = ModelLoader(config, rank)
     _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
-    readers, first_error = {}, None  # by the number of classes: not every data set knows its own
+    readers: dict[int, Reader] = {}  # by the number of classes: not every data set knows its own
     for path in paths:
-        fits, no_data = False, None
+        fits, refusal = False, None
         try:
             model = loader.load(path)
             if not model.config.include_top:
@@ -203,20 +203,17 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
                 readers[classes] = build_reader(model.config, "test")
             check_numbering(readers[classes], model.class_names, "the checkpoint")
             fits = True
-        except NoDataError as error:
-            no_data = error  # the other checkpoints have none either
         except UserError as error:
-            first_error = first_error or error
             reason = str(error).removeprefix(f"{path}: ").replace(f" {path}", "")  # the same for several files
             skipped.setdefault(reason, []).append(path)
+            if len(paths) == 1 or isinstance(error, NoDataError):  # the other checkpoints have no data either
+                refusal = error
         if rank.world_size > 1:
             _check_same([1 + fingerprint(model.network) if fits else 0], rank)
-        if no_data:
-            raise no_data
+        if refusal:
+            raise refusal
         if fits:
             yield path, model, readers[classes]
-    if len(paths) == 1 and skipped:
-        raise first_error
     if sum(map(len, skipped.values())) == len(paths):
         raise UserError(f"none of these can be evaluated:{_by_reason(skipped)}")
 

@@ -109,7 +109,8 @@ class TrainState:
 
 
 class Hook:
-    """Something that happens between steps. Hooks act in the order of their list."""
+    """Something that happens between steps. Hooks act in the order of their list: what needs the result of an
+    evaluation comes after `Evaluate`, and `SaveStates` is the last."""
 
     def after_step(self, state: TrainState) -> None: ...
 
@@ -119,7 +120,7 @@ class Hook:
         """After all hooks have acted on the step and, at the end of an epoch, on the epoch: the time to save."""
 
     def after_save(self, state: TrainState) -> None:
-        """For the evaluation of an epoch, once its state is saved; first of all in a run that is resumed from there."""
+        """When an epoch is to be evaluated, once its state is saved. A run that is resumed from there begins with it."""
 
     def close(self) -> None:
         """At the end of the run, however it ends."""

@@ -120,7 +120,7 @@ class Hook:
         """After all hooks have acted on the step and, at the end of an epoch, on the epoch: the time to save."""
 
     def after_save(self, state: TrainState) -> None:
-        """When an epoch is to be evaluated, once its state is saved. A run that is resumed from there begins with it."""
+        """When an epoch is to be evaluated, once its state is saved; a run that is resumed there begins with it."""
 
     def close(self) -> None:
         """At the end of the run, however it ends."""

@@ -9,7 +9,6 @@ stop_quietly(__name__)
 import importlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
@@ -28,7 +27,7 @@ def run(argv: Sequence[str] | None) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(partial(run, argv), "train.py")
+    return run_command(run, "train.py", argv)
 
 
 if __name__ == "__main__":

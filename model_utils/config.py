@@ -61,10 +61,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
         raise UserError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
     config._has_own_recipe = bool(recipe)
-    for name, text in flags.items():
-        meant = [f"{key}={value}" for key, (value, origin) in values.items() if origin == f"--{name}"]
-        notes += [f"--{name}={text} means {', '.join(meant)}"] if len(meant) > 1 else []
-    notes += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
+    notes += [f"--{name} is empty, which means: none" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)
     config, about_lr = _apply_lr_flag(config)
@@ -128,13 +125,12 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
         alias = ALIASES.get(name)
         if alias and alias.mode not in (None, mode):
             raise UserError(f"--{name}: is known only with --mode={alias.mode}")
+        meaning = alias.meaning if alias and alias.program in (None, program) else name
         if (program == "eval.py" and name == "ckpt_path" and "pre_trained" not in flags
                 and (Path(text).suffix == ".ckpt" or Path(text).is_file())):
-            values["pre_trained"] = (text, "--ckpt_path")  # as in MindCV; a folder is the root of the run folders
-        elif alias and alias.program in (None, program):
-            _add(values, convert(name, text, f"--{name}", alias.meaning))
-        elif name not in IGNORED:
-            _add(values, {name: (text, f"--{name}")})
+            meaning = "pre_trained"  # as in MindCV; a folder is the root of the run folders
+        if name not in IGNORED:
+            _add(values, convert(name, text, f"--{name}", meaning))
     return values
 
 
@@ -208,14 +204,13 @@ def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, 
     values: Values = {}
     for name, (value, origin) in layer.items():
         alias = ALIASES.get(name)
+        meaning = alias.meaning if alias and alias.in_yaml else name
         if name in IGNORED:
             notes.append(f"{origin}: `{name}` has no effect here: {IGNORED[name]}")
-        elif alias and alias.in_yaml:
-            _add(values, convert(name, value, origin, alias.meaning))
-        elif name in Config.model_fields:
-            _add(values, {name: (value, origin)})
-        else:
+        elif meaning == name and name not in Config.model_fields:
             raise UserError(f"{origin}: unknown key `{brief(name)[1:-1]}`{_nearest(name)}")
+        else:
+            _add(values, convert(name, value, origin, meaning))
     return base | values, notes
 
 
@@ -226,7 +221,7 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file (from {asked_by})") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # it may be after the last line
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
         raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None

@@ -123,7 +123,7 @@ def translated(name: str, value: Any) -> Any:
 
 
 def network_in_names(recipe: Values, path: Path) -> tuple[str, str] | None:
-    """The network of a recipe without the key `network`, as those of the model zoo's VGG19, and what says so."""
+    """The network that a recipe's names tell, and which of them. The model zoo's VGG19 recipes have no `network`."""
     for source, name in ((f"the file_name of {path}", str(recipe.get("file_name", ("",))[0])),
                          (f"the name of {path}", path.name),
                          (f"the folder of {path}", path.resolve().parent.name)):

@@ -64,7 +64,6 @@ def test_another_name_of_a_key(name, ours):
 def test_a_flag_that_is_no_key_is_answered():
     for name, answer in NO_KEYS.items():
         assert refusal(f"--{name}=1") == f"--{name}: unknown flag; here it {answer}"
-    assert get_config(["--model=vgg16_bn"]).notes == ("--model=vgg16_bn means network=vgg16, batch_norm=True",)
 
 
 def test_ckpt_path_of_eval_is_the_checkpoint_if_it_names_a_file(tmp_path):

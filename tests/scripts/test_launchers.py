@@ -71,13 +71,26 @@ def test_a_rank_on_each_device_of_the_table(place):
     assert rehearsed.startswith("msrun: ") and "--worker_num=4 " in rehearsed and "--device_target=CPU" in rehearsed
 
 
-def test_which_server_and_which_cards():
-    assert this_server(SERVERS, {"SERVER_ID": SERVERS[1]}) == SERVERS[1] and this_server(["a"], {}) == "a"
-    assert this_server([*SERVERS, "127.0.0.1"], {}) == "127.0.0.1"  # an address of this host
+def test_which_server_and_which_cards(monkeypatch):
+    for name in ("SERVER_ID", "DEVICE_NUM"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_server(["a"]) == "a"
+    assert this_server([*SERVERS, "127.0.0.1"]) == "127.0.0.1"  # an address of this host
     with pytest.raises(UserError, match="SERVER_ID"):
-        this_server(SERVERS, {})
-    assert [visible_cards({"CUDA_VISIBLE_DEVICES": text}) for text in ("0,1", "3", "0,1,-1,2", "GPU-8,GPU-1")] == [
-        2, 1, 2, 2]
+        this_server(SERVERS)
+    monkeypatch.setenv("SERVER_ID", SERVERS[1])
+    assert this_server(SERVERS) == SERVERS[1]
+    for text, count in (("0,1", 2), ("3", 1), ("0,1,-1,2", 2), ("GPU-8,GPU-1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert visible_cards("GPU") == count
+
+
+def test_a_python_without_mindspore_starts_no_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DEVICE_NUM", "2")
+    outcome = run_main("scripts.launch", "cards", "data")
+    assert outcome.status == 2 and f"{tmp_path}/python has no msrun" in outcome.err
 
 
 @pytest.mark.parametrize("script, args, settings, flags", [
@@ -202,6 +215,8 @@ def wait_for_ranks(folder: Path, count: int) -> list[Path]:
 
 
 def test_ranks_that_end_well(tmp_path):
+    (tmp_path / "train_parallel1").mkdir()
+    (tmp_path / "train_parallel1/log").symlink_to("../train_parallel/worker_1.log")  # of an earlier job, gone
     with job(tmp_path, "echo '[WARNING] noise'; echo I am 0", "echo I am 1; echo aside >&2") as launcher:
         assert launcher.communicate(timeout=20)[0] == "I am 0\n" and launcher.returncode == 0
     assert (tmp_path / "train_parallel1/log").read_text() == "I am 1\naside\n"

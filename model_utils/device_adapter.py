@@ -3,7 +3,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
@@ -81,7 +81,7 @@ def obstacle(target: str) -> str | None:
     return "\n  ".join([f"there is one, but MindSpore cannot use it: {WHAT_IT_NEEDS[target]}", *reasons])
 
 
-def choose_target(asked: str, obstacle: Callable[[str], str | None] = obstacle) -> tuple[str, str | None]:
+def choose_target(asked: str) -> tuple[str, str | None]:
     """The device to use and, for auto, the line that names it. UserError if the device is not available."""
     if asked == "CPU":
         return asked, None

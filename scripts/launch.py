@@ -54,6 +54,7 @@ from typing import NamedTuple
 
 import psutil
 
+from model_utils.dialects import translated
 from model_utils.local_adapter import core_shares, signal_when_parent_ends
 from model_utils.reading import whole
 from scripts.hccl_tools import RankTable, Server, read_rank_table
@@ -236,7 +237,7 @@ def train_flags(data_path: str, rest: Sequence[str], own: str) -> tuple[str, lis
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device_target", "--device-target", "--device")
     options, flags = parser.parse_known_args(rest)
-    asked = options.device_target or os.environ.get("DEVICE_TARGET") or own
+    asked = translated("device_target", options.device_target or os.environ.get("DEVICE_TARGET") or own)
     target = {own.lower(): own, "cpu": "CPU"}.get(asked.lower())
     if target is None:
         raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {asked!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import split
 
 import pytest
-from helpers import ROOT, TINY, run_main
+from helpers import ROOT, run_main
 from launches import SERVERS, children, environment, is_running, make_table, started, wait_until
 
 from model_utils.errors import UserError
@@ -41,7 +41,7 @@ def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
 
 
 @pytest.mark.parametrize("args, settings, flags", [
-    (("data", "imagenet2012", "--amp"), {"CUDA_VISIBLE_DEVICES": "0,2"},
+    (("data", "imagenet2012", "--amp", "--device=cuda"), {"CUDA_VISIBLE_DEVICES": "0,2"},
      "--data_dir=data --is_distributed=1 --device_target=GPU --dataset=imagenet2012 --amp"),
     (("a b", "--device_target", "cpu", "--seed=2"), {"DEVICE_NUM": "2"},
      "'--data_dir=a b' --is_distributed=1 --device_target=CPU --seed=2")])
@@ -111,12 +111,6 @@ def test_scripts_of_one_process_become_it(place, script, args, settings, flags):
     assert pid == str(process.pid)  # one process: a signal to the script reaches the Python
     dry = launch(place, script, *args, PYTHON=str(python), DRY_RUN="1", **settings)
     assert dry.returncode == 0 and split(dry.stdout) == [str(python), *expected]
-
-
-def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
-    outcome = run_main("train", *TINY, "--is_distributed=1")
-    assert outcome.status == 2 and "msrun --worker_num=N" in outcome.err
 
 
 # --- rank tables

@@ -64,8 +64,8 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     notes += [f"--{name} is empty, which means: none" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)
-    config, about_lr = _apply_lr_flag(config)
-    config._notes = (*notes, *about_lr)
+    config = _apply_lr_flag(config, notes)
+    config._notes = tuple(notes)
     return config
 
 
@@ -76,7 +76,6 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
     """Every key as a flag, in the groups of the schema, then the names of other projects."""
     parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
                                      description=PROGRAMS.get(program), allow_abbrev=False)
-    aliases = {name: alias for name, alias in ALIASES.items() if alias.program in (None, program)}
 
     def add(section: Any, name: str, help_text: str, bare: str | None) -> None:
         optional = {"nargs": "?", "const": bare} if bare else {}
@@ -88,7 +87,7 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
     for group in GROUPS:
         section = parser.add_argument_group(group.__doc__)
         for name, field in group.model_fields.items():
-            if name in aliases:
+            if name in ALIASES:  # data_path, which is another key on the command line
                 continue
             extra, choices = field.json_schema_extra, choices_of(field.annotation)
             allowed = f" [{'|'.join(choices)}]" if len(choices) > 1 else ""
@@ -97,7 +96,7 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
             add(section, name, f"{field.description}{allowed} (default {default}{needs})",
                 "True" if field.annotation is bool else extra["bare"])
     section = parser.add_argument_group("Names that other projects use")
-    for name, alias in aliases.items():
+    for name, alias in ALIASES.items():
         text = f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
         add(section, name, text, "True" if alias.is_switch else None)
     for name, reason in IGNORED.items():
@@ -125,7 +124,7 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
         alias = ALIASES.get(name)
         if alias and alias.mode not in (None, mode):
             raise UserError(f"--{name}: is known only with --mode={alias.mode}")
-        meaning = alias.meaning if alias and alias.program in (None, program) else name
+        meaning = alias.meaning if alias else name
         if (program == "eval.py" and name == "ckpt_path" and "pre_trained" not in flags
                 and (Path(text).suffix == ".ckpt" or Path(text).is_file())):
             meaning = "pre_trained"  # as in MindCV; a folder is the root of the run folders
@@ -227,8 +226,6 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not documents:
         raise UserError(f"{path}: holds no values")
-    if len(documents) > 3:
-        raise UserError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
     if not isinstance(documents[0], yaml.MappingNode):
         raise UserError(f"{path}:{documents[0].start_mark.line + 1}: must be `key: value` lines")
     values: Values = {}
@@ -294,14 +291,17 @@ def _idle_flags(config: Config, program: str) -> list[str]:
     return lines
 
 
-def _apply_lr_flag(config: Config) -> tuple[Config, list[str]]:
+def _apply_lr_flag(config: Config, notes: list[str]) -> Config:
     """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
-    if config.schedule != "step" or config.origin("lr") != "--lr":
-        return config, []
+    flag = config.origin("lr")
+    if config.schedule != "step" or not config.is_flag("lr"):
+        return config
     if config.is_flag("lr_max"):
-        return config, ["warning: --lr has no effect: --lr_max is the peak of the step schedule"]
-    peak, note = {"lr_max": config.lr}, f"--lr={config.lr:g} sets lr_max, the peak of the step schedule"
+        notes.append(f"warning: {flag} has no effect: --lr_max is the peak of the step schedule")
+        return config
+    peak, note = {"lr_max": config.lr}, f"{flag}={config.lr:g} sets lr_max, the peak of the step schedule"
     if config.lr < config.lr_init and not config.is_flag("lr_init"):
         peak["lr_init"] = config.lr
         note += ", and lowers lr_init to it"
-    return config.taking(peak, "--lr"), [note]
+    notes.append(note)
+    return config.taking(peak, flag)

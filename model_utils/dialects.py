@@ -45,7 +45,6 @@ class Alias(NamedTuple):
 
     meaning: Meaning
     in_yaml: bool = True  # False: a flag only, because the name means something else in YAML files
-    program: str | None = None  # known to this entry script only
     mode: str | None = None  # allowed with this value of `mode` only
     is_switch: bool = False  # a bare --name means True
 
@@ -68,7 +67,6 @@ ALIASES: dict[str, Alias] = {
     "nesterov": Alias("use_nesterov", is_switch=True),
     "model": Alias(_model),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
-    "pre_trained": Alias("model_path", in_yaml=False, program="infer.py"),
     "amp": Alias(_amp, is_switch=True),
     "dtype": Alias(_dtype),
     "label_smoothing": Alias(_label_smoothing),

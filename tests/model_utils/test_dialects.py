@@ -52,7 +52,6 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
     config = read_recipe(tmp_path, "epochs: 3\ndata_path: /cache/here\n")
     assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
     assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
-    assert get_config(["--pre_trained=/a"], "infer.py").model_path == "/a"
 
 
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])

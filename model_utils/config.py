@@ -42,11 +42,11 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     for name in ("config_path", "resume"):
         if not flags.get(name, name).strip():
             raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
-    dataset = dialects.translated("dataset", flags.get("dataset", "")).lower()
-    if program in ("preprocess.py", "postprocess.py") and not dataset:
-        dataset = flags.get("dataset_name", "").lower()
+    dataset = flags.get("dataset", "")
+    if program in ("preprocess.py", "postprocess.py"):
+        dataset = dataset or flags.get("dataset_name", "")
     recipe = flags.pop("config_path", "") or _recipe_of_run(flags.get("resume", ""))
-    path = _find_recipe(recipe, dataset)
+    path = _find_recipe(recipe, dialects.translated("dataset", dataset).lower())
     values, notes = _read_recipe(path)
     concluded = dialects.network_in_names(values, path)
     values |= _flag_values(flags, values, program)

@@ -76,7 +76,7 @@ SHORT = {"-b": "--batch_size", "-j": "--num_parallel_workers"}
 
 # Values of other projects, in lower case, by our key.
 VALUES: dict[str, dict[str, str]] = {
-    "dataset": {"custom": "imagenet2012", "imagenet": "imagenet2012"},
+    **dict.fromkeys(("dataset", "dataset_name"), {"custom": "imagenet2012", "imagenet": "imagenet2012"}),
     "device_target": {"cuda": "GPU", "npu": "Ascend"},
     "lr_scheduler": {"cosine": "cosine_annealing", "cosineannealinglr": "cosine_annealing", "multistep": "multi_step",
                      "multisteplr": "multi_step"},

@@ -44,7 +44,7 @@ def test_a_flag_overrides_yaml_and_yaml_the_default(tmp_path, spelling):
 
 @pytest.mark.parametrize(("program", "flags", "epochs"), [
     ("train.py", (), 70), ("train.py", ("--dataset=ImageNet2012",), 150), ("train.py", ("--dataset=synthetic",), 70),
-    ("preprocess.py", ("--dataset_name=imagenet2012",), 150)])
+    ("preprocess.py", ("--dataset_name=imagenet",), 150)])
 def test_without_a_recipe_that_of_the_data_set_is_used(tmp_path, monkeypatch, program, flags, epochs):
     monkeypatch.chdir(tmp_path)  # the recipes are beside the scripts, wherever those are started
     assert get_config(flags, program).max_epoch == epochs

@@ -8,7 +8,6 @@ stop_quietly(__name__)
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
@@ -17,15 +16,14 @@ from src.utils.signals import StopSignals
 
 
 def run(argv: Sequence[str] | None) -> None:
-    config = get_config(argv, "eval.py")
-    with on_platform(config) as config, StopSignals("eval.py"):
+    with on_platform(get_config(argv, "eval.py")) as config, StopSignals("eval.py"):
         guard_this_machine()
         from src.evaluation.evaluate import evaluate_checkpoints
         evaluate_checkpoints(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(partial(run, argv), "eval.py")
+    return run_command(run, "eval.py", argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ stop_quietly(__name__)
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from model_utils.config import get_config
 from model_utils.moxing_adapter import on_platform
@@ -16,14 +15,13 @@ from src.utils.signals import StopSignals
 
 
 def run(argv: Sequence[str] | None) -> None:
-    config = get_config(argv, "infer.py")
-    with on_platform(config) as config, StopSignals("infer.py"):
+    with on_platform(get_config(argv, "infer.py")) as config, StopSignals("infer.py"):
         from src.deploy.infer import infer
         infer(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(partial(run, argv), "infer.py")
+    return run_command(run, "infer.py", argv)
 
 
 if __name__ == "__main__":

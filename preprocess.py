@@ -8,21 +8,19 @@ stop_quietly(__name__)
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from model_utils.config import get_config
 from model_utils.moxing_adapter import on_platform
 
 
 def run(argv: Sequence[str] | None) -> None:
-    config = get_config(argv, "preprocess.py")
-    with on_platform(config) as config:
+    with on_platform(get_config(argv, "preprocess.py")) as config:
         from src.deploy.prepared import preprocess
         preprocess(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(partial(run, argv), "preprocess.py")
+    return run_command(run, "preprocess.py", argv)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ from model_utils.errors import run_command, stop_quietly
 
 stop_quietly(__name__)
 
-import importlib
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
@@ -17,10 +15,11 @@ from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 
 
-def run(argv: Sequence[str] | None) -> int | None:
+def run(argv: Sequence[str] | None) -> None:
     config = get_config(argv, "train.py")
     if config.mode == "evaluate":
-        return importlib.import_module("eval").run(argv)
+        from eval import run as evaluate
+        return evaluate(argv)
     with on_platform(config) as config, StopSignals("train.py") as signals:
         guard_this_machine()
         from src.training.loop import train
@@ -28,7 +27,7 @@ def run(argv: Sequence[str] | None) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(partial(run, argv), "train.py")
+    return run_command(run, "train.py", argv)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     for name in ("config_path", "resume"):
         if not flags.get(name, name).strip():
             raise UserError(f"--{name}: is empty; name a file or folder, or leave the flag out")
-    dataset = dialects.translated("dataset", flags.get("dataset", "")).lower()
-    if program in ("preprocess.py", "postprocess.py") and not dataset:
-        dataset = flags.get("dataset_name", "").lower()
+    dataset = flags.get("dataset", "")
+    if program in ("preprocess.py", "postprocess.py"):
+        dataset = dataset or flags.get("dataset_name", "")
     recipe = flags.pop("config_path", "") or _recipe_of_run(flags.get("resume", ""))
-    path = _find_recipe(recipe, dataset)
+    path = _find_recipe(recipe, dialects.translated("dataset", dataset).lower())
     values, notes = _read_recipe(path)
     concluded = dialects.network_in_names(values, path)
     values |= _flag_values(flags, values, program)
@@ -61,14 +61,11 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
         raise UserError(_explain(error, values)) from None
     config._origins.update({name: origin for name, (_, origin) in values.items()})
     config._has_own_recipe = bool(recipe)
-    for name, text in flags.items():
-        meant = [f"{key}={value}" for key, (value, origin) in values.items() if origin == f"--{name}"]
-        notes += [f"--{name}={text} means {', '.join(meant)}"] if len(meant) > 1 else []
-    notes += [f"--{name} is empty, which means: not given" for name, text in flags.items() if not text.strip()]
+    notes += [f"--{name} is empty, which means: none" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)
-    config, about_lr = _apply_lr_flag(config)
-    config._notes = (*notes, *about_lr)
+    config = _apply_lr_flag(config, notes)
+    config._notes = tuple(notes)
     return config
 
 
@@ -79,7 +76,6 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
     """Every key as a flag, in the groups of the schema, then the names of other projects."""
     parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
                                      description=PROGRAMS.get(program), allow_abbrev=False)
-    aliases = {name: alias for name, alias in ALIASES.items() if alias.program in (None, program)}
 
     def add(section: Any, name: str, help_text: str, bare: str | None) -> None:
         optional = {"nargs": "?", "const": bare} if bare else {}
@@ -91,7 +87,7 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
     for group in GROUPS:
         section = parser.add_argument_group(group.__doc__)
         for name, field in group.model_fields.items():
-            if name in aliases:
+            if name in ALIASES:  # data_path, which is another key on the command line
                 continue
             extra, choices = field.json_schema_extra, choices_of(field.annotation)
             allowed = f" [{'|'.join(choices)}]" if len(choices) > 1 else ""
@@ -100,7 +96,7 @@ def _build_parser(program: str) -> argparse.ArgumentParser:
             add(section, name, f"{field.description}{allowed} (default {default}{needs})",
                 "True" if field.annotation is bool else extra["bare"])
     section = parser.add_argument_group("Names that other projects use")
-    for name, alias in aliases.items():
+    for name, alias in ALIASES.items():
         text = f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
         add(section, name, text, "True" if alias.is_switch else None)
     for name, reason in IGNORED.items():
@@ -128,13 +124,12 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
         alias = ALIASES.get(name)
         if alias and alias.mode not in (None, mode):
             raise UserError(f"--{name}: is known only with --mode={alias.mode}")
+        meaning = alias.meaning if alias else name
         if (program == "eval.py" and name == "ckpt_path" and "pre_trained" not in flags
                 and (Path(text).suffix == ".ckpt" or Path(text).is_file())):
-            values["pre_trained"] = (text, "--ckpt_path")  # as in MindCV; a folder is the root of the run folders
-        elif alias and alias.program in (None, program):
-            _add(values, convert(name, text, f"--{name}", alias.meaning))
-        elif name not in IGNORED:
-            _add(values, {name: (text, f"--{name}")})
+            meaning = "pre_trained"  # as in MindCV; a folder is the root of the run folders
+        if name not in IGNORED:
+            _add(values, convert(name, text, f"--{name}", meaning))
     return values
 
 
@@ -208,14 +203,13 @@ def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, 
     values: Values = {}
     for name, (value, origin) in layer.items():
         alias = ALIASES.get(name)
+        meaning = alias.meaning if alias and alias.in_yaml else name
         if name in IGNORED:
             notes.append(f"{origin}: `{name}` has no effect here: {IGNORED[name]}")
-        elif alias and alias.in_yaml:
-            _add(values, convert(name, value, origin, alias.meaning))
-        elif name in Config.model_fields:
-            _add(values, {name: (value, origin)})
-        else:
+        elif meaning == name and name not in Config.model_fields:
             raise UserError(f"{origin}: unknown key `{brief(name)[1:-1]}`{_nearest(name)}")
+        else:
+            _add(values, convert(name, value, origin, meaning))
     return base | values, notes
 
 
@@ -226,14 +220,12 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file (from {asked_by})") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # it may be after the last line
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
         raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not documents:
         raise UserError(f"{path}: holds no values")
-    if len(documents) > 3:
-        raise UserError(f"{path}: holds {len(documents)} documents; up to three are known: values, help, choices")
     if not isinstance(documents[0], yaml.MappingNode):
         raise UserError(f"{path}:{documents[0].start_mark.line + 1}: must be `key: value` lines")
     values: Values = {}
@@ -299,14 +291,17 @@ def _idle_flags(config: Config, program: str) -> list[str]:
     return lines
 
 
-def _apply_lr_flag(config: Config) -> tuple[Config, list[str]]:
+def _apply_lr_flag(config: Config, notes: list[str]) -> Config:
     """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
-    if config.schedule != "step" or config.origin("lr") != "--lr":
-        return config, []
+    flag = config.origin("lr")
+    if config.schedule != "step" or not config.is_flag("lr"):
+        return config
     if config.is_flag("lr_max"):
-        return config, ["warning: --lr has no effect: --lr_max is the peak of the step schedule"]
-    peak, note = {"lr_max": config.lr}, f"--lr={config.lr:g} sets lr_max, the peak of the step schedule"
+        notes.append(f"warning: {flag} has no effect: --lr_max is the peak of the step schedule")
+        return config
+    peak, note = {"lr_max": config.lr}, f"{flag}={config.lr:g} sets lr_max, the peak of the step schedule"
     if config.lr < config.lr_init and not config.is_flag("lr_init"):
         peak["lr_init"] = config.lr
         note += ", and lowers lr_init to it"
-    return config.taking(peak, "--lr"), [note]
+    notes.append(note)
+    return config.taking(peak, flag)

@@ -3,7 +3,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +18,6 @@ DEVICE_FILES = {"Ascend": ("/dev/davinci[0-9]*",), "GPU": ("/dev/nvidia[0-9]*", 
 WHAT_IT_NEEDS = {"Ascend": "source CANN's set_env.sh in this shell",
                  "GPU": "MindSpore needs CUDA 11.1 or 11.6 and cuDNN 8, and their folders in LD_LIBRARY_PATH"}
 GUARD_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-
-HOW_TO_START = """is_distributed is set, but no launcher started this process. Three ways to start one:
-  msrun --worker_num=N --local_worker_num=N --join=True train.py --is_distributed=1 ...   (any device)
-  bash scripts/run_distribute_train.sh RANK_TABLE_FILE DATA_PATH                          (Ascend)
-  bash scripts/run_distribute_train_gpu.sh DATA_PATH                                      (GPU)"""
 
 
 class Rank(NamedTuple):
@@ -74,19 +69,19 @@ def has_device(target: str) -> bool:
 
 def obstacle(target: str) -> str | None:
     """Why MindSpore cannot use its device of this kind: "" if there is none, None if it can."""
+    if not has_device(target):
+        return ""
     import mindspore
     from mindspore._c_expression import MSContext
 
-    if not has_device(target):
-        return ""
     if getattr(mindspore.device_context, target.lower()).is_available():
         return None
-    library = target.lower()  # the error names the libraries of every kind of device
-    reasons = [line for line in MSContext.get_instance().load_plugin_error().splitlines() if library in line]
+    # The error names the libraries of every kind of device.
+    reasons = [line for line in MSContext.get_instance().load_plugin_error().splitlines() if target.lower() in line]
     return "\n  ".join([f"there is one, but MindSpore cannot use it: {WHAT_IT_NEEDS[target]}", *reasons])
 
 
-def choose_target(asked: str, obstacle: Callable[[str], str | None] = obstacle) -> tuple[str, str | None]:
+def choose_target(asked: str) -> tuple[str, str | None]:
     """The device to use and, for auto, the line that names it. UserError if the device is not available."""
     if asked == "CPU":
         return asked, None
@@ -101,14 +96,12 @@ def choose_target(asked: str, obstacle: Callable[[str], str | None] = obstacle) 
     return asked, None
 
 
-def choose_jit_level(config: Config, target: str) -> tuple[str | None, str | None]:
-    """How MindSpore compiles, None for its own choice; and the line about it. On Ascend that choice differs by card."""
-    level = None if config.jit_level == "auto" else config.jit_level
-    if target == "Ascend" and config.graph_mode:
-        if local_adapter.launcher() == "rank table":  # as MindSpore does it, whatever is set
-            level = "O2"
-        level = level or "O2"
-    return level, level and f"jit_level: {level}"
+def choose_jit_level(config: Config, target: str) -> str | None:
+    """The level to set; None leaves it to MindSpore, whose choice on Ascend differs from card to card."""
+    has_table = local_adapter.launcher() == "rank table"  # then MindSpore takes O2, whatever is set
+    if target == "Ascend" and config.graph_mode and (has_table or config.jit_level == "auto"):
+        return "O2"
+    return None if config.jit_level == "auto" else config.jit_level
 
 
 def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
@@ -132,7 +125,10 @@ def _join_job(config: Config, target: str) -> tuple[int, int]:
     if launcher == "rank table" and target != "Ascend":
         launcher = None  # rank tables are for Ascend
     if launcher is None and config.is_distributed:
-        raise UserError(HOW_TO_START)
+        raise UserError("""is_distributed is set, but no launcher started this process. Three ways to start one:
+  msrun --worker_num=N --local_worker_num=N --join=True train.py --is_distributed=1 ...   (any device)
+  bash scripts/run_distribute_train.sh RANK_TABLE_FILE DATA_PATH                          (Ascend)
+  bash scripts/run_distribute_train_gpu.sh DATA_PATH                                      (GPU)""")
     # msrun's scheduler, a second copy of the script, ends in init(): also a job of one rank must be joined.
     if not config.is_distributed and launcher != "msrun" and (launcher is None or local_adapter.launched_size() == 1):
         return 0, 1
@@ -166,8 +162,7 @@ def set_up_device(config: Config) -> Rank:
         device_id, other_card = choose_card(config, os.environ)
         mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
-    level, compiling = choose_jit_level(config, target)
-    if level:
+    if level := choose_jit_level(config, target):
         mindspore.set_context(jit_config={"jit_level": level})
     if config.deterministic:
         mindspore.set_deterministic(True)
@@ -179,10 +174,9 @@ def set_up_device(config: Config) -> Rank:
     sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=sharers)
-    notes = [choice, compiling, guard, other_card]
-    if target == "CPU":
-        sinking = [("dataset_sink_mode", config.dataset_sink_mode == "True"),
-                   ("sink_size", config.is_flag("sink_size"))]
-        notes += [f"{name}: {getattr(config, name)} (from {config.origin(name)}) has no effect on CPU"
-                  for name, is_asked in sinking if is_asked]
-    return Rank(rank, world_size, workers, target, device_id, tuple(line for line in notes if line))
+    notes = [choice, level and f"jit_level: {level}", guard, other_card]
+    for name, is_asked in (("dataset_sink_mode", config.dataset_sink_mode == "True"),
+                           ("sink_size", config.is_flag("sink_size"))):
+        if is_asked and target == "CPU":
+            notes.append(f"{name}: {getattr(config, name)} (from {config.origin(name)}) has no effect on CPU")
+    return Rank(rank, world_size, workers, target, device_id, tuple(filter(None, notes)))

@@ -45,7 +45,6 @@ class Alias(NamedTuple):
 
     meaning: Meaning
     in_yaml: bool = True  # False: a flag only, because the name means something else in YAML files
-    program: str | None = None  # known to this entry script only
     mode: str | None = None  # allowed with this value of `mode` only
     is_switch: bool = False  # a bare --name means True
 
@@ -68,7 +67,6 @@ ALIASES: dict[str, Alias] = {
     "nesterov": Alias("use_nesterov", is_switch=True),
     "model": Alias(_model),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
-    "pre_trained": Alias("model_path", in_yaml=False, program="infer.py"),
     "amp": Alias(_amp, is_switch=True),
     "dtype": Alias(_dtype),
     "label_smoothing": Alias(_label_smoothing),
@@ -78,7 +76,7 @@ SHORT = {"-b": "--batch_size", "-j": "--num_parallel_workers"}
 
 # Values of other projects, in lower case, by our key.
 VALUES: dict[str, dict[str, str]] = {
-    "dataset": {"custom": "imagenet2012", "imagenet": "imagenet2012"},
+    **dict.fromkeys(("dataset", "dataset_name"), {"custom": "imagenet2012", "imagenet": "imagenet2012"}),
     "device_target": {"cuda": "GPU", "npu": "Ascend"},
     "lr_scheduler": {"cosine": "cosine_annealing", "cosineannealinglr": "cosine_annealing", "multistep": "multi_step",
                      "multisteplr": "multi_step"},
@@ -123,7 +121,7 @@ def translated(name: str, value: Any) -> Any:
 
 
 def network_in_names(recipe: Values, path: Path) -> tuple[str, str] | None:
-    """The network of a recipe without the key `network`, as those of the model zoo's VGG19, and what says so."""
+    """The network that a recipe's names tell, and which of them. The model zoo's VGG19 recipes have no `network`."""
     for source, name in ((f"the file_name of {path}", str(recipe.get("file_name", ("",))[0])),
                          (f"the name of {path}", path.name),
                          (f"the folder of {path}", path.resolve().parent.name)):

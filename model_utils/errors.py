@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
             errno.ESTALE, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 ERASE_LINE = "\r\x1b[K"  # on a terminal: a message must not go on in the line of a progress bar
-BROKEN_PIPE_STATUS = 128 + 13  # as if SIGPIPE had ended the process
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_LINE = 2000
 NO_MEMORY = re.compile(r"malloc|alloc\w* (memory )?fail|out of memory|memory isn't enough", re.IGNORECASE)
@@ -39,19 +38,20 @@ def _end(number: int, _frame: object) -> None:
 
 
 def stop_quietly(module: str) -> None:
-    """From now on Ctrl-C ends the process with one line, if `module` is the command that was started. For the time in
-    which it imports the others: an exception would come out of the middle of one, or crash it."""
-    # Ctrl-C may be ignored, as in the background.
+    """Until `run_command` takes over, Ctrl-C ends the process with one line, if `module` is the command that was
+    started. Python's own exception would leave an import half done, or crash it."""
+    # The background of a script ignores Ctrl-C; that stays.
     if module == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 @contextmanager
 def handled_by(handler: Callable[[int, object], None] = _end) -> Iterator[None]:
-    """Signals that stop a process, unless they are ignored, go to this handler in the block; `_end` suits imports."""
+    """In the block this handler takes the signals that stop a process, unless they are ignored. The default ends the
+    process at once, for imports of MindSpore."""
     is_main = threading.current_thread() is threading.main_thread()
-    earlier = {number: signal.getsignal(number) for number in STOPS if is_main}
-    earlier = {number: old for number, old in earlier.items() if old not in (None, signal.SIG_IGN)}
+    earlier = {number: signal.getsignal(number) for number in STOPS
+               if is_main and signal.getsignal(number) not in (None, signal.SIG_IGN)}
     try:
         for number in earlier:
             signal.signal(number, handler)
@@ -65,9 +65,9 @@ def _stop(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def run_command(run: Callable[[], int | None], program: str) -> int:
-    """Run it and return the exit status: its own, that of a UserError, or that of a signal, after which files that are
-    not finished have been removed."""
+def run_command(run: Callable[..., int | None], program: str, *args: object) -> int:
+    """Call `run` with these arguments and return the exit status: its own, that of a UserError, or that of a signal,
+    after which files that are not finished have been removed."""
     global _lost_output
     _lost_output = False
     if sys.stdout is None:
@@ -78,21 +78,46 @@ def run_command(run: Callable[[], int | None], program: str) -> int:
         sys.stderr = os.fdopen(2, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot encode
+    said = ""
     try:
         with handled_by(_stop):
-            status = run() or 0
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            give_up_output(error)
-        return status or int(_lost_output)
+            status = run(*args) or 0
     except KeyboardInterrupt as error:
         number = signal.Signals(*error.args or [signal.SIGINT])
-        with suppress(OSError):
-            print(f"{program}: stopped by {number.name}", file=sys.stderr)
-        return 128 + number
+        said, status = f"stopped by {number.name}", 128 + number
     except Exception as error:
-        return explain(error, program)
+        said, status = _answer(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        give_up_output(error)
+    if said:
+        lines = [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in said.split("\n")]
+        start = ERASE_LINE if sys.stderr.isatty() else ""
+        label = "" if status > 128 else "error: "  # a stop by a signal is no error
+        with suppress(OSError):  # the terminal may be closed
+            print(f"{start}{program}: {label}" + "\n".join(lines), file=sys.stderr)
+    return status or int(_lost_output)
+
+
+def _answer(error: Exception) -> tuple[str, int]:
+    """What to print and the exit status; raises the error again if it is a bug, for which the traceback helps."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_status
+    if isinstance(error, BrokenPipeError):
+        return "", 128 + signal.SIGPIPE
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # files are named
+        if not _lost_output:
+            give_up_output(error)
+        return "", 1
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+        return str(error), 2
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"there is not enough memory ({said}); {MEMORY_ADVICE}", 2
+    raise error
 
 
 def give_up_output(error: OSError) -> None:
@@ -104,33 +129,3 @@ def give_up_output(error: OSError) -> None:
         with suppress(OSError):
             print(f"error: standard output cannot be written: {error.strerror}; lines are missing there",
                   file=sys.stderr)
-
-
-def explain(error: Exception, program: str) -> int:
-    """Print a UserError and return its exit status; raise any other error again."""
-    try:
-        sys.stdout.flush()
-    except OSError as refused:
-        give_up_output(refused)
-    if isinstance(error, BrokenPipeError):
-        return BROKEN_PIPE_STATUS
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # files are named
-        if not _lost_output:
-            give_up_output(error)
-        return 1
-    status = error.exit_status if isinstance(error, UserError) else None
-    if isinstance(error, OSError) and error.errno in REFUSALS:
-        error, status = f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
-        status = 2
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        error, status = f"there is not enough memory ({said}); {MEMORY_ADVICE}", 2
-    if status is None:
-        raise error  # a bug: the traceback helps
-    label = "" if status > 128 else "error: "  # a stop by a signal is no error
-    lines = [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in str(error).split("\n")]
-    with suppress(OSError):  # the terminal may be closed
-        erase = ERASE_LINE if sys.stderr.isatty() else ""
-        print(f"{erase}{program}: {label}{chr(10).join(lines)}", file=sys.stderr)
-    return status

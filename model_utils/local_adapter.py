@@ -17,11 +17,6 @@ WAITING_MSRUN = re.compile(rb"\0[^\0]*msrun\0(?:[^\0]*\0)*?--join[=\0](?i:true|1
 _LIBC = ctypes.CDLL(None)
 
 
-def _number(env: Mapping[str, str], name: str, default: int | None) -> int | None:
-    found = as_count(env.get(name, ""))
-    return default if found is None else found
-
-
 def launcher(env: Mapping[str, str] = os.environ) -> str | None:
     """Which launcher started this process: "msrun", "rank table", or None."""
     if env.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
@@ -32,18 +27,19 @@ def launcher(env: Mapping[str, str] = os.environ) -> str | None:
 
 def launched_size(env: Mapping[str, str] = os.environ) -> int:
     """Number of ranks in the job; 1 outside a launcher."""
-    return _number(env, {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}.get(launcher(env), ""), 1)
+    name = {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}.get(launcher(env), "")
+    return as_count(env.get(name, "")) or 1
 
 
 def local_ranks(env: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this host's cores, as far as the launcher says: msrun gives the size of the job only."""
     name = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE"}.get(launcher(env), "")
-    return max(1, _number(env, name, 1))
+    return as_count(env.get(name, "")) or 1
 
 
 def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:
     """The card that the launcher chose for this process; None if it chose none."""
-    return _number(env, "DEVICE_ID", None)
+    return as_count(env.get("DEVICE_ID", ""))
 
 
 def signal_when_parent_ends(number: int) -> None:

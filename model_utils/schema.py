@@ -217,8 +217,7 @@ class DataKeys(Keys):
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
     num_classes: int = key(10, "number of classes", ge=2, le=10**6, resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
-    per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1,
-                                     le=MOST_BATCH)
+    per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1, le=MOST_BATCH)
     image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
     image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
     image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
@@ -311,8 +310,7 @@ class ExportKeys(Keys):
     """Export and Ascend 310"""
 
     ckpt_file: str | None = key(None, "checkpoint to export")
-    file_name: str | None = key(None, "exported files, without their ending; the network's name beside the checkpoint "
-                                "if not given")
+    file_name: str | None = key(None, "exported files, without ending; else the network's name, beside the checkpoint")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
@@ -445,10 +443,8 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
 
     @property
     def effective_padding(self) -> int:
-        """Padding in pixels: unset means what keeps a 3x3 convolution's size."""
-        if self.pad_mode == "same":
-            return 0
-        return 1 if self.padding is None else self.padding
+        """Padding in pixels; `_agree` allows no other with `pad`."""
+        return 1 if self.pad_mode == "pad" else 0
 
     @property
     def effective_dropout(self) -> float:

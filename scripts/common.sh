@@ -6,15 +6,13 @@ ROOT=$(dirname -- "$SCRIPTS")
 
 # $PYTHON, else that of the active environment, else of the project's own one, else the python on the path.
 project_python() {
-    if [ -n "${PYTHON:-}" ]; then
-        printf '%s\n' "$PYTHON"
-    elif [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
-        printf '%s\n' "$VIRTUAL_ENV/bin/python"
-    elif [ -x "$ROOT/.venv/bin/python" ]; then
-        printf '%s\n' "$ROOT/.venv/bin/python"
-    else
-        command -v python3 || command -v python || { echo "no Python found; bash scripts/quickstart.sh makes one" >&2; return 2; }
-    fi
+    local python
+    [ -z "${PYTHON:-}" ] || { printf '%s\n' "$PYTHON"; return; }
+    for python in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$ROOT/.venv/bin/python" python3 python; do
+        command -v -- "$python" && return
+    done
+    echo "no Python found; bash scripts/quickstart.sh makes one" >&2
+    return 2
 }
 
 # begin COUNT ARGUMENT...: sets `python`. The comment at the top of the script answers --help, and fewer arguments.

@@ -43,12 +43,12 @@ find_python() {
 install() {
     local free python
     mkdir -p -- "$1" || die "$1 cannot be made"
-    free="$(df -Pk -- "$1" | awk 'NR == 2 { print $4 }')"
-    [[ ! "$free" =~ ^[0-9]+$ || "$free" -ge "$NEEDED_KB" ]] ||
-        die "the environment takes 5 GB, and the disk of $1 has $((free / 1000)) MB free." \
-            "Free some space, or name another place: VENV=/other/disk/venv"
     if [[ ! -e "$1/bin/python" && ! -L "$1/bin/python" ]]; then
         [[ -z "$(ls -A -- "$1")" ]] || die "$1 is not a virtual environment." "Remove or rename it, or set VENV=..."
+        free="$(df -Pk -- "$1" | awk 'NR == 2 { print $4 }')"
+        [[ ! "$free" =~ ^[0-9]+$ || "$free" -ge "$NEEDED_KB" ]] ||
+            die "the environment takes 5 GB, and the disk of $1 has $((free / 1000)) MB free." \
+                "Free some space, or name another place: VENV=/other/disk/venv"
         python="$(find_python)" || exit 2
         printf 'Making %s with %s ...\n' "$1" "$python"
         "$python" -m venv "$1" || die "$python could not make the virtual environment $1" "Remove it and try again."

@@ -27,7 +27,6 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from ipaddress import ip_address
 from itertools import count, pairwise
 from typing import Annotated, Literal
@@ -39,6 +38,7 @@ from src.utils.files import writing
 from src.utils.util import listed
 
 HCCN_CONF = Path("/etc/hccn.conf")
+ServerDevices = tuple[str, list[tuple[int, str]]]  # the address of a server, the ids and addresses of its devices
 
 
 def _address(text: str) -> str:
@@ -70,11 +70,8 @@ class RankTable(BaseModel):
         return sum(len(server.device) for server in self.server_list)
 
 
-def check_rank_table(text: str | bytes, path: Path, *, any_order: bool = False) -> RankTable:
-    """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong.
-
-    `any_order` allows ranks that do not ascend with the servers.
-    """
+def check_rank_table(text: str, path: Path) -> RankTable:
+    """The table if it is complete and consistent; else a UserError that names the field of `path` that is wrong."""
     try:
         found = RankTable.model_validate_json(text)
     except ValidationError as error:
@@ -90,21 +87,23 @@ def check_rank_table(text: str | bytes, path: Path, *, any_order: bool = False) 
                           *(("device_id", [device.device_id for device in server.device]) for server in servers)):
         if len(set(values)) < len(values) or "" in values:
             raise UserError(f"{path}: {field}: must be there once for each, not {listed(map(str, values), 16)}")
-    for one, two in pairwise(sorted(servers, key=lambda server: server.server_id)):
-        if not any_order and max(item.rank_id for item in one.device) > min(item.rank_id for item in two.device):
-            raise UserError(f"{path}: rank_id: must ascend with server_id as text, and {one.server_id} comes before "
-                            f"{two.server_id}; hccl_tools.py {path} --output=FILE numbers the ranks anew")
     if (ranks := sorted(device.rank_id for device in devices)) != list(range(found.ranks)):
         raise UserError(f"{path}: rank_id: must be 0 to {found.ranks - 1}, not {listed(map(str, ranks), 16)}")
     return found
 
 
 def read_rank_table(path: Path, *, any_order: bool = False) -> RankTable:
-    """The table in a file. UserError names the field that is wrong."""
+    """The table in a file. UserError names the field that is wrong. `any_order` allows ranks that do not ascend with
+    the servers."""
     try:
-        return check_rank_table(read_text(path), path, any_order=any_order)
+        table = check_rank_table(read_text(path), path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such rank table; scripts/hccl_tools.py makes one") from None
+    for one, two in pairwise(sorted(table.server_list, key=lambda server: server.server_id)):
+        if not any_order and max(item.rank_id for item in one.device) > min(item.rank_id for item in two.device):
+            raise UserError(f"{path}: rank_id: must ascend with server_id as text, and {one.server_id} comes before "
+                            f"{two.server_id}; hccl_tools.py {path} --output=FILE numbers the ranks anew")
+    return table
 
 
 def device_range(text: str) -> list[int]:
@@ -139,49 +138,44 @@ def device_address(device_id: int) -> str:
                     f"device {device_id} (--check FILE checks a table that exists)")
 
 
-def make_rank_table(options: argparse.Namespace) -> str:
-    """The table of the servers and addresses that the flags name; what they leave out is asked for on this host."""
+def servers_by_flags(options: argparse.Namespace) -> list[ServerDevices]:
+    """The servers and addresses that the flags name; what they leave out is asked for on this host."""
     device_ids = device_range(options.device_num)
     if options.visible_devices:
         try:
             device_ids = [int(options.visible_devices.split(",")[number]) for number in device_ids]
         except (ValueError, IndexError):
             raise UserError("--visible_devices: must be device ids such as 4,5,6,7, in which --device_num counts from "
-                            f"0, not {options.visible_devices!r}") from None
-    options.server_ip = options.server_ip or [host_address()]
+                            f"0, not {brief(options.visible_devices)}") from None
+    servers = options.server_ip or [host_address()]
     addresses = [text.split(",") for text in options.device_ips]
-    if not addresses and len(options.server_ip) == 1:
+    if not addresses and len(servers) == 1:
         addresses = [[device_address(device_id) for device_id in device_ids]]
-    if [len(found) for found in addresses] != [len(device_ids)] * len(options.server_ip):
-        raise UserError(f"--device_ips: is needed once for each of {len(options.server_ip)} server(s), with "
+    if [len(found) for found in addresses] != [len(device_ids)] * len(servers):
+        raise UserError(f"--device_ips: is needed once for each of {len(servers)} server(s), with "
                         f"{len(device_ids)} address(es) (`hccn_tool -i DEVICE -ip -g` shows one)")
-    return table_of([(server, list(zip(device_ids, found, strict=True)))
-                     for server, found in zip(options.server_ip, addresses, strict=True)])
+    return [(server, list(zip(device_ids, found, strict=True)))
+            for server, found in zip(servers, addresses, strict=True)]
 
 
-def merged(paths: Sequence[Path]) -> str:
-    """One table of the servers of several."""
-    return table_of([(server.server_id, [(device.device_id, device.device_ip) for device in
-                                         sorted(server.device, key=lambda device: device.rank_id)])
-                     for path in paths for server in read_rank_table(path, any_order=True).server_list])
-
-
-def table_of(found: list[tuple[str, list[tuple[int, str]]]]) -> str:
-    """The table of these servers, each with the ids and addresses of its devices."""
-    ranks, servers = count(), []
-    for server, devices in sorted(found):
-        numbered = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
-                    for device_id, address in devices]
-        servers.append({"server_id": server, "device": numbered, "host_nic_ip": "reserve"})
-    return json.dumps({"version": "1.0", "server_count": str(len(servers)), "server_list": servers,
-                       "status": "completed"}, indent=4) + "\n"
+def servers_of(paths: Sequence[Path]) -> list[ServerDevices]:
+    """Those of several tables."""
+    return [(server.server_id, [(device.device_id, device.device_ip) for device in
+                                sorted(server.device, key=lambda device: device.rank_id)])
+            for path in paths for server in read_rank_table(path, any_order=True).server_list]
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.check:
         path, table, said = options.check, read_rank_table(options.check), "is correct: "
     else:
-        text = merged(options.tables) if options.tables else make_rank_table(options)
+        ranks, servers = count(), []
+        for server, devices in sorted(servers_of(options.tables) if options.tables else servers_by_flags(options)):
+            numbered = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
+                        for device_id, address in devices]
+            servers.append({"server_id": server, "device": numbered, "host_nic_ip": "reserve"})
+        text = json.dumps({"version": "1.0", "server_count": str(len(servers)), "server_list": servers,
+                           "status": "completed"}, indent=4) + "\n"
         table, said = check_rank_table(text, options.output or Path("the table")), ""
         path = options.output or Path(f"hccl_{table.ranks}p.json")
         with writing(path):
@@ -198,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--visible_devices", default="", help="device ids by comma; --device_num then counts in them")
     parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
-    return run_command(partial(_run, parser.parse_args(argv)), "hccl_tools.py")
+    return run_command(_run, "hccl_tools.py", parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model_utils.errors import UserError, run_command, stop_quietly
+from model_utils.errors import UserError, give_up_output, handled_by, run_command, stop_quietly
 
 stop_quietly(__name__)
 
@@ -45,7 +45,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from glob import glob
@@ -54,9 +54,10 @@ from typing import NamedTuple
 
 import psutil
 
+from model_utils.dialects import translated
 from model_utils.local_adapter import core_shares, signal_when_parent_ends
 from model_utils.reading import whole
-from scripts.hccl_tools import RankTable, read_rank_table
+from scripts.hccl_tools import RankTable, Server, read_rank_table
 
 MSRUN_LOGS = Path("train_parallel")  # what msrun itself writes; train_parallel<i>/log is a link into this folder
 POLL_SECONDS = 0.1
@@ -64,7 +65,6 @@ FAILURE_GRACE_S = 5  # a rank that waits for a dead one hardly ends by itself
 LAST_LINES = 20
 FRAMEWORK_LINES = ("[WARNING] ", "[INFO] ")
 RANK_FAILED = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")  # written by msrun
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 # --- running processes
@@ -101,16 +101,14 @@ class Job:
 
     def run(self) -> int:
         """0 if every rank ended well; else the status of the first that failed, or 128 + the signal passed on."""
-        for number in PASSED_ON:
-            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-                signal.signal(number, self._on_signal)
-        try:
-            for process in self._processes:
-                self._start(process)
-            failed = self._wait()
-            self._end()
-        finally:
-            self._kill()
+        with handled_by(self._on_signal):
+            try:
+                for process in self._processes:
+                    self._start(process)
+                failed = self._wait()
+                self._end()
+            finally:
+                self._kill()
         if self._signal is not None:
             return 128 + self._signal
         if failed is None:
@@ -124,6 +122,7 @@ class Job:
 
     def _start(self, process: Process) -> None:
         process.log.parent.mkdir(parents=True, exist_ok=True)
+        process.log.unlink(missing_ok=True)  # it may be a link that leads nowhere
         with process.log.open("wb") as log:
             # A session of its own: a Ctrl-C on the terminal reaches it through us, and once.
             child = subprocess.Popen(process.command, env=os.environ | process.env, stdin=subprocess.DEVNULL,
@@ -206,8 +205,8 @@ class Job:
         try:
             sys.stdout.write("".join(line for line in lines if not line.startswith(FRAMEWORK_LINES)))
             sys.stdout.flush()
-        except OSError:  # nobody reads it, as with `| head` or a closed terminal: the ranks go on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:  # the ranks go on
+            give_up_output(error)
         return "".join(lines)
 
 
@@ -221,25 +220,27 @@ def _is_running(pid: int) -> bool:
 # --- which processes
 
 
-def number(env: Mapping[str, str], name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
+def setting(name: str, default: int, *, least: int = 0, most: int = 10**6) -> int:
+    """A number in the environment."""
     try:
-        return whole(least, most)(env.get(name) or str(default))
+        return whole(least, most)(os.environ.get(name) or str(default))
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{name}: {error}") from None
 
 
-def train_flags(data_path: str, rest: Sequence[str], own: str, env: Mapping[str, str]) -> tuple[str, list[str]]:
+def train_flags(data_path: str, rest: Sequence[str], own: str) -> tuple[str, list[str]]:
     """The kind of device that is asked for, the launcher's `own` or CPU, and the flags of every rank.
 
     A bare word after the data path is the data set; a folder of class folders that is named as the training half of
     ImageNet needs none.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--device_target", "--device-target", "--device", default=env.get("DEVICE_TARGET") or own)
+    parser.add_argument("--device_target", "--device-target", "--device")
     options, flags = parser.parse_known_args(rest)
-    target = {own.lower(): own, "cpu": "CPU"}.get(options.device_target.lower())
+    asked = translated("device_target", options.device_target or os.environ.get("DEVICE_TARGET") or own)
+    target = {own.lower(): own, "cpu": "CPU"}.get(asked.lower())
     if target is None:
-        raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {options.device_target!r}")
+        raise UserError(f"DEVICE_TARGET: this launcher starts {own} or CPU ranks, not {asked!r}")
     folder = Path(data_path)
     if flags and not flags[0].startswith("-"):
         flags[0] = f"--dataset={flags[0]}"
@@ -259,40 +260,44 @@ def rank_log(rank: int) -> Path:
     return Path(f"train_parallel{rank}/log")
 
 
-def msrun_job(ranks: int, flags: Sequence[str], env: Mapping[str, str]) -> Process:
+def msrun_job(ranks: int, flags: Sequence[str]) -> Process:
     """msrun with so many ranks on this host. It starts the `python` that it finds first on the PATH."""
     folder = Path(sys.executable).parent
-    command = [str(folder / "msrun") if (folder / "msrun").is_file() else "msrun", f"--worker_num={ranks}",
-               f"--local_worker_num={ranks}", "--join=True", f"--bind_core={env.get('BIND_CORES', '1') != '0'}",
-               f"--cluster_time_out={number(env, 'JOIN_SECONDS', 600)}",
-               f"--master_port={number(env, 'MASTER_PORT', free_port(), least=1, most=2**16 - 1)}",
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    msrun = shutil.which("msrun")
+    if msrun is None:
+        raise UserError(f"{sys.executable} has no msrun, which comes with MindSpore: pip install -r requirements.txt")
+    command = [msrun, f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True",
+               f"--bind_core={os.environ.get('BIND_CORES') != '0'}",
+               f"--cluster_time_out={setting('JOIN_SECONDS', 600)}",
+               f"--master_port={setting('MASTER_PORT', free_port(), least=1, most=2**16 - 1)}",
                f"--log_dir={MSRUN_LOGS}", "--tail_worker_log=0",
                "python" if (folder / "python").is_file() else "python3", "-u", str(ROOT / "train.py"), *flags]
     return Process("msrun", command, {}, MSRUN_LOGS / "msrun.log", starts=ranks)
 
 
-def table_job(table: RankTable, path: Path, server: str, flags: Sequence[str], env: Mapping[str, str]) -> list[Process]:
+def table_job(table: RankTable, path: Path, server: Server, flags: Sequence[str]) -> list[Process]:
     """One process per device of one server; the table tells the devices of each other."""
-    devices = sorted(next(item.device for item in table.server_list if item.server_id == server),
-                     key=lambda device: device.rank_id)
+    devices = sorted(server.device, key=lambda device: device.rank_id)
     shares: list[list[int]] = [[] for _ in devices]
-    if env.get("BIND_CORES", "1") != "0" and shutil.which("taskset"):
+    if os.environ.get("BIND_CORES") != "0" and shutil.which("taskset"):
         shares = core_shares(sorted(os.sched_getaffinity(0)), len(devices))
-    join = max(120, number(env, "JOIN_SECONDS", 600))  # HCCL takes no less
+    join = max(120, setting("JOIN_SECONDS", 600))  # HCCL takes no less
     processes = []
     for device, cores in zip(devices, shares, strict=True):
         bound = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         settings = {"RANK_TABLE_FILE": path, "RANK_ID": device.rank_id, "RANK_SIZE": table.ranks,
                     "LOCAL_RANK_SIZE": len(devices), "DEVICE_ID": device.device_id, "HCCL_CONNECT_TIMEOUT": join}
         processes.append(Process(
-            f"rank {device.rank_id}", [*bound, sys.executable, "-u", str(ROOT / "train.py"), *flags],
+            f"{server.server_id}, rank {device.rank_id}" if len(table.server_list) > 1 else f"rank {device.rank_id}",
+            [*bound, sys.executable, "-u", str(ROOT / "train.py"), *flags],
             {name: str(value) for name, value in settings.items()}, rank_log(device.rank_id)))
     return processes
 
 
-def this_server(servers: Sequence[str], env: Mapping[str, str]) -> str:
+def this_server(servers: Sequence[str]) -> str:
     """SERVER_ID's, the only server, or the one with an address of this host."""
-    wanted = env.get("SERVER_ID") or (servers[0] if len(servers) == 1 else None)
+    wanted = os.environ.get("SERVER_ID") or (servers[0] if len(servers) == 1 else None)
     addresses = {address.address for found in psutil.net_if_addrs().values() for address in found}
     own = set(servers) & ({wanted} if wanted else {*addresses, socket.gethostname()})
     if len(own) != 1:
@@ -300,22 +305,22 @@ def this_server(servers: Sequence[str], env: Mapping[str, str]) -> str:
     return own.pop()
 
 
-def visible_cards(env: Mapping[str, str]) -> int:
+def visible_cards(target: str) -> int:
     """DEVICE_NUM, or the GPUs that this process may use."""
-    if env.get("DEVICE_NUM"):
-        return number(env, "DEVICE_NUM", 1, least=1, most=4096)
+    if os.environ.get("DEVICE_NUM"):
+        return setting("DEVICE_NUM", 1, least=1, most=4096)
     cards: Sequence[str] = glob("/dev/nvidia[0-9]*")
-    if "CUDA_VISIBLE_DEVICES" in env:  # a -1 hides the cards after it
-        named = env["CUDA_VISIBLE_DEVICES"].replace(" ", "").split(",")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # a -1 hides the cards after it
+        named = os.environ["CUDA_VISIBLE_DEVICES"].replace(" ", "").split(",")
         cards = list(takewhile(lambda card: card not in ("", "-1"), named))
     if not cards:
-        if env.get("DEVICE_TARGET") == "CPU":
-            raise UserError("DEVICE_NUM: is not set; DEVICE_TARGET=CPU needs the number of ranks, such as DEVICE_NUM=2")
-        raise UserError("no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
+        raise UserError("DEVICE_NUM: is not set; DEVICE_TARGET=CPU needs the number of ranks, such as DEVICE_NUM=2"
+                        if target == "CPU" else
+                        "no GPU is visible here; DEVICE_TARGET=CPU DEVICE_NUM=2 rehearses the job on CPU ranks")
     return len(cards)
 
 
-def run(kind: str = "", *arguments: str, env: Mapping[str, str]) -> int:
+def run(kind: str = "", *arguments: str) -> int:
     """`kind` is table or cards: whether a rank table comes before the data path."""
     if kind not in ("table", "cards"):
         raise UserError("is started by run_distribute_train.sh or run_distribute_train_gpu.sh; --help says how")
@@ -323,18 +328,17 @@ def run(kind: str = "", *arguments: str, env: Mapping[str, str]) -> int:
     paths, rest = arguments[:len(names)], arguments[len(names):]
     if len(paths) < len(names) or any(item.startswith("-") for item in paths):
         raise UserError(f"{' '.join(names)} must come first; --help says more")
-    target, flags = train_flags(paths[-1], rest, own, env)
-    is_dry = env.get("DRY_RUN", "0") not in ("", "0")
-    grace = number(env, "GRACE_SECONDS", 60 if target == "CPU" else 300)
+    target, flags = train_flags(paths[-1], rest, own)
+    is_dry = os.environ.get("DRY_RUN", "0") not in ("", "0")
+    grace = setting("GRACE_SECONDS", 60 if target == "CPU" else 300)
     path = Path(paths[0]).resolve()
     table = read_rank_table(path) if kind == "table" else None
     if table and target == "Ascend":
-        servers = [server.server_id for server in table.server_list]
-        processes = [process._replace(name=f"{server}, {process.name}") if len(servers) > 1 and is_dry else process
-                     for server in (servers if is_dry else [this_server(servers, env)])
-                     for process in table_job(table, path, server, flags, env)]
+        here = None if is_dry else this_server([server.server_id for server in table.server_list])
+        processes = [process for server in table.server_list if here in (None, server.server_id)
+                     for process in table_job(table, path, server, flags)]
     else:
-        processes = [msrun_job(table.ranks if table else visible_cards({**env, "DEVICE_TARGET": target}), flags, env)]
+        processes = [msrun_job(table.ranks if table else visible_cards(target), flags)]
     if is_dry:
         print("\n".join(map(str, processes)))
         return 0
@@ -343,7 +347,6 @@ def run(kind: str = "", *arguments: str, env: Mapping[str, str]) -> int:
         log.parent.mkdir(exist_ok=True)
         log.unlink(missing_ok=True)
         log.symlink_to(Path("..") / MSRUN_LOGS / f"worker_{rank}.log")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for msrun's `python`
     return Job(processes, grace_s=grace).run()
 
 
@@ -352,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return 0
-    return run_command(partial(run, *argv, env=os.environ), "launch.py")
+    return run_command(run, "launch.py", *argv)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,14 @@ print(device_adapter.set_up_device(config.get_config(["--device_target=CPU"])).n
 @pytest.mark.parametrize(("asked", "there", "chosen"), [
     ("auto", {"Ascend", "GPU"}, "Ascend"), ("auto", {"GPU"}, "GPU"), ("auto", set(), "CPU"),
     ("GPU", {"Ascend", "GPU"}, "GPU"), ("CPU", {"Ascend"}, "CPU")])
-def test_auto_takes_ascend_then_gpu_then_cpu_and_says_so(asked, there, chosen):
-    target, line = choose_target(asked, lambda name: None if name in there else "")
+def test_auto_takes_ascend_then_gpu_then_cpu_and_says_so(monkeypatch, asked, there, chosen):
+    monkeypatch.setattr(device_adapter, "obstacle", lambda name: None if name in there else "")
+    target, line = choose_target(asked)
     assert target == chosen
     assert line.endswith(chosen) if asked == "auto" else line is None
+    monkeypatch.setattr(device_adapter, "obstacle", {"Ascend": None, "GPU": ""}.get)
     with pytest.raises(UserError, match="there is no GPU here\n.*--device_target=Ascend"):
-        choose_target("GPU", {"Ascend": None, "GPU": ""}.get)
+        choose_target("GPU")
 
 
 def test_a_card_that_mindspore_cannot_use_is_named_with_what_it_needs(monkeypatch, tmp_path):
@@ -126,9 +128,11 @@ def test_the_workers_are_never_more_than_the_cores(requested, cores, ranks, work
     assert local_adapter.data_workers(requested, cores=cores, ranks=ranks) == workers
 
 
-def test_distributed_without_a_launcher_names_three_ways_to_start(monkeypatch, tmp_path):
+@pytest.mark.parametrize("table", ["", "/etc/hccl.json"])  # which starts no ranks but on Ascend
+def test_distributed_without_a_launcher_names_three_ways_to_start(monkeypatch, tmp_path, table):
     for name in {*MSRUN, *RANK_TABLE}:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK_TABLE_FILE", table)
     outcome = run_main("train", *TINY, "--is_distributed=1", f"--ckpt_path={tmp_path}/runs")
     assert outcome.status == 2 and list(tmp_path.iterdir()) == []
     for way in ("msrun --worker_num", "run_distribute_train.sh RANK_TABLE_FILE", "run_distribute_train_gpu.sh"):

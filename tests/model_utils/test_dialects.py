@@ -52,7 +52,6 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
     config = read_recipe(tmp_path, "epochs: 3\ndata_path: /cache/here\n")
     assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
     assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
-    assert get_config(["--pre_trained=/a"], "infer.py").model_path == "/a"
 
 
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
@@ -64,7 +63,6 @@ def test_another_name_of_a_key(name, ours):
 def test_a_flag_that_is_no_key_is_answered():
     for name, answer in NO_KEYS.items():
         assert refusal(f"--{name}=1") == f"--{name}: unknown flag; here it {answer}"
-    assert get_config(["--model=vgg16_bn"]).notes == ("--model=vgg16_bn means network=vgg16, batch_norm=True",)
 
 
 def test_ckpt_path_of_eval_is_the_checkpoint_if_it_names_a_file(tmp_path):

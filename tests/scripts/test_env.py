@@ -126,6 +126,9 @@ def test_a_full_disk_and_a_missing_python(tree):
     program(programs / "df", "#!/bin/sh\necho Header\necho disk 9 8 1000000 99% /\n")
     done = prepare(tree, PATH=f"{programs}:{os.environ['PATH']}")
     assert done.returncode == 2 and "5 GB" in done.stderr and "VENV=" in done.stderr
+    assert prepare(tree).returncode == 0  # which takes the space; what is added later is little
+    assert prepare(tree, "requirements-dev.txt", PATH=f"{programs}:{os.environ['PATH']}").returncode == 0
+    shutil.rmtree(tree / ".venv")
     done = prepare(tree, PYTHON="no-such-python")
     assert done.returncode == 2 and "no Python 3.10, 3.11 or 3.12 was found" in done.stderr
     (tree / "requirements.txt").unlink()

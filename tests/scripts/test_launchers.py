@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import split
 
 import pytest
-from helpers import ROOT, TINY, run_main
+from helpers import ROOT, run_main
 from launches import SERVERS, children, environment, is_running, make_table, started, wait_until
 
 from model_utils.errors import UserError
@@ -41,7 +41,7 @@ def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
 
 
 @pytest.mark.parametrize("args, settings, flags", [
-    (("data", "imagenet2012", "--amp"), {"CUDA_VISIBLE_DEVICES": "0,2"},
+    (("data", "imagenet2012", "--amp", "--device=cuda"), {"CUDA_VISIBLE_DEVICES": "0,2"},
      "--data_dir=data --is_distributed=1 --device_target=GPU --dataset=imagenet2012 --amp"),
     (("a b", "--device_target", "cpu", "--seed=2"), {"DEVICE_NUM": "2"},
      "'--data_dir=a b' --is_distributed=1 --device_target=CPU --seed=2")])
@@ -71,13 +71,26 @@ def test_a_rank_on_each_device_of_the_table(place):
     assert rehearsed.startswith("msrun: ") and "--worker_num=4 " in rehearsed and "--device_target=CPU" in rehearsed
 
 
-def test_which_server_and_which_cards():
-    assert this_server(SERVERS, {"SERVER_ID": SERVERS[1]}) == SERVERS[1] and this_server(["a"], {}) == "a"
-    assert this_server([*SERVERS, "127.0.0.1"], {}) == "127.0.0.1"  # an address of this host
+def test_which_server_and_which_cards(monkeypatch):
+    for name in ("SERVER_ID", "DEVICE_NUM"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_server(["a"]) == "a"
+    assert this_server([*SERVERS, "127.0.0.1"]) == "127.0.0.1"  # an address of this host
     with pytest.raises(UserError, match="SERVER_ID"):
-        this_server(SERVERS, {})
-    assert [visible_cards({"CUDA_VISIBLE_DEVICES": text}) for text in ("0,1", "3", "0,1,-1,2", "GPU-8,GPU-1")] == [
-        2, 1, 2, 2]
+        this_server(SERVERS)
+    monkeypatch.setenv("SERVER_ID", SERVERS[1])
+    assert this_server(SERVERS) == SERVERS[1]
+    for text, count in (("0,1", 2), ("3", 1), ("0,1,-1,2", 2), ("GPU-8,GPU-1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert visible_cards("GPU") == count
+
+
+def test_a_python_without_mindspore_starts_no_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DEVICE_NUM", "2")
+    outcome = run_main("scripts.launch", "cards", "data")
+    assert outcome.status == 2 and f"{tmp_path}/python has no msrun" in outcome.err
 
 
 @pytest.mark.parametrize("script, args, settings, flags", [
@@ -98,12 +111,6 @@ def test_scripts_of_one_process_become_it(place, script, args, settings, flags):
     assert pid == str(process.pid)  # one process: a signal to the script reaches the Python
     dry = launch(place, script, *args, PYTHON=str(python), DRY_RUN="1", **settings)
     assert dry.returncode == 0 and split(dry.stdout) == [str(python), *expected]
-
-
-def test_a_rank_table_starts_no_rank_on_another_device(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK_TABLE_FILE", str(make_table(tmp_path, 2)))
-    outcome = run_main("train", *TINY, "--is_distributed=1")
-    assert outcome.status == 2 and "msrun --worker_num=N" in outcome.err
 
 
 # --- rank tables
@@ -202,6 +209,8 @@ def wait_for_ranks(folder: Path, count: int) -> list[Path]:
 
 
 def test_ranks_that_end_well(tmp_path):
+    (tmp_path / "train_parallel1").mkdir()
+    (tmp_path / "train_parallel1/log").symlink_to("../train_parallel/worker_1.log")  # of an earlier job, gone
     with job(tmp_path, "echo '[WARNING] noise'; echo I am 0", "echo I am 1; echo aside >&2") as launcher:
         assert launcher.communicate(timeout=20)[0] == "I am 0\n" and launcher.returncode == 0
     assert (tmp_path / "train_parallel1/log").read_text() == "I am 1\naside\n"

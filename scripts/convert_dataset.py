@@ -186,10 +186,11 @@ def run(options: argparse.Namespace, config: Config) -> None:
     if options.val_split is not None:
         if "train" not in readers or "test" in readers and not is_one_set:
             raise UserError(f"--val_split: {config.data_dir} has evaluation images of its own")
-        readers["test"], parts = readers["train"], divide(readers["train"].labels, options.val_split, config.seed)
-        if not all(parts.values()):
+        readers["test"], share = readers["train"], options.val_split
+        parts = divide(readers["train"].labels, share, config.seed) if 0 < share < 1 else {}
+        if not parts or not all(parts.values()):
             raise UserError(f"--val_split: must be a share such as 0.2 that leaves images for both sets, not "
-                            f"{options.val_split:g}")
+                            f"{share:g}")
     elif is_one_set:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")

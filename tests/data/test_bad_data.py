@@ -8,6 +8,7 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import (
     CLASSES,
@@ -17,6 +18,7 @@ from helpers import (
     photo_config,
     train_batches,
     train_here,
+    write_image,
     write_mindrecord,
     write_tfrecords,
 )
@@ -132,7 +134,7 @@ def break_images(folder: Path) -> tuple[str, ...]:
     broken = "train/ant/image 02.png", "train/cow/image 20.png", "val/bee/image 04.png"
     (folder / broken[0]).write_bytes(b"no image")
     (folder / broken[1]).write_bytes((folder / broken[1]).read_bytes()[:60])
-    (folder / broken[2]).write_bytes(b"")
+    write_image(folder / broken[2], np.zeros((1, 2000, 3), np.uint8))  # for which resizing would take much memory
     return broken
 
 

@@ -125,8 +125,9 @@ class ImageTracker:
             check_claimed_size(content)
             return content
         except UserError as error:
-            name = self._reader.name(int(index))
-            self._failure = str(error) if name in str(error) else f"{name}: {error}"
+            if not self._track:  # else the pipeline goes on without it
+                name = self._reader.name(int(index))
+                self._failure = str(error) if name in str(error) else f"{name}: {error}"
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:

@@ -160,6 +160,7 @@ def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, r
         assert reader.tracker.take_lost() == []
     assert sum(len(labels) for _, labels in eval_batches(config, test)) == 9
     assert [test.name(index) for index in test.tracker.take_lost()] == [f"data/{name}" for name in broken[2:]]
+    assert test.tracker.failure() is None  # whatever ends the run later, these do not
 
 
 def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):

@@ -55,9 +55,13 @@ def _claimed_size(data: memoryview) -> tuple[int, int]:
         if at + 4 > len(data):
             raise UserError("cannot be decoded: it is cut short in its header")
         return sides
-    with suppress(Exception), Image.open(BytesIO(data)) as image:  # one of the other formats, which are rare
-        return image.size
-    return 0, 0
+    try:
+        with Image.open(BytesIO(data)) as image:  # one of the other formats, which are rare
+            return image.size
+    except Image.DecompressionBombError as error:
+        raise UserError(f"cannot be decoded: its header claims too much: {error}") from None
+    except Exception:
+        return 0, 0
 
 
 def check_claimed_size(data: bytes | np.ndarray) -> None:

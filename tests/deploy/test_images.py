@@ -2,6 +2,7 @@
 """Images prepared without MindSpore: the same input as that of the evaluation pipeline, for every kind of image."""
 
 import io
+import struct
 from pathlib import Path
 
 import cv2
@@ -123,6 +124,10 @@ def test_broken_images():
     for data in (b"", b"hello, world" * 50, KINDS["jpeg"][:-2000], png[:5000], png[:60] + b"\0" * 40 + png[100:]):
         with pytest.raises(UserError):
             decode(data)
+    bomb = bytearray(KINDS["bmp"])
+    bomb[18:26] = struct.pack("<ii", 30000, 30000)
+    with pytest.raises(UserError, match="header claims"):
+        decode(bytes(bomb))
     for kind in ("PNG", "JPEG", "BMP"):
         with pytest.raises(UserError, match="30000 x 2 pixels"):
             decode(encode(Image.new("RGB", (30000, 2)), kind))

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear start that all learning-rate schedules share."""
 
-from typing import TypeVar
-
 import numpy as np
 
-Steps = TypeVar("Steps", float, np.ndarray)
 
-
-def linear_warmup_lr(step: Steps, warmup_steps: int, base_lr: float, init_lr: float) -> Steps:
+def linear_warmup_lr(step: np.ndarray, warmup_steps: int, base_lr: float, init_lr: float) -> np.ndarray:
     """The rate on the line from `init_lr` at step 0 to `base_lr` at step `warmup_steps` (at least 1)."""
     return init_lr + (base_lr - init_lr) * (step / warmup_steps)
 

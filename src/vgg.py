@@ -7,8 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from model_utils.schema import NETWORKS
-from src.utils.util import unknown_name
-from src.utils.var_init import initial_values
+from src.utils.var_init import INITIALIZE_MODES
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)  # each stage ends with a 2x2 max-pooling
 HIDDEN_UNITS = 4096
@@ -33,7 +32,9 @@ class VGG(nn.Cell):
         super().__init__()
         if any(side < SIDE_MULTIPLE or side % SIDE_MULTIPLE for side in image_size):
             raise ValueError(f"image_size is {image_size}: both sides must be multiples of {SIDE_MULTIPLE}")
-        initial = initial_values(initialize_mode)
+        if initialize_mode not in INITIALIZE_MODES:
+            raise ValueError(f"initialize_mode is {initialize_mode!r}, allowed: {', '.join(INITIALIZE_MODES)}")
+        initial = INITIALIZE_MODES[initialize_mode]
         cells: list[nn.Cell] = []
         channels = 3
         for stage in stages(network, width):
@@ -75,7 +76,7 @@ def _dropout(rate: float) -> nn.Cell:
 def stages(network: str, width: float = 1.0) -> list[list[int]]:
     """The output channels of each convolution, stage by stage."""
     if network not in NETWORKS:
-        raise ValueError(unknown_name("network", network, NETWORKS))
+        raise ValueError(f"network is {network!r}, allowed: {', '.join(NETWORKS)}")
     counts = zip(STAGE_CHANNELS, NETWORKS[network], strict=True)
     return [[scaled(channels, width)] * count for channels, count in counts]
 

@@ -13,7 +13,7 @@ def lr_steps(
 ) -> np.ndarray:
     """One learning rate per step: linear from `lr_init` to `lr_max`, then `lr_max * (1 - t)^2` towards 0.
 
-    t runs from 0 at the end of the warm-up to 1 one step behind the end of the run. A warm-up longer than
+    t runs from 0 at the end of the warm-up to 1 one step after the end of the run. A warm-up longer than
     the run is cut where the run ends.
     """
     total = max_epoch * steps_per_epoch

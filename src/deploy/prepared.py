@@ -169,7 +169,7 @@ def count_results(folder: Path, labels: dict[str, int] | np.ndarray, num_classes
     for files, problem in ((set(expected) - found, "are missing"), (found - set(expected), "have no label")):
         if files:
             raise UserError(f"result_dir: {folder}: {len(files)} files {problem}: {listed(sorted(files))}")
-    counts = Counts.empty(num_classes)
+    counts = Counts(num_classes)
     for name, rows in expected.items():
         check_regular(folder / name)
         if (folder / name).stat().st_size != 4 * num_classes * len(rows):

@@ -58,8 +58,8 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     batches = ceil(len(reader) / rank.world_size / config.eval_batch_size)  # of the rank with the most images
     if config.eval_step_per_epoch > 0:
         batches = min(batches, config.eval_step_per_epoch)
-    counts, problem = Counts.empty(config.num_classes), None
-    first_end_s, timed_images, images_per_s = None, 0, 0.0
+    counts, problem = Counts(config.num_classes), None
+    start_s, timed_images, images_per_s = None, 0, 0.0
     was_training = network.training
     network.set_train(False)
     rows = iter(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ())
@@ -74,12 +74,11 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
             if len(labels):
                 logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
                 counts.update(logits[:len(labels)].astype(np.float32), labels)
-                now = time.perf_counter()
-                if first_end_s is None:
-                    first_end_s = now
+                if start_s is None:
+                    start_s = time.perf_counter()
                 else:
                     timed_images += len(labels)
-                    images_per_s = timed_images / (now - first_end_s)
+                    images_per_s = timed_images / (time.perf_counter() - start_s)
                 bar.update(len(labels) * rank.world_size)
             # The ranks meet after each batch: one that left alone would be waited for.
             stopped, failed = sum_integers([bool(signals and signals.received), problem is not None], rank.world_size)
@@ -107,8 +106,13 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
     if config.on_bad_image != "error":
         report_lost(reader, "in the evaluation", "not counted", rank)
     if rank.rank == 0:
-        for line in result_lines(evaluation.counts, short_form=not config.photos):
-            get_logger().info(line)
+        counts = evaluation.counts
+        if not config.photos:
+            get_logger().info("result: {'acc': %.4f}", counts.top1())  # the line that CIFAR-10 users know
+        for k, correct in ((1, counts.top1_correct), (5, counts.topk_correct)):
+            if k == 1 or counts.num_classes > 5:  # top-5 of five classes says nothing
+                get_logger().info("after allreduce eval: top%d_correct=%d, tot=%d, acc=%.2f%%", k, correct, counts.seen,
+                                  100 * correct / counts.seen)
     return evaluation
 
 
@@ -120,16 +124,6 @@ def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> None:
         names = f":\n{reader.tracker.describe(lost)}" if lost else ""
         get_logger().warning("warning: %d image%s could not be read %s and %s %s%s", total, "s" if total > 1 else "",
                              when, "were" if total > 1 else "was", fate, names)
-
-
-def result_lines(counts: Counts, *, short_form: bool) -> list[str]:
-    """The result in words; `short_form` adds the line that CIFAR-10 users know."""
-    correct = {1: counts.top1_correct}
-    if counts.num_classes > 5:  # top-2 of three classes says little
-        correct[5] = counts.topk_correct
-    lines = [f"after allreduce eval: top{k}_correct={hits}, tot={counts.seen}, acc={100 * hits / counts.seen:.2f}%"
-             for k, hits in correct.items()]
-    return [f"result: {{'acc': {counts.top1():.4f}}}", *lines] if short_form else lines
 
 
 def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, ...], about: dict[str, Any]) -> None:
@@ -152,14 +146,6 @@ def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, .
 # --- checkpoints: eval.py
 
 
-class Candidate(NamedTuple):
-    """A checkpoint, ready to be evaluated."""
-
-    path: Path
-    model: LoadedModel
-    reader: Reader
-
-
 def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
     """Evaluate every checkpoint that `pre_trained` names: a file, a folder or a pattern.
 
@@ -170,12 +156,11 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
     rank = set_up_device(config)
     paths, skipped = find_checkpoints(config.pre_trained), {}
     candidates = load_each(config, rank, paths, skipped)
-    first = next(candidates)
+    first = _, model, reader = next(candidates)
     folder = new_run_folder(Path(config.ckpt_path), rank, "_eval")
-    lines = [describe_model(first.model.config, first.model.network),
-             f"{first.reader.source}: {len(first.reader)} images"]
+    lines = [describe_model(model.config, model.network), f"{reader.source}: {len(reader)} images"]
     results, said = {}, set()
-    with open_run_folder(folder, first.model.config, rank, lines, log_name="eval.log"):
+    with open_run_folder(folder, model.config, rank, lines, log_name="eval.log"):
         for path, model, reader in chain([first], candidates):
             get_logger().info("checkpoint: %s", path)
             for line in [*model.report, *_notes_on_names(model.class_names, reader)]:
@@ -194,7 +179,8 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
     return results
 
 
-def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: dict[str, list[Path]]) -> Iterator[Candidate]:
+def load_each(config: Config, rank: Rank, paths: Sequence[Path],
+              skipped: dict[str, list[Path]]) -> Iterator[tuple[Path, LoadedModel, Reader]]:
     """Every checkpoint that is whole and fits the images; what is wrong with the others is added to `skipped`.
 
     UserError if no checkpoint is left, or if the ranks read different files.
@@ -203,9 +189,9 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: dict[s
         data_folder(config)  # a wrong one is found before much is loaded
     loader = ModelLoader(config, rank)
     _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
-    readers, first_error = {}, None  # by the number of classes: not every data set knows its own
+    readers: dict[int, Reader] = {}  # by the number of classes: not every data set knows its own
     for path in paths:
-        candidate, no_data = None, None
+        fits, refusal = False, None
         try:
             model = loader.load(path)
             if not model.config.include_top:
@@ -216,21 +202,18 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path], skipped: dict[s
             if classes not in readers:
                 readers[classes] = build_reader(model.config, "test")
             check_numbering(readers[classes], model.class_names, "the checkpoint")
-            candidate = Candidate(path, model, readers[classes])
-        except NoDataError as error:
-            no_data = error  # the other checkpoints have none either
+            fits = True
         except UserError as error:
-            first_error = first_error or error
             reason = str(error).removeprefix(f"{path}: ").replace(f" {path}", "")  # the same for several files
             skipped.setdefault(reason, []).append(path)
+            if len(paths) == 1 or isinstance(error, NoDataError):  # the other checkpoints have no data either
+                refusal = error
         if rank.world_size > 1:
-            _check_same([1 + fingerprint(candidate.model.network) if candidate else 0], rank)
-        if no_data:
-            raise no_data
-        if candidate:
-            yield candidate
-    if len(paths) == 1 and skipped:
-        raise first_error
+            _check_same([1 + fingerprint(model.network) if fits else 0], rank)
+        if refusal:
+            raise refusal
+        if fits:
+            yield path, model, readers[classes]
     if sum(map(len, skipped.values())) == len(paths):
         raise UserError(f"none of these can be evaluated:{_by_reason(skipped)}")
 

@@ -85,20 +85,6 @@ def _short(name: object) -> str:
     return (text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…").replace("$", r"\$")
 
 
-def read_metrics(metrics_csv: Path) -> dict[str, np.ndarray]:
-    """The columns of metrics.csv as float arrays; NaN for a cell that is empty or was cut off while it was written."""
-    def number(text: str | None) -> float:
-        try:
-            return float(text or "nan")
-        except ValueError:
-            return math.nan
-
-    with open(metrics_csv, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return {name: np.array([number(row[name]) for row in rows]) for name in reader.fieldnames or ()}
-
-
 def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a metrics.csv, as far as they are there.
 
@@ -106,11 +92,14 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     """
     from matplotlib.ticker import MaxNLocator
 
-    columns = read_metrics(metrics_csv)
-    epochs, top1, topk = columns["epoch"], 100 * columns["val_top1"], 100 * columns["val_top5"]
-    panels = [("training loss, mean of the epoch", [("", columns["loss"], BLUE)]),
+    with open(metrics_csv, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    epochs, loss, rate, top1, topk = (np.array([float(row[name] or "nan") for row in rows])
+                                      for name in ("epoch", "loss", "lr", "val_top1", "val_top5"))
+    top1, topk = 100 * top1, 100 * topk
+    panels = [("training loss, mean of the epoch", [("", loss, BLUE)]),
               ("accuracy on the test set, %", [(f"top-{k}", topk, ORANGE)] * (k > 1) + [("top-1", top1, GREEN)]),
-              ("learning rate at the end of the epoch", [("", columns["lr"], RED)])]
+              ("learning rate at the end of the epoch", [("", rate, RED)])]
     figure = _figure(8, 8.4)
     all_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     for axes, (title, curves) in zip(all_axes, panels, strict=True):

@@ -3,7 +3,6 @@
 
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
-REPLACED = {"skip": "skipped", "replace": "replaced by others"}
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"  # short: half of 80 columns is bar
 
 
@@ -38,7 +36,7 @@ class Saver:
     """Writes files of the run. A full or read-only disk is reported, and ends the run only with on_save_error=stop."""
 
     def __init__(self, config: Config, folder: Path, parameters: Sequence[mindspore.Parameter]) -> None:
-        self._folder, self._stops = folder, config.on_save_error == "stop"
+        self.folder, self._stops = folder, config.on_save_error == "stop"
         # a resume state, and a checkpoint without the moments
         self._needed_bytes = sum(parameter.nbytes * (1 if parameter.name.startswith("moments.") else 2)
                                  for parameter in parameters)
@@ -51,12 +49,8 @@ class Saver:
             write(path, *args)
             return True
         except OSError as error:
-            try:
-                free = f"{shutil.disk_usage(self._folder).free / 2**20:.0f} MiB are free"
-            except OSError:
-                free = "the folder has gone"
-            message = (f"{path.relative_to(self._folder)} could not be written to {self._folder}: "
-                       f"{error.strerror or error}; a save needs {self._needed_bytes / 2**20:.0f} MiB, {free}")
+            message = (f"{path.relative_to(self.folder)} could not be written to {self.folder}: "
+                       f"{error.strerror or error}; a save needs {self._needed_bytes / 2**20:.0f} MiB")
         if self._stops:
             raise UserError(message, 1)
         get_logger().error("error: %s. Older files are intact.", message)
@@ -67,45 +61,28 @@ class Progress(Hook):
     """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
 
     def __init__(self, config: Config, rank: Rank, state: TrainState) -> None:
-        self._log_interval, self._logged_step = config.log_interval, state.step
+        self._log_interval, self._step = config.log_interval, state.step
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
-        self._show_bar = rank.rank == 0 and sys.stdout.isatty()
-        self._bar: tqdm | None = None
+        self._bar = tqdm(total=state.total_steps, initial=state.step, unit=" steps", file=sys.stdout,
+                         dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch",
+                         disable=rank.rank != 0 or not sys.stdout.isatty())
 
     def after_step(self, state: TrainState) -> None:
-        if self._show_bar:
-            self._advance_bar(state)
-        advanced = state.step - self._logged_step  # more than 1 if steps are sunk
-        is_due = state.step_in_epoch % self._log_interval < advanced
-        if state.losses and (is_due or state.epoch_ends):
-            self._log_loss(state, state.step_in_epoch)
-        self._logged_step = state.step
+        advanced, self._step = state.step - self._step, state.step  # more than 1 if steps are sunk
+        self._bar.set_description_str(f"epoch {state.epoch}/{self._epochs}", refresh=False)
+        if state.losses:
+            self._bar.set_postfix_str(f"loss {state.losses[-1]:.4f}", refresh=False)
+        self._bar.update(advanced)
+        if state.losses and (state.step_in_epoch % self._log_interval < advanced or state.epoch_ends):
+            get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
 
     def after_epoch(self, state: TrainState) -> None:
-        last = (self._logged_step - 1) % state.steps_per_epoch + 1
-        if self._logged_step < state.step and last % self._log_interval:  # an epoch that ended before its last step
-            self._log_loss(state, last)
-        self._logged_step = state.step
         get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g; epoch %d/%d",
                           *(state.row[name] for name in ("seconds", "ms_per_step", "images_per_s", "lr")),
                           state.epoch, self._epochs)
 
-    def _log_loss(self, state: TrainState, step: int) -> None:
-        get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, step, state.losses[-1])
-
-    def close(self, state: TrainState) -> None:
-        if self._bar is not None and (state.is_over or state.stop_signal):
-            self._bar.close()
-            self._bar = None
-
-    def _advance_bar(self, state: TrainState) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=state.total_steps, initial=self._logged_step, unit=" steps", file=sys.stdout,
-                             dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch")
-        self._bar.set_description_str(f"epoch {state.epoch}/{self._epochs}", refresh=False)
-        if state.losses:
-            self._bar.set_postfix_str(f"loss {state.losses[-1]:.4f}", refresh=False)
-        self._bar.update(state.step - self._logged_step)
+    def close(self) -> None:
+        self._bar.close()
 
 
 class PlateauWarning(Hook):
@@ -146,7 +123,8 @@ class LostImages(Hook):
     """Says at the end of each epoch which images could not be read."""
 
     def __init__(self, config: Config, rank: Rank, reader: Reader) -> None:
-        self._reader, self._fate, self._rank = reader, REPLACED[config.on_bad_image], rank
+        self._reader, self._rank = reader, rank
+        self._fate = "skipped" if config.on_bad_image == "skip" else "replaced by others"
 
     def after_epoch(self, state: TrainState) -> None:
         report_lost(self._reader, f"in epoch {state.epoch}", self._fate, self._rank)
@@ -155,10 +133,10 @@ class LostImages(Hook):
 class Evaluate(Hook):
     """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
 
-    def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, folder: Path, info: ModelInfo,
-                 saver: Saver, signals: StopSignals) -> None:
+    def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, info: ModelInfo, saver: Saver,
+                 signals: StopSignals) -> None:
         self._config, self._rank, self._network, self._reader = config, rank, network, reader
-        self._best, self._info, self._saver, self._signals = folder / "best.ckpt", info, saver, signals
+        self._info, self._saver, self._signals = info, saver, signals
 
     def after_epoch(self, state: TrainState) -> None:
         state.unevaluated = state.epoch % self._config.epochs_between_evals == 0 or state.is_over
@@ -171,40 +149,39 @@ class Evaluate(Hook):
             return
         if evaluation is None:  # stopped; a resumed run begins with it
             return
-        state.unevaluated, counts = False, evaluation.counts
-        state.row |= {"val_top1": counts.top1(), "val_top5": counts.topk()}
-        if state.best_top1 is not None and counts.top1() <= state.best_top1:
+        top1 = evaluation.counts.top1()
+        state.unevaluated = False
+        state.row |= {"val_top1": top1, "val_top5": evaluation.counts.topk()}
+        if state.best_top1 is not None and top1 <= state.best_top1:
             return
         # a best one that could not be saved must not keep the next one from being saved
-        if self._rank.rank or self._saver(self._best, save_checkpoint, self._network, self._info):
-            state.best_top1, state.best_epoch = counts.top1(), state.epoch
+        best = self._saver.folder / "best.ckpt"
+        if self._rank.rank or self._saver(best, save_checkpoint, self._network, self._info):
+            state.best_top1, state.best_epoch = top1, state.epoch
 
 
 class MetricsLog(Hook):
     """One row of metrics.csv per epoch, and the curves drawn again."""
 
-    def __init__(self, config: Config, folder: Path, saver: Saver, state: TrainState) -> None:
+    def __init__(self, config: Config, saver: Saver, state: TrainState) -> None:
         self._k = top_k(config.num_classes)  # of the column val_top5
-        self._csv, self._curves, self._saver = folder / "metrics.csv", folder / "curves.png", saver
+        self._csv, self._saver = saver.folder / "metrics.csv", saver
         self._rows: dict[int, str] = {}
-        if self._csv.exists():
-            self._read_until(state.step, state.step // state.steps_per_epoch)
-            self._saver(self._csv, self._write)
-
-    def _read_until(self, step: int, epochs: int) -> None:
-        """Keep the rows of a resumed run up to these epochs. The row of an epoch that was cut by the end of the run is
-        kept if the run is resumed from just there."""
+        if not self._csv.exists():
+            return
+        # Of a resumed run, the rows up to its step stay: of whole epochs, and of one that was cut just there.
         for row in self._csv.read_text(encoding="utf-8", errors="replace").splitlines():
-            cells = row.split(",")
-            if len(cells) == len(METRICS) and cells[0].isdecimal() and cells[1].isdecimal() and (
-                    int(cells[0]) <= epochs or int(cells[1]) == step):
-                self._rows[int(cells[0])] = row
+            epoch, step, *_ = row.split(",") if row.count(",") == len(METRICS) - 1 else ("", "")
+            if epoch.isdecimal() and step.isdecimal() and (
+                    int(epoch) <= state.step // state.steps_per_epoch or int(step) == state.step):
+                self._rows[int(epoch)] = row
+        self._saver(self._csv, self._write)
 
     def after_epoch(self, state: TrainState) -> None:
         cells = [state.row.get(name, "") for name in METRICS]
         self._rows[state.epoch] = ",".join(f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells)
         if self._saver(self._csv, self._write) and not state.unevaluated:
-            self._saver(self._curves, plot_curves, self._csv, self._k)
+            self._saver(self._saver.folder / "curves.png", plot_curves, self._csv, self._k)
 
     def after_save(self, state: TrainState) -> None:
         if not state.unevaluated:
@@ -218,27 +195,23 @@ class SaveCheckpoints(Hook):
     """A checkpoint every `ckpt_interval` epochs and after the last one; then the oldest are removed, so that
     `keep_checkpoint_max` are left."""
 
-    def __init__(self, config: Config, rank: Rank, folder: Path, network: nn.Cell, info: ModelInfo,
-                 saver: Saver) -> None:
-        self._folder, self._rank = folder / f"ckpt_{rank.rank}", rank.rank
-        self._interval, self._keep = config.ckpt_interval, config.keep_checkpoint_max
+    def __init__(self, config: Config, rank: Rank, network: nn.Cell, info: ModelInfo, saver: Saver) -> None:
+        self._interval, self._keep, self._rank = config.ckpt_interval, config.keep_checkpoint_max, rank.rank
         self._network, self._info, self._saver = network, info, saver
 
     def after_epoch(self, state: TrainState) -> None:
         if state.epoch % self._interval and not state.is_over:
             return
-        path = self._folder / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
+        path = self._saver.folder / f"ckpt_{self._rank}" / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
         if self._saver(path, save_checkpoint, self._network, self._info):
-            files = self._written()
+            steps: dict[Path, tuple[int, int]] = {}  # of the checkpoints of this rank; other names are the user's own
+            for other in path.parent.glob("*.ckpt"):
+                match = re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", other.stem)
+                if match and other.is_file():
+                    steps[other] = int(match[1]), int(match[2])
             # newer ones are left from a continuation that was abandoned
-            for old in files[:files.index(path) + 1][:-self._keep]:
+            older = sorted((other for other in steps if steps[other] <= steps[path]), key=steps.get)
+            for old in older[:-self._keep]:
                 old.unlink(missing_ok=True)
         elif state.is_over:
             state.unsaved.append(f"the checkpoint {path.name}")
-
-    def _written(self) -> list[Path]:
-        """The checkpoints of this rank, the oldest first; other names, such as 0-001_20.ckpt, are the user's own."""
-        found = {path: re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", path.stem)
-                 for path in self._folder.glob("*.ckpt") if path.is_file()}
-        steps = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
-        return sorted(steps, key=steps.get)

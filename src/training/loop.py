@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run from start to end."""
 
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import mindspore
 from mindspore import nn
@@ -43,16 +43,7 @@ from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
 
-class TrainResult(NamedTuple):
-    """What a run came to."""
-
-    run_folder: Path
-    steps: int
-    losses: list[float]  # the mean of each epoch
-    best_top1: float | None  # if it was evaluated
-
-
-def train(config: Config, signals: StopSignals) -> TrainResult:
+def train(config: Config, signals: StopSignals) -> None:
     """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal."""
     rank = set_up_device(config)
     point = find_point(config, rank)  # the state to resume from, if any
@@ -80,30 +71,29 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
 
     folder = point.folder if point else new_run_folder(Path(config.ckpt_path), rank)
     with open_run_folder(folder, config, rank, lines, log_name=config.log_name,
-                         log_bytes=point.log_bytes(rank, config.log_name) if point else None,
-                         check=point.check_untouched if point else None):
+                         log_bytes=point.log_bytes(rank, config.log_name) if point else None):
         info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
         hooks: list[Hook] = [Progress(config, rank, state), PlateauWarning(config), AverageStatistics(network, rank)]
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
         if test is not None:
-            hooks.append(Evaluate(config, rank, network, test, folder, info, saver, signals))
+            hooks.append(Evaluate(config, rank, network, test, info, saver, signals))
         if rank.rank == 0:
-            hooks.append(MetricsLog(config, folder, saver, state))
+            hooks.append(MetricsLog(config, saver, state))
         if rank.rank == 0 or not config.is_save_on_master:
-            hooks.append(SaveCheckpoints(config, rank, folder, network, info, saver))
-        hooks.append(SaveStates(config, rank, data, model, folder, saver, signals, state))
+            hooks.append(SaveCheckpoints(config, rank, network, info, saver))
+        hooks.append(SaveStates(config, rank, data, model, saver, signals, state))
 
         signals.is_training = True
         state.unevaluated &= test is not None
         if state.is_over and not state.unevaluated:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
-        else:
-            callback = RunCallback(state, hooks)
-            with naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0):
-                callback.evaluate()  # what was stopped or killed before
-                run_epochs(config, rank, data, model, callback)
+        naming = naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0)
+        with closing(RunCallback(state, hooks)) as callback, naming:
+            callback.evaluate()  # what was stopped or killed before
+            run_epochs(data, model, callback)
+        if state.pace.seconds_per_step:
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.is_over and not (state.unevaluated or state.unsaved) and rank.rank == 0:
             for line in what_next(config, folder, state):
@@ -113,7 +103,6 @@ def train(config: Config, signals: StopSignals) -> TrainResult:
                             f"{how_to_go_on(folder, rank, state)}", 1)
         if state.stop_signal and (state.unevaluated or not state.is_over):
             raise stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
-    return TrainResult(folder, state.step, state.epoch_losses, state.best_top1)
 
 
 def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
@@ -125,7 +114,7 @@ def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
         raise UserError(f"{error}\n  for the evaluations; --mode=train trains without them") from None
 
 
-def run_epochs(config: Config, rank: Rank, data: TrainData, model: mindspore.Model, callback: RunCallback) -> None:
+def run_epochs(data: TrainData, model: mindspore.Model, callback: RunCallback) -> None:
     """`Model.train` from the present step to the end of the run, or until a signal stops it.
 
     Not sunk, it is one call per epoch, each with a freshly seeded pipeline, so that a run can be resumed at any step.

@@ -20,7 +20,7 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config, keys_for_resume
-from src.build import TrainData, amp_level, build_learning_rates
+from src.build import TrainData, amp_level
 from src.training.hooks import Saver
 from src.training.optimizer import set_step, state_parameters
 from src.training.state import Hook, TrainState
@@ -70,8 +70,7 @@ class ResumePoint(NamedTuple):
     folder: Path  # the run folder
     record: dict[str, Any]
     contents: Contents
-    notes: list[str]
-    states: list[str]  # the state files that were there
+    notes: Sequence[str] = ()
 
     @property
     def step(self) -> int:
@@ -83,11 +82,6 @@ class ResumePoint(NamedTuple):
             return None
         own = self.record if rank.rank == 0 else _read(state_file(self.folder, self.step, rank.rank))[0]
         return own["log_bytes"] or None  # 0 if the log had been moved away
-
-    def check_untouched(self) -> None:
-        """UserError if states were written since the point was found, as by a run that was just ending."""
-        if _states(self.folder) != self.states:
-            raise UserError(f"resume: {self.folder} was just written to by another run; start again")
 
 
 # --- writing
@@ -106,25 +100,13 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
                             "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
 
 
-def save_state(path: Path, parameters: Sequence[mindspore.Parameter], state: TrainState, log: Path,
-               run: dict[str, Any], rank: int) -> None:
-    """Write this rank's part of the state of the step just finished. OSError if it cannot be written."""
-    record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
-              "best_epoch": state.best_epoch, "unevaluated": state.row if state.unevaluated else None,
-              "seconds_of_epoch": state.epoch_seconds if state.losses else 0.0,
-              "log_bytes": log.stat().st_size if log.exists() else 0, **run}
-    own = parameters if rank == 0 else [item for item in parameters if is_statistic(item.name)]
-    write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, np.asarray(state.losses, np.float64))])
-
-
 class SaveStates(Hook):
     """Writes a state when it is due, on all ranks at the same step, and ends the run after a signal."""
 
-    def __init__(self, config: Config, rank: Rank, data: TrainData, model: mindspore.Model, folder: Path, saver: Saver,
+    def __init__(self, config: Config, rank: Rank, data: TrainData, model: mindspore.Model, saver: Saver,
                  signals: StopSignals, state: TrainState) -> None:
-        self._config, self._rank, self._folder, self._saver, self._signals = config, rank, folder, saver, signals
+        self._config, self._rank, self._saver, self._signals = config, rank, saver, signals
         self._parameters, self._run = state_parameters(model), describe_run(config, rank, data)
-        self._log = log_file(folder, config.log_name, rank.rank)
         self._agree_every = 1 if rank.world_size == 1 else state.read_every  # one rank has nobody to wait for
         self._last_step, self._last_save_s = state.step, time.monotonic()
 
@@ -156,18 +138,28 @@ class SaveStates(Hook):
         return number, bool(times)
 
     def _save(self, state: TrainState) -> None:
+        folder, rank = self._saver.folder, self._rank
         # A finished run whose last checkpoint is missing must be resumed from the state before.
-        written = not state.unsaved and self._saver(
-            state_file(self._folder, state.step, self._rank.rank), save_state, self._parameters, state, self._log,
-            self._run, self._rank.rank)
-        everywhere = sum_integers([int(written)], self._rank.world_size)[0] == self._rank.world_size
+        written = not state.unsaved and self._saver(state_file(folder, state.step, rank.rank), self._write, state)
+        everywhere = sum_integers([int(written)], rank.world_size)[0] == rank.world_size
         if everywhere:
             state.saved_step = state.step
         elif state.is_over:
             state.unsaved.append("the resume state")
-        if everywhere and self._rank.rank == 0:
-            remove_old_states(self._folder, state.step)
+        if everywhere and rank.rank == 0:
+            remove_old_states(folder, state.step)
         self._last_save_s = time.monotonic()
+
+    def _write(self, path: Path, state: TrainState) -> None:
+        """This rank's part of the state of the step just finished."""
+        log = log_file(self._saver.folder, self._config.log_name, self._rank.rank)
+        record = {"step": state.step, "epoch_losses": state.epoch_losses, "best_top1": state.best_top1,
+                  "best_epoch": state.best_epoch, "unevaluated": state.row if state.unevaluated else None,
+                  "seconds_of_epoch": state.epoch_seconds, "log_bytes": log.stat().st_size if log.exists() else 0,
+                  **self._run}
+        own = [item for item in self._parameters if self._rank.rank == 0 or is_statistic(item.name)]
+        losses = np.asarray(state.losses, np.float64)
+        write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, losses)])
 
 
 def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
@@ -178,7 +170,7 @@ def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
 def remove_old_states(folder: Path, newest_step: int) -> None:
     """Keep the last states of all ranks. States newer than `newest_step` belong to a continuation that was abandoned,
     and go too. Call it when the newest is safe on every rank."""
-    main_files = _main_files(folder.glob(f"{FOLDER}/*"))
+    main_files = _main_files(folder)
     kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
     for main_file in set(main_files) - set(kept):
         for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
@@ -225,30 +217,25 @@ def _find(named: str, root: Path) -> ResumePoint | None:
 def _candidates(named: str, root: Path) -> list[Path]:
     """Main state files, in the order in which to try them."""
     path = Path(named)
-    if named == "newest":
-        return _main_files(root.glob(f"*/{FOLDER}/*"))
+    if named == "newest":  # in the run folder that was written last
+        written = newest_first(sorted(root.glob(f"*/{FOLDER}/*.state"), reverse=True))
+        folders = dict.fromkeys(state.parent.parent for state in written)
+        return [state for folder in folders for state in _main_files(folder)]
     if path.is_dir():
-        folder = path.parent if path.name == FOLDER else path
-        return _main_files(folder.glob(f"{FOLDER}/*"))
+        return _main_files(path.parent if path.name == FOLDER else path)
     if path.is_file() and MAIN_FILE.fullmatch(path.name):
         return [path]
     raise UserError(f"resume: {named} is neither a run folder nor a state file (resume/step-*.state)")
 
 
-def _main_files(paths: Iterable[Path]) -> list[Path]:
-    """The main files among them: the run folder written last comes first, and in each the last step. Within a folder
-    the modification times say nothing: copying can change them."""
-    by_time = newest_first(sorted((path for path in paths if MAIN_FILE.fullmatch(path.name)), reverse=True))
-    folders = list(dict.fromkeys(path.parent for path in by_time))
-    return sorted(by_time, key=lambda path: (folders.index(path.parent), -_step_of(path)))
+def _main_files(folder: Path) -> list[Path]:
+    """Those of a run folder, the last step first. The modification times say nothing: copying can change them."""
+    found = (path for path in folder.glob(f"{FOLDER}/*") if MAIN_FILE.fullmatch(path.name))
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def _step_of(main_file: Path) -> int:
     return int(MAIN_FILE.fullmatch(main_file.name)[1])
-
-
-def _states(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"{FOLDER}/*.state"))
 
 
 def _verified(path: Path) -> ResumePoint:
@@ -257,7 +244,7 @@ def _verified(path: Path) -> ResumePoint:
     folder = path.parent.parent
     for rank in range(1, record["environment"]["ranks"]):
         _read(state_file(folder, record["step"], rank))
-    return ResumePoint(folder, record, contents, [], _states(folder))
+    return ResumePoint(folder, record, contents)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Contents]:
@@ -279,24 +266,31 @@ def _read(path: Path) -> tuple[dict[str, Any], Contents]:
 
 def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
            state: TrainState) -> list[str]:
-    """Put model and state back to the point, and return what to log about it. UserError for another run."""
-    now = describe_run(config, rank, data)
-    lines = check_differences(point, now, force=config.resume_force)
-    restore(point, state_parameters(model), state, rank=rank.rank)
-    if (point.record["steps_per_epoch"], point.record["global_batch"]) != (now["steps_per_epoch"], now["global_batch"]):
+    """Put model and state back to the point, and return what to log about it. UserError for another run.
+
+    If the steps are now made of other images, the run goes back to the beginning of the epoch.
+    """
+    record, now = point.record, describe_run(config, rank, data)
+    lines = [*point.notes, *check_differences(point, now, force=config.resume_force)]
+    losses = restore(point, state_parameters(model), rank.rank)
+    epochs = point.step // record["steps_per_epoch"]
+    state.saved_step, state.epoch_losses = point.step, record["epoch_losses"][:epochs]
+    state.best_top1, state.best_epoch = record["best_top1"], record["best_epoch"]
+    state.row = record["unevaluated"] or {}
+    state.unevaluated = bool(state.row)
+    if all(record[name] == now[name] for name in ("steps_per_epoch", "global_batch")):
+        state.step, state.losses, state.epoch_seconds = point.step, losses, record["seconds_of_epoch"]
+    else:
+        state.step = epochs * state.steps_per_epoch
         set_step(model, state.step)
-        lines.append(f"an epoch had {point.record['steps_per_epoch']} steps of {point.record['global_batch']} images "
-                     f"and has {data.steps_per_epoch} of {state.images_per_step}: the run goes on from the end of "
-                     f"epoch {state.step // data.steps_per_epoch}, which is step {state.step}")
-    before = point.record["settings"]["max_epoch"]
+        lines.append(f"an epoch had {record['steps_per_epoch']} steps of {record['global_batch']} images and has "
+                     f"{state.steps_per_epoch} of {state.images_per_step}: the run goes on from the end of epoch "
+                     f"{epochs}, which is step {state.step}")
+    before = record["settings"]["max_epoch"]
     if before != config.max_epoch and not state.is_over:
-        old = build_learning_rates(config.model_copy(update={"max_epoch": before}), data.steps_per_epoch,
-                                   rank.world_size)
-        change = (f"the learning rate of the next step was {old[state.step]:.6g} and is" if state.step < len(old) else
-                  "the run was finished and goes on; the learning rate of its next step is")
-        lines.append(f"max_epoch was {before} and is {config.max_epoch}: {change} "
+        lines.append(f"max_epoch was {before} and is {config.max_epoch}: the learning rate of the next step is "
                      f"{state.learning_rates[state.step]:.6g}")
-    return [*point.notes, *lines]
+    return lines
 
 
 def check_differences(point: ResumePoint, now: dict[str, Any], *, force: bool) -> list[str]:
@@ -334,11 +328,10 @@ def _changed(keys: Iterable[str], then: dict[str, Any], now: dict[str, Any]) -> 
     return [f"{key}: {then[key]}, now {now[key]}" for key in keys if key in then and then[key] != now[key]]
 
 
-def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state: TrainState, *, rank: int) -> None:
-    """Put the run back to where the state was written, or to the beginning of that epoch if its steps are now made of
-    other images. UserError if the state lacks a parameter."""
-    arrays, record = dict(point.contents.arrays), point.record
-    if 0 < rank < record["environment"]["ranks"]:
+def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], rank: int) -> list[float]:
+    """Fill the parameters, and return the losses of the epoch in progress. UserError if a parameter is missing."""
+    arrays = dict(point.contents.arrays)
+    if 0 < rank < point.record["environment"]["ranks"]:
         arrays |= read_file(state_file(point.folder, point.step, rank)).arrays
     for parameter in parameters:
         if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
@@ -346,15 +339,4 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], state
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise UserError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))
-    done_epochs = point.step // record["steps_per_epoch"]
-    state.epoch_losses, state.best_top1 = record["epoch_losses"][:done_epochs], record["best_top1"]
-    state.best_epoch = record["best_epoch"]
-    state.saved_step = point.step
-    state.row = record["unevaluated"] or {}
-    state.unevaluated = bool(state.row)
-    if (record["steps_per_epoch"], record["global_batch"]) == (state.steps_per_epoch, state.images_per_step):
-        state.step = point.step
-        state.losses = arrays[LOSSES].tolist()
-        state.epoch_seconds = float(record["seconds_of_epoch"])
-    else:
-        state.step = done_epochs * state.steps_per_epoch
+    return arrays[LOSSES].tolist()

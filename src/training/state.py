@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,7 @@ class TrainState:
     saved_step: int = 0  # of the newest resume state, 0 for none
     unsaved: list[str] = field(default_factory=list)  # what could not be written at the end of the run
     row: dict[str, float] = field(default_factory=dict)  # of metrics.csv, for the epoch that ends
+    unread: list[tuple[int, int, Tensor]] = field(default_factory=list)  # (first step, last step, loss)
     losses: list[float] = field(default_factory=list)  # of this epoch, as far as they were read
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
@@ -58,8 +59,7 @@ class TrainState:
     unevaluated: bool = False  # the evaluation of the last epoch is still to come
     stop_signal: int = 0  # number of the signal that ends the run after this step
     problem: UserError | None = None  # ends the run on all ranks, once its state is saved
-    read_losses: Callable[[], None] = lambda: None  # brings `losses` up to date; UserError for NaN or infinity
-    epoch_seconds: float = 0.0  # spent on this epoch, with the time before a resume
+    epoch_seconds: float = 0.0  # of the steps of this epoch, those before a resume included
     epoch_pace: Pace = field(default_factory=Pace)
     pace: Pace = field(default_factory=Pace)  # of the whole run
 
@@ -90,27 +90,40 @@ class TrainState:
         """How many steps are finished when the next epoch begins, or the run is over."""
         return min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the last finished step."""
-        return float(self.learning_rates[max(0, self.step - 1)])
+
+    def read_losses(self) -> None:
+        """Bring `losses` up to date; UserError for a loss that is NaN or infinite."""
+        unread, self.unread = self.unread, []
+        for first, last, output in unread:
+            loss = float(np.mean(output.asnumpy()))
+            if not math.isfinite(loss):
+                steps = f"step {last}" if first == last else f"steps {first} to {last}"
+                raise UserError(
+                    f"the loss became {loss} in {steps} of the run, at learning rate "
+                    f"{self.learning_rates[last - 1]:.6g}. Likely causes:\n"
+                    "  the learning rate is too high (--lr; without batch normalisation 0.01 is a usual peak);\n"
+                    "  the warm-up is too short (--warmup_epochs), or half precision overflows (--loss_scale, "
+                    "--amp_level=O0);\n"
+                    "  the input is wrong: image_mean and image_std, or damaged images.", 1)
+            self.losses.append(loss)
 
 
 class Hook:
-    """Something that happens between steps. Hooks act in the order of their list."""
+    """Something that happens between steps. Hooks act in the order of their list: what needs the result of an
+    evaluation comes after `Evaluate`, and `SaveStates` is the last."""
 
     def after_step(self, state: TrainState) -> None: ...
 
     def after_epoch(self, state: TrainState) -> None: ...
 
     def after_all(self, state: TrainState) -> None:
-        """After all hooks have acted on the step and, at the end of an epoch, on the epoch."""
+        """After all hooks have acted on the step and, at the end of an epoch, on the epoch: the time to save."""
 
     def after_save(self, state: TrainState) -> None:
-        """For the evaluation of an epoch, once its state is saved; first of all in a run that is resumed from there."""
+        """When an epoch is to be evaluated, once its state is saved; a run that is resumed there begins with it."""
 
-    def close(self, state: TrainState) -> None:
-        """After each call of `Model.train`."""
+    def close(self) -> None:
+        """At the end of the run, however it ends."""
 
 
 class RunCallback(Callback):
@@ -119,38 +132,27 @@ class RunCallback(Callback):
     def __init__(self, state: TrainState, hooks: Sequence[Hook]) -> None:
         super().__init__()
         self.state, self._hooks = state, hooks
-        self._unread: list[tuple[int, int, Tensor]] = []  # (first step, last step, loss)
-        self._reported = 0
-        self._step_start = self._counted = time.perf_counter()  # the seconds of the epoch are counted up to there
-        state.read_losses = self._read_losses
+        self._reported, self._step_start = 0, 0.0
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        self._reported = 0
-        self._step_start = self._counted = time.perf_counter()
+        self._reported, self._step_start = 0, time.perf_counter()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         params, state = run_context.original_args(), self.state
         advanced, self._reported = params.cur_step_num - self._reported, params.cur_step_num
         loss = params.net_outputs[0] if isinstance(params.net_outputs, (tuple, list)) else params.net_outputs
-        self._unread.append((state.step + 1, state.step + advanced, loss))
+        state.unread.append((state.step + 1, state.step + advanced, loss))
         state.step += advanced
         if state.epoch_ends or state.step_in_epoch % state.read_every == 0 or advanced > 1:
-            self._read_losses()
-        now = time.perf_counter()
+            state.read_losses()
+        seconds = time.perf_counter() - self._step_start
+        state.epoch_seconds += seconds
         for pace in (state.epoch_pace, state.pace):
-            pace.add(advanced, now - self._step_start)
-        state.epoch_seconds += now - self._counted
-        self._counted = now
-        for hook in self._hooks:
-            hook.after_step(state)
-        self._after_step(epoch_ends=state.epoch_ends)
+            pace.add(advanced, seconds)
+        self._call_hooks()
         if state.stop_signal or state.is_over:
             run_context.request_stop()
         self._step_start = time.perf_counter()
-
-    def on_train_end(self, run_context: RunContext) -> None:
-        for hook in self._hooks:
-            hook.close(self.state)
 
     def end_short_epoch(self) -> None:
         """End an epoch before its last step: broken images were skipped, and there is no more data.
@@ -162,53 +164,41 @@ class RunCallback(Callback):
         if state.step % state.steps_per_epoch == 0:
             raise UserError("on_bad_image: without the images that cannot be read there is not one whole batch")
         state.step = state.next_epoch_step
-        self._after_step(epoch_ends=True)
+        state.read_losses()
+        self._call_hooks()
 
-    def _after_step(self, *, epoch_ends: bool) -> None:
+    def _call_hooks(self) -> None:
         state = self.state
-        if epoch_ends:
+        for hook in self._hooks:
+            hook.after_step(state)
+        if state.epoch_ends:
             self._end_epoch()
         for hook in self._hooks:
             hook.after_all(state)
         self.evaluate()
 
-    def evaluate(self) -> None:
-        """Make up for the evaluation that the last epoch lacks, if any."""
-        state = self.state
-        if not state.unevaluated or state.stop_signal:
-            return
-        for hook in self._hooks:
-            hook.after_save(state)
-        self._counted = time.perf_counter()
-        if state.problem:
-            raise state.problem
-
     def _end_epoch(self) -> None:
         state = self.state
-        self._read_losses()
         state.epoch_losses.append(float(np.mean(state.losses)))
         pace = state.epoch_pace.seconds_per_step
         state.row = {"epoch": state.epoch, "step": state.step, "loss": state.epoch_losses[-1],
-                     "lr": state.learning_rate, "images_per_s": state.images_per_step / pace,
+                     "lr": float(state.learning_rates[state.step - 1]),
+                     "images_per_s": state.images_per_step / pace if pace else 0.0,
                      "seconds": state.epoch_seconds, "ms_per_step": 1000 * pace}
         for hook in self._hooks:
             hook.after_epoch(state)
         if state.step % state.steps_per_epoch == 0:  # an epoch that the end of the run cuts may be finished later
             state.losses, state.epoch_seconds, state.epoch_pace = [], 0.0, Pace()
-            self._counted = time.perf_counter()
 
-    def _read_losses(self) -> None:
-        """Bring `state.losses` up to date; UserError for a loss that is NaN or infinite."""
-        unread, self._unread = self._unread, []
-        for first, last, output in unread:
-            loss = float(np.mean(output.asnumpy()))
-            if not math.isfinite(loss):
-                steps = f"step {last}" if first == last else f"steps {first} to {last}"
-                raise UserError(
-                    f"the loss became {loss} in {steps} of the run, at learning rate "
-                    f"{self.state.learning_rates[last - 1]:.6g}. Likely causes:\n"
-                    "  the learning rate is too high (--lr; without batch normalisation 0.01 is a usual peak);\n"
-                    "  the warm-up is too short (--warmup_epochs), or half precision overflows (--loss_scale, "
-                    "--amp_level=O0);\n"
-                    "  the input is wrong: image_mean and image_std, or damaged images.", 1)
-            self.state.losses.append(loss)
+    def evaluate(self) -> None:
+        """Make up for the evaluation that the last epoch lacks, if any."""
+        state = self.state
+        if state.unevaluated and not state.stop_signal:
+            for hook in self._hooks:
+                hook.after_save(state)
+            if state.problem:
+                raise state.problem
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.close()

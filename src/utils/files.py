@@ -67,10 +67,8 @@ def remove_unfinished(folder: Path) -> int:
 
 def make_folder(folder: Path) -> Path:
     """The folder, made if needed; UserError if that is not possible."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
     return folder
 
 

@@ -5,7 +5,7 @@ import fcntl
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.utils.files import make_folder, remove_unfinished, write_atomically
+from src.utils.files import make_folder, remove_unfinished, write_atomically, writing
 from src.utils.logging import get_logger, log_to_files, set_up_logging
 from src.utils.ranks import from_rank_0
 
@@ -27,35 +27,28 @@ def new_run_folder(root: Path, rank: Rank, suffix: str = "") -> Path:
     that no other run has taken."""
     moment = datetime.now().replace(microsecond=0)
     while rank.rank == 0:
-        folder = root / (f"{moment:%Y%m%d_%H%M%S}" + suffix)
         try:
-            folder.mkdir(parents=True)
+            (make_folder(root) / (f"{moment:%Y%m%d_%H%M%S}" + suffix)).mkdir()
             break
         except FileExistsError:
-            if not root.is_dir():
-                raise UserError(f"ckpt_path: {root} is not a folder") from None
             moment += timedelta(seconds=1)
-        except OSError as error:
-            raise UserError(f"ckpt_path: the run folder {folder} cannot be made: {error.strerror}") from None
     day, second = from_rank_0([int(f"{moment:%Y%m%d}"), int(f"{moment:%H%M%S}")], rank)
     return make_folder(root / (f"{day:08d}_{second:06d}" + suffix))  # other hosts may have another disk
 
 
 @contextmanager
 def open_run_folder(folder: Path, config: Config, rank: Rank, lines: Iterable[str], *, log_name: str,
-                    log_bytes: int | None = None, check: Callable[[], None] | None = None) -> Iterator[None]:
+                    log_bytes: int | None = None) -> Iterator[None]:
     """Lock the folder, open its log, and write down what this run is: config.yaml, `lines`.
 
     `log_bytes` is the length of a resumed run's log when its state was written: what follows happens again.
-    UserError on every rank if another run holds the lock, or if `check`, called under the lock, raises one.
+    UserError on every rank if another run holds the lock.
     """
     lock, refusal, notes = None, None, [*config.notes, *rank.notes, *lines]
     if rank.rank == 0:
-        lock = (folder / "run.lock").open("a+", encoding="utf-8")
+        lock = (folder / "run.lock").open("a+b", buffering=0)
         try:
             notes += _take(lock, folder)
-            if check:
-                check()
             if left := remove_unfinished(folder):
                 notes.append(f"{left} unfinished file(s) of a killed run are removed")
         except UserError as error:
@@ -90,15 +83,15 @@ def _take(lock, folder: Path) -> list[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        raise UserError(f"{folder}: is in use by another run ({lock.read().strip()})") from None
+        raise UserError(f"{folder}: is in use by another run ({lock.read().decode().strip()})") from None
     except OSError as error:  # some cluster file systems
         notes.append(f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes there")
     lock.seek(0)
-    if owner := lock.read().strip():
+    if owner := lock.read().decode().strip():
         notes.append(f"the lock of a dead run is taken over ({owner})")
     lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+    with writing(folder):  # the disk may be full
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     return notes
 
 

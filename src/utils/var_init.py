@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from mindspore.common.initializer import HeNormal, Initializer, Normal, XavierUniform
 
-from src.utils.util import unknown_name
-
 KaimingNormal = HeNormal  # the name that recipes and the model zoo use
 
 
@@ -61,13 +59,6 @@ INITIALIZE_MODES = {
     "KaimingNormal": InitialValues(_kaiming(share=1.0), _kaiming(share=0.4)),
     "Dirac": InitialValues(Dirac(), XavierUniform()),
 }
-
-
-def initial_values(initialize_mode: str) -> InitialValues:
-    """The initializers of this name; ValueError, naming the allowed ones, for any other name."""
-    if initialize_mode not in INITIALIZE_MODES:
-        raise ValueError(unknown_name("initialize_mode", initialize_mode, INITIALIZE_MODES))
-    return INITIALIZE_MODES[initialize_mode]
 
 
 def drawn_later() -> AbstractContextManager:

@@ -170,7 +170,7 @@ def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
     run = next(Path("runs").iterdir())
     log = (run / "train.log").read_text()
     for epoch in (1, 2):
-        assert f"epoch: {epoch} step: 4, loss is" in log
+        assert f"epoch: {epoch} step: 5, loss is" in log
         assert f"2 images could not be read in epoch {epoch} and were skipped:" in log
     assert "2 images could not be read in the evaluation and were not counted" in log and "tot=9," in log
     assert all(f"data/{name}" in log for name in broken)
@@ -178,6 +178,13 @@ def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
     assert {path.name for path in (run / "ckpt_0").iterdir()} == {"0-1_5.ckpt", "0-2_5.ckpt"}
     point = find_point(get_config([f"--resume={run}"]), Rank())
     assert point.contents.arrays["global_step"].item() == 10  # it is what learning rates follow: left out steps count
+
+
+def test_a_run_goes_on_from_where_only_skipped_images_were_left_of_the_epoch(copy_of):
+    break_images(copy_of("folder"))
+    assert train_here("--on_bad_image=skip", "--max_train_steps=4").status == 0
+    outcome = train_here("--on_bad_image=skip", "--resume")
+    assert outcome.status == 0 and "epoch: 1 step: 5, loss is" in outcome.out, outcome
 
 
 @pytest.mark.parametrize("mode", ["skip", "replace"])

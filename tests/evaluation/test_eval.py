@@ -33,15 +33,13 @@ def write_checkpoint(path: Path, seed: int, *flags: str, classes: tuple[str, ...
                          f"--num_classes={len(classes)}"])
     mindspore.set_seed(seed)
     network = build.build_network(config, set_up_device(config)).set_train(False)
-    head = {parameter.name: parameter for parameter in network.trainable_params()}
     if config.include_top:
-        weights = np.random.RandomState(seed).randn(*head["classifier.6.weight"].shape)
-        head["classifier.6.weight"].set_data(mindspore.Tensor(weights, mindspore.float32))
+        weight, bias = network.classifier[6].weight, network.classifier[6].bias
+        weight.set_data(mindspore.Tensor(np.random.RandomState(seed).randn(*weight.shape), mindspore.float32))
     if images is not None:
         mean, std = DATASETS["cifar10"].statistics
         inputs = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
-        middle = network(mindspore.Tensor(inputs, mindspore.float32)).asnumpy().mean(axis=0)
-        head["classifier.6.bias"].set_data(mindspore.Tensor(-middle))
+        bias.set_data(-network(mindspore.Tensor(inputs, mindspore.float32)).mean(axis=0))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, network, ModelInfo.of(config, classes))
     return path

@@ -36,7 +36,7 @@ def test_curves(drawn, tmp_path):
     figures = [curves(*EPOCHS[:count]) for count in (0, 1, 3)] + [curves(*EPOCHS, k=2)]
     assert all(min(pixels.shape[:2]) > 500 and pixels.std() > 5 for pixels in figures)
     assert all(not np.array_equal(one, other) for one, other in zip(figures, figures[1:], strict=False))
-    curves("1,10,nan,0.1,900,1.5,,\n", "2,20,inf,0.1,900,1.5,0.1,0.5\n", "3,30,2.")  # not finite, cut off
+    curves("1,10,nan,0.1,900,1.5,,\n", "2,20,inf,0.1,900,1.5,0.1,0.5\n", "3,30,2.")  # not finite, cells missing
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(drawn, tmp_path):

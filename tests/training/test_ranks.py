@@ -4,13 +4,10 @@
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import rank_tasks
 from helpers import ROOT, only_folder, weights_of, write_class_folders
+from launches import BIN, free_port, msrun, started
 from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN
 
 from model_utils.config import get_config
@@ -32,34 +30,7 @@ from src.weights.model_info import ModelInfo
 
 LOSS = re.compile(r"epoch: \d+ step: \d+, loss is \S+")
 SLOW_3 = pytest.param(3, marks=pytest.mark.slow)  # three ranks take their time on two cores
-MSRUN = Path(sys.executable).parent / "msrun"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def started(*command: object, cwd: Path) -> Iterator[subprocess.Popen]:
-    """The command in a process group of its own, of which nothing is left at the end."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MS_")} | {"GLOG_v": "3"}
-    process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
-        process.wait()
-
-
-def msrun(ranks: int, script: Path, *args: object, cwd: Path):
-    """`msrun` as a user types it; each rank's output goes to msrun_log."""
-    return started(MSRUN, f"--worker_num={ranks}", f"--local_worker_num={ranks}", "--join=True",
-                   f"--master_port={free_port()}", "--log_dir=msrun_log", script, *args, cwd=cwd)
+MSRUN = BIN / "msrun"
 
 
 class Ranks(NamedTuple):
@@ -67,7 +38,6 @@ class Ranks(NamedTuple):
 
     folder: Path
     results: list[dict[str, np.ndarray]]  # of each rank
-    console: str
 
     def weights(self, name: str, rank: int = 0) -> dict[str, np.ndarray]:
         """The last checkpoint that this rank wrote in a run of `rank_tasks`."""
@@ -85,13 +55,11 @@ def make_network(*flags: str):
 def given(tmp_path_factory) -> Path:
     """A checkpoint whose answers are spread over the classes, so that an image lost or doubled shows."""
     config, network = make_network(*PLAIN, "--synthetic_train_images=100")
-    head = {parameter.name: parameter for parameter in network.trainable_params()}
-    shape = head["classifier.6.weight"].shape
-    head["classifier.6.weight"].set_data(mindspore.Tensor(np.random.RandomState(0).randn(*shape), mindspore.float32))
+    weight, bias = network.classifier[6].weight, network.classifier[6].bias
+    weight.set_data(mindspore.Tensor(np.random.RandomState(0).randn(*weight.shape), mindspore.float32))
     reader = build_train_data(config, Rank()).reader
     images = ((np.stack([reader.read(index) for index in range(len(reader))]) / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
-    mean = network(mindspore.Tensor(images, mindspore.float32)).asnumpy().mean(axis=0)
-    head["classifier.6.bias"].set_data(mindspore.Tensor(-mean))
+    bias.set_data(-network(mindspore.Tensor(images, mindspore.float32)).mean(axis=0))
     path = tmp_path_factory.mktemp("given") / "given.ckpt"
     save_checkpoint(path, network, ModelInfo.of(config, reader.class_names))
     return path
@@ -103,17 +71,16 @@ def job(given, tmp_path_factory) -> Callable[[int], Ranks]:
 
     @cache
     def run(size: int) -> Ranks:
-        folder, console = tmp_path_factory.mktemp(f"ranks_{size}_"), ""
+        folder = tmp_path_factory.mktemp(f"ranks_{size}_")
         shutil.copy(given, folder)
         broken = sorted((write_class_folders(folder / "images", each=8) / "val").rglob("*.png"))[0]
         broken.write_bytes(b"")
         if size == 1:
             rank_tasks.main(folder, set_up_device(get_config([*FLAGS])))
         else:
-            with msrun(size, ROOT / "tests" / "rank_tasks.py", folder, cwd=folder) as process:
-                console, _ = process.communicate(timeout=400)
-            assert process.returncode == 0, "".join(log.read_text() for log in (folder / "msrun_log").iterdir())
-        return Ranks(folder, [dict(np.load(folder / f"rank_{rank}.npz")) for rank in range(size)], console)
+            done = msrun(ROOT / "tests" / "rank_tasks.py", folder, ranks=size, cwd=folder, timeout_s=400)
+            assert done.returncode == 0, "".join(log.read_text() for log in (folder / "msrun_log").iterdir())
+        return Ranks(folder, [dict(np.load(folder / f"rank_{rank}.npz")) for rank in range(size)])
 
     return run
 
@@ -214,7 +181,9 @@ def test_a_job_is_stopped_and_goes_on(tmp_path):
     steps = 40
     flags = [*FLAGS, "--batch_size=4", f"--synthetic_train_images={8 * steps}", "--max_epoch=1", "--ckpt_path=runs",
              "--is_distributed=1"]
-    with msrun(2, ROOT / "train.py", *flags, "--max_epoch=50", cwd=tmp_path) as process:
+    command = [MSRUN, "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={free_port()}",
+               "--log_dir=msrun_log", ROOT / "train.py", *flags, "--max_epoch=50"]
+    with started(command, cwd=tmp_path) as process:
         log, deadline = tmp_path / "msrun_log" / "worker_1.log", time.monotonic() + 120
         while not log.exists() or not LOSS.search(log.read_text()):
             assert time.monotonic() < deadline and process.poll() is None
@@ -226,10 +195,9 @@ def test_a_job_is_stopped_and_goes_on(tmp_path):
         time.sleep(3)
     run = only_folder(tmp_path / "runs")
     stopped_after = _find(str(run), run.parent).step
-    with msrun(2, ROOT / "train.py", *flags, "--max_epoch=50", f"--max_train_steps={stopped_after + 5}", "--resume",
-               cwd=tmp_path) as process:
-        process.communicate(timeout=200)
-    assert process.returncode == 0 and only_folder(tmp_path / "runs") == run
+    done = msrun(ROOT / "train.py", *flags, "--max_epoch=50", f"--max_train_steps={stopped_after + 5}", "--resume",
+                 ranks=2, cwd=tmp_path)
+    assert done.returncode == 0 and only_folder(tmp_path / "runs") == run
     assert _find(str(run), run.parent).step == stopped_after + 5
     assert len(LOSS.findall((run / "train_1.log").read_text())) == stopped_after + 5
 
@@ -254,11 +222,11 @@ def test_two_hosts_with_a_disk_each_train_together(tmp_path):
             ip("-n", name, "addr", "add", f"10.254.0.{number}/24", "dev", name)
             ip("-n", name, "link", "set", name, "up")
             ip("-n", name, "link", "set", "lo", "up")
-        hosts = [stack.enter_context(started(
+        hosts = [stack.enter_context(started([
             "ip", "netns", "exec", name, MSRUN, "--worker_num=2", "--local_worker_num=1", f"--node_rank={number}",
             "--master_addr=10.254.0.1", f"--master_port={port}", "--join=True", f"--log_dir=log{number}",
             ROOT / "train.py", "--is_distributed=1", *FLAGS, "--batch_size=4", "--max_epoch=1",
-            "--synthetic_train_images=40", "--is_save_on_master=0", f"--ckpt_path=disk{number}", cwd=tmp_path))
+            "--synthetic_train_images=40", "--is_save_on_master=0", f"--ckpt_path=disk{number}"], cwd=tmp_path))
             for number, name in enumerate(names)]
         outputs = [host.communicate(timeout=150)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs

@@ -34,13 +34,6 @@ def command(line: str, program: str, *flags: object, **options) -> Iterator[subp
         yield run
 
 
-def long_run(data: Path, folder: Path, **options):
-    """train.py in the middle of its first epoch, with nothing saved yet."""
-    return command("epoch: 1", "train.py", *TINY, "--log_interval=2", "--max_epoch=1000", "--batch_size=1",
-                   "--ckpt_interval=1000", "--ckpt_interval_steps=1000000", f"--data_dir={data}",
-                   f"--ckpt_path={folder}", **options)
-
-
 def ignore() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `command &` in a script
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
@@ -50,7 +43,8 @@ def ignore() -> None:
     (signal.SIGINT, 130, {}), pytest.param(signal.SIGHUP, 129, {}, marks=pytest.mark.slow),
     (signal.SIGTERM, 143, {"preexec_fn": ignore})])
 def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, number, status, options):
-    with long_run(data, tmp_path, **options) as run:
+    with command("epoch: 1", "train.py", *TINY, "--log_interval=2", "--max_epoch=1000", "--batch_size=1",
+                 "--ckpt_interval=1000", f"--data_dir={data}", f"--ckpt_path={tmp_path}", **options) as run:
         run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
         run.send_signal(signal.SIGCONT)
         time.sleep(0.5)
@@ -67,8 +61,7 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
     assert err.splitlines()[-1] == f"  python train.py --resume={folder}"
     assert err.splitlines()[-1] in (folder / "train.log").read_text().splitlines()
     if number == signal.SIGTERM:
-        done = run_main("train", f"--resume={folder}",
-                        f"--max_train_steps={step + 2}")
+        done = run_main("train", f"--resume={folder}", f"--max_train_steps={step + 2}")
         assert done.status == 0 and f"after step {step}\n" in done.out, done
 
 

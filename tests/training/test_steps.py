@@ -19,7 +19,7 @@ from model_utils.schema import Config
 from src.build import amp_level, build_loss, build_model, build_network, build_train_data, sink_size
 from src.training import loop, resume
 from src.training.hooks import MetricsLog, PlateauWarning, Progress, SaveCheckpoints, Saver
-from src.training.state import Hook, Pace, RunCallback, TrainState
+from src.training.state import Hook, RunCallback, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.signals import StopSignals
 
@@ -192,7 +192,6 @@ def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_ep
         params.cur_step_num += per_call
         params.net_outputs = mindspore.Tensor(loss, mindspore.float32)
         callback.on_train_step_end(context)
-    callback.on_train_end(context)
     return state
 
 
@@ -215,27 +214,16 @@ def test_divergence_names_the_step_and_its_rate(bad):
         drive([2, bad, 2], per_call=5, steps_per_epoch=20, read_every=100)
 
 
-def progress(log_interval: int) -> Progress:
-    return Progress(config(f"--log_interval={log_interval}"), CPU, TrainState(1, RATES, 8))
-
-
-def loss_lines(capsys) -> list[str]:
-    return [line for line in capsys.readouterr().out.splitlines() if "loss is" in line]
-
-
-@pytest.mark.parametrize("read_every", [1, 2])
-def test_a_loss_line_shows_the_loss_of_its_own_step(capsys, read_every):
+@pytest.mark.parametrize(("interval", "options", "steps"), [
+    (2, {"steps_per_epoch": 3}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
+    (2, {"steps_per_epoch": 3, "read_every": 2}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
+    (5, {"steps_per_epoch": 18, "per_call": 3, "read_every": 100}, {(1, 6): 2, (1, 12): 4, (1, 15): 5, (1, 18): 6})])
+def test_a_loss_line_comes_at_the_interval_and_shows_the_loss_of_its_own_step(capsys, interval, options, steps):
     set_up_logging()
-    drive([1, 2, 3, 4, 5, 6], progress(2), steps_per_epoch=3, read_every=read_every)
-    assert loss_lines(capsys) == ["epoch: 1 step: 2, loss is 2.000000", "epoch: 1 step: 3, loss is 3.000000",
-                                  "epoch: 2 step: 2, loss is 5.000000", "epoch: 2 step: 3, loss is 6.000000"]
-
-
-def test_sunk_steps_print_a_line_when_the_interval_was_passed(capsys):
-    set_up_logging()
-    drive([1, 2, 3, 4], progress(4), per_call=3, steps_per_epoch=12, read_every=100)
-    assert loss_lines(capsys) == ["epoch: 1 step: 6, loss is 2.000000", "epoch: 1 step: 9, loss is 3.000000",
-                                  "epoch: 1 step: 12, loss is 4.000000"]
+    progress = Progress(config(f"--log_interval={interval}"), CPU, TrainState(1, RATES, 8))
+    drive([1, 2, 3, 4, 5, 6], progress, **options)
+    assert [line for line in capsys.readouterr().out.splitlines() if "loss is" in line] == [
+        f"epoch: {epoch} step: {step}, loss is {loss:.6f}" for (epoch, step), loss in steps.items()]
 
 
 @pytest.mark.parametrize(("losses", "steps_per_epoch", "warnings"), [
@@ -250,7 +238,7 @@ def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps
 
 
 def metrics_log(folder: Path, first_step: int) -> MetricsLog:
-    return MetricsLog(config(), folder, Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
+    return MetricsLog(config(), Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
 
 
 def metrics_rows(folder: Path) -> list[list[str]]:
@@ -265,18 +253,27 @@ def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
     assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "4", "1"]]
 
 
-def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
-    def save(path: Path, write, *args) -> bool:
+class FakeSaver:
+    """Files without contents, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.saved = folder, []
+
+    def __call__(self, path: Path, write, *args: object) -> bool:
+        path.parent.mkdir(exist_ok=True)
         path.touch()
+        self.saved.append(path.name)
         return True
 
+
+def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
     own = tmp_path / "ckpt_0"
     own.mkdir()
     # not of this run, and so never removed
     copies = ["0-001_20.ckpt", "0-3_5 of the paper.ckpt", "0-best.ckpt", "1-3_5.ckpt"]
     for name in copies:
         (own / name).touch()
-    hook = SaveCheckpoints(config("--keep_checkpoint_max=2", "--ckpt_interval=1"), CPU, tmp_path, None, None, save)
+    hook = SaveCheckpoints(config("--keep_checkpoint_max=2", "--ckpt_interval=1"), CPU, None, None, FakeSaver(tmp_path))
     drive([1] * 11, hook, steps_per_epoch=1)
     assert sorted(path.name for path in own.iterdir()) == sorted(["0-10_1.ckpt", "0-11_1.ckpt", *copies])
     drive([1], hook, steps_per_epoch=1, start=9)  # taken back to step 9: the newer one is left
@@ -289,18 +286,10 @@ def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
 @pytest.mark.parametrize(("first", "calls", "per_call", "expected"), [
     (0, 3, 125, [125, 250, 375]), (125, 1, 125, [250]), (200, 3, 40, [320])])
 def test_a_state_that_is_due_within_a_sink_is_saved_at_its_end(tmp_path, monkeypatch, first, calls, per_call, expected):
-    saved = []
     monkeypatch.setattr(resume, "state_parameters", lambda model: [])
     monkeypatch.setattr(resume, "describe_run", lambda *args: {})
-    hook = resume.SaveStates(config("--ckpt_interval=1", "--ckpt_interval_steps=100"), CPU, None, None, tmp_path,
-                             lambda path, write, parameters, state, *args: saved.append(state.step) is None,
+    saver = FakeSaver(tmp_path)
+    hook = resume.SaveStates(config("--ckpt_interval=1", "--ckpt_interval_steps=100"), CPU, None, None, saver,
                              StopSignals("train.py"), TrainState(1, RATES, 8, read_every=1000, step=first))
     drive([1] * calls + [1], hook, per_call=per_call, steps_per_epoch=10_000, start=first)
-    assert saved[:len(expected)] == expected
-
-
-def test_pace_leaves_out_the_steps_to_skip():
-    pace = Pace(skip_steps=3)
-    for steps, seconds in ((1, 100.0), (2, 50.0), (2, 1.0), (3, 4.0)):
-        pace.add(steps, seconds)
-    assert pace.summary(32) == "throughput: 32.0 images/s, 1000.00 ms/step (mean of 5 steps, without the first 3)"
+    assert saver.saved[:len(expected)] == [f"step-{step:08d}.state" for step in expected]

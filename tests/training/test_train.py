@@ -231,18 +231,7 @@ def test_best_ckpt_is_the_best_of_the_evaluations(run, tmp_path):
     assert float(ACC.search(acc)[1]) == pytest.approx(best, abs=5e-5)
 
 
-# --- other data, and a run that goes wrong
-
-
-def test_class_folders_train_and_evaluate(tmp_path):
-    write_class_folders(tmp_path / "data", each=5)
-    outcome = run_main("train", *TINY, *PLAIN, "--dataset=imagenet2012", f"--data_dir={tmp_path / 'data'}",
-                       "--max_epoch=1", "--num_classes=3", "--batch_size=4", "--mode=train_and_evaluate",
-                       f"--ckpt_path={tmp_path}/runs")
-    assert outcome.status == 0, outcome
-    assert LOSS.search(outcome.out).groups()[:2] == ("1", "3")  # 15 images in batches of 4
-    assert [(k, seen) for k, _, seen, _ in TOP.findall(outcome.out)] == [("1", "15")]
-    assert not ACC.search(outcome.out)  # the short form belongs to CIFAR-10
+# --- a run that goes wrong
 
 
 def test_a_loss_that_is_no_number_stops_the_run(cifar, tmp_path):
@@ -272,18 +261,14 @@ def test_options_of_a_short_run(short):
     assert "1 data workers" in short.outcome.out and "buffer_size" in short.outcome.out
 
 
-def labels_of(dataset) -> list[np.ndarray]:
-    return [label for _, label in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
-
-
 def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
     flags = [f"--data_dir={cifar.folder}", "--image_size=32", f"--batch_size={BATCH}", "--augment=False"]
     whole, part = (build.build_train_data(get_config([*flags, *more]), Rank())
                    for more in (["--training_step_per_epoch=-1"], ["--training_step_per_epoch=2"]))
     for epoch in (0, 1):
-        labels = [labels_of(data.dataset(epoch)) for data in (whole, part)]
-        assert len(labels[0]) == STEPS and len(labels[1]) == 2 and np.array_equal(labels[0][:2], labels[1])
-    assert np.array_equal(labels_of(part.dataset(1, done_steps=1)), labels[1][1:])
+        first, second = batches(whole.dataset(epoch)), batches(part.dataset(epoch))
+        assert len(first) == STEPS and len(second) == 2 and same(first[:2], second)
+    assert same(batches(part.dataset(1, done_steps=1)), second[1:])
 
 
 def test_no_image_is_read_in_vain(tmp_path, monkeypatch):

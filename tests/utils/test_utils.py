@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards, parameter groups, files that are whole or not there, and the log of a run."""
+"""Shards, files that are whole or not there, and the log of a run."""
 
 import errno
 import os
@@ -13,8 +13,6 @@ from helpers import ROOT
 from model_utils.errors import UserError, explain
 from src.utils.files import remove_unfinished, replaced_when_whole, write_atomically
 from src.utils.sampler import epoch_order, eval_shard, train_shard
-from src.utils.util import get_param_groups
-from src.vgg import vgg11
 
 # --- which rank reads which image
 
@@ -31,23 +29,6 @@ def test_every_image_is_evaluated_on_exactly_one_rank(world_size):
         shards = [eval_shard(count, rank=rank, world_size=world_size) for rank in range(world_size)]
         assert sorted(np.concatenate(shards).tolist()) == list(range(count))
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-# --- parameter groups
-
-
-def names(group: dict) -> list[str]:
-    return [parameter.name for parameter in group["params"]]
-
-
-def test_only_weights_of_convolutions_and_dense_layers_decay():
-    network = vgg11(10, image_size=(32, 32), width=0.125, has_bias=True)
-    decayed, kept = get_param_groups(network, 5e-4)
-    assert decayed["weight_decay"] == 5e-4 and kept["weight_decay"] == 0.0
-    assert len(names(decayed)) == 8 + 3 and all(name.endswith(".weight") for name in names(decayed))
-    assert {name.rpartition(".")[2] for name in names(kept)} == {"bias", "gamma", "beta"}
-    assert {*names(decayed), *names(kept)} == {parameter.name for parameter in network.trainable_params()}
-    assert "weight_decay" not in get_param_groups(network)[0]  # the optimizer decides
 
 
 # --- files and logs

@@ -25,7 +25,6 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
 
@@ -49,14 +48,12 @@ SHOWN_CLASSES = 20
 
 
 def look(reader: Reader, index: int) -> tuple[str | None, tuple[int, int] | None, bytes]:
-    """What is wrong with an image; its width and height, if known; and the digest of its stored bytes."""
+    """What is wrong with an image; its width and height, if it is good; and the digest of its stored bytes."""
     content, problem = reader.look(index)
     digest = hashlib.blake2b(content.tobytes(), digest_size=12).digest()
-    if problem or not reader.encoded:
-        return problem, None if problem else content.shape[1::-1], digest
-    with suppress(OSError, ValueError, Image.DecompressionBombError):  # OpenCV reads what Pillow does not
-        return None, Image.open(io.BytesIO(content)).size, digest
-    return None, None, digest
+    if problem:
+        return problem, None, digest
+    return None, Image.open(io.BytesIO(content)).size if reader.encoded else content.shape[1::-1], digest
 
 
 class Split:

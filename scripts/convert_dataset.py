@@ -139,6 +139,7 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
     left_out: dict[int, str] = {}
     read = partial(good_images, config, reader, left_out)
     hidden = output / f".convert_dataset.{split}"
+    place = hidden if options.output else output  # lists beside images that stay: paths are relative to the list
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
@@ -149,13 +150,12 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
             write_mindrecord(hidden, split, reader, indices, read, options.shards)
         kept = [index for index in indices if index not in left_out]
         if options.to == "list":
-            write_list((hidden if options.output else output) / LIST_FILES[split], files, reader.labels[kept].tolist())
+            write_list(place / LIST_FILES[split], files, reader.labels[kept].tolist())
         # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
         if not (output / LABELS_FILE).exists() or (options.output and are_names(reader.class_names)):
             write_class_names(hidden, reader.class_names)
-        packed = build_reader(config.taking({
-            "data_dir": str(hidden if options.output else output), "dataset_format": options.to,
-            "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
+        packed = build_reader(config.taking({"data_dir": str(place), "dataset_format": options.to,
+                                             "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
         chosen = random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept)))
         if packed.labels.tolist() != reader.labels[kept].tolist() or not all(
                 same_image(reader, kept[position], packed, position) for position in chosen):
@@ -186,10 +186,11 @@ def run(options: argparse.Namespace, config: Config) -> None:
     if options.val_split is not None:
         if "train" not in readers or "test" in readers and not is_one_set:
             raise UserError(f"--val_split: {config.data_dir} has evaluation images of its own")
-        readers["test"], parts = readers["train"], divide(readers["train"].labels, options.val_split, config.seed)
-        if not all(parts.values()):
+        readers["test"], share = readers["train"], options.val_split
+        parts = divide(readers["train"].labels, share, config.seed) if 0 < share < 1 else {}
+        if not parts or not all(parts.values()):
             raise UserError(f"--val_split: must be a share such as 0.2 that leaves images for both sets, not "
-                            f"{options.val_split:g}")
+                            f"{share:g}")
     elif is_one_set:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")

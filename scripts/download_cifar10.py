@@ -25,7 +25,6 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import url2pathname, urlretrieve
@@ -134,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"--url: must begin with http:, https: or file:, not "
                                 f"{brief(without_password(args.url, args.url))}")
             if scheme.lower() == "file":
-                with suppress(FileNotFoundError):
-                    check_regular(Path(url2pathname(rest.removeprefix("//").removeprefix("localhost"))), MOST_BYTES)
+                local = Path(url2pathname(rest.removeprefix("//").removeprefix("localhost")))
+                if not local.exists():
+                    raise UserError(f"--url: there is no file {local}")
+                check_regular(local, MOST_BYTES)
             socket.setdefaulttimeout(args.timeout)  # urlretrieve has no argument for it
             with writing(args.dest):
                 args.dest.mkdir(parents=True, exist_ok=True)

@@ -19,18 +19,16 @@ BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.con
                    "skip": ds.config.ErrorSamplesMode.SKIP}
 
 
-def _resize(preset: Preset, size: tuple[int, int]) -> Callable:
-    if preset.interpolation == "antialias":
-        return partial(resize, size=size, interpolation=preset.interpolation)
-    return vision.Resize(size, Inter[INTERPOLATIONS[preset.interpolation]])
-
-
 def _decode_small(*, encoded: bool) -> list[Callable]:
     return [vision.Decode(), vision.Resize(SMALL)] if encoded else []
 
 
 def _enlarge(preset: Preset) -> list[Callable]:
-    return [] if preset.image_size == SMALL else [_resize(preset, preset.image_size)]
+    if preset.image_size == SMALL:
+        return []
+    if preset.interpolation == "antialias":
+        return [partial(resize, size=preset.image_size, interpolation=preset.interpolation)]
+    return [vision.Resize(preset.image_size, Inter[INTERPOLATIONS[preset.interpolation]])]
 
 
 def _normalize(preset: Preset) -> list[Callable]:
@@ -54,22 +52,20 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
     preset = config.preset
     if not config.augment:
         return eval_transforms(preset, photos=photos, encoded=encoded)
+    flip = _flip(config.hflip)
     if photos:
-        crop = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
-                                              Inter[INTERPOLATIONS[preset.interpolation]])]
+        first = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
+                                               Inter[INTERPOLATIONS[preset.interpolation]]), flip]
     else:
-        crop = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4))]
-    enlarge = [] if photos else _enlarge(preset)
-    return [*crop, _flip(config.hflip), *enlarge, *_cutout(config.cutout), *_normalize(preset)]
+        first = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4)), flip, *_enlarge(preset)]
+    return [*first, *_cutout(config.cutout), *_normalize(preset)]
 
 
 def eval_transforms(preset: Preset, *, photos: bool, encoded: bool) -> list[Callable]:
     """The operations on one image of an evaluation."""
     if photos:
-        middle = [vision.Decode(), partial(fit_photo, preset=preset)]
-    else:
-        middle = [*_decode_small(encoded=encoded), *_enlarge(preset)]
-    return [*middle, *_normalize(preset)]
+        return [vision.Decode(), partial(fit_photo, preset=preset), *_normalize(preset)]
+    return [*_decode_small(encoded=encoded), *_enlarge(preset), *_normalize(preset)]
 
 
 def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, workers: int,

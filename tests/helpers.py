@@ -80,7 +80,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 def write_class_folders(root: Path, *, classes: Sequence[str] = ("ant", "bee", "cow"), each: int = 5,
                         splits: Sequence[str] = ("train", "val")) -> Path:
-    """`<split>/<class>/` with `each` images: JPEG and PNG, upright and lying, all of different sizes."""
+    """`<split>/<class>/` with `each` images: JPEG and PNG, portrait and landscape, all of different sizes."""
     random = np.random.RandomState(3)
     endings = (".jpg", ".png", ".JPEG")
     for split in splits:

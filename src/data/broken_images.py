@@ -27,6 +27,7 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "PPM")  # that MindData decodes
 FOREIGN_FORMATS = {b"GIF8": "GIF", b"RIFF": "WebP"}
 MOST_PIXELS = 2**27  # of an image: a header can claim any number, for which a decoder then takes memory
+MOST_ASPECT = 100  # long side over short side; resizing a longer image would take much memory
 LEFT_BY_MINDDATA = ("abnormal_image.*", "unsupported_image.*")  # in the current folder: the image it failed on
 SHOWN = 5
 RECENT = 2000  # more images than are in a pipeline at any time
@@ -37,7 +38,7 @@ ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts a
 
 
 def _claimed_size(data: memoryview) -> tuple[int, int]:
-    """The two sides of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds.
+    """Width and height of an image as its header has them; (0, 0) if nothing can be said. It takes some microseconds.
 
     UserError for a JPEG that ends before its pixels begin: MindData's crop crashes the process on such.
     """
@@ -48,23 +49,29 @@ def _claimed_size(data: memoryview) -> tuple[int, int]:
         while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
             marker, size = data[at + 1], int.from_bytes(data[at + 2:at + 4], "big")
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
-                sides = struct.unpack(">HH", data[at + 5:at + 9])
+                sides = struct.unpack(">HH", data[at + 5:at + 9])[::-1]
             is_alone = marker == 0x01 or 0xD0 <= marker <= 0xD8  # a marker without a length
             at += 1 if marker == 0xFF else 2 if is_alone else 2 + size
         if at + 4 > len(data):
             raise UserError("cannot be decoded: it is cut short in its header")
         return sides
-    with suppress(Exception), Image.open(BytesIO(data)) as image:  # one of the other formats, which are rare
-        return image.size
-    return 0, 0
+    try:
+        with Image.open(BytesIO(data)) as image:  # one of the other formats, which are rare
+            return image.size
+    except Image.DecompressionBombError as error:
+        raise UserError(f"cannot be decoded: its header claims too much: {error}") from None
+    except Exception:
+        return 0, 0
 
 
 def check_claimed_size(data: bytes | np.ndarray) -> None:
-    """UserError if the image claims to have more pixels than any that is used."""
-    height, width = _claimed_size(memoryview(data))
-    if height * width > MOST_PIXELS:
-        raise UserError(f"cannot be decoded: its header claims {height} x {width} pixels, and at most "
+    """UserError if the image claims to have more pixels than any that is used, or to be a mere line."""
+    width, height = _claimed_size(memoryview(data))
+    if width * height > MOST_PIXELS:
+        raise UserError(f"cannot be decoded: its header claims {width} x {height} pixels, and at most "
                         f"{MOST_PIXELS:,} are read")
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise UserError(f"is {width} x {height} pixels: too long and thin")
 
 
 def image_problem(data: bytes | np.ndarray) -> str | None:
@@ -122,8 +129,9 @@ class ImageTracker:
             check_claimed_size(content)
             return content
         except UserError as error:
-            name = self._reader.name(int(index))
-            self._failure = str(error) if name in str(error) else f"{name}: {error}"
+            if not self._track:  # else the pipeline goes on without it
+                name = self._reader.name(int(index))
+                self._failure = str(error) if name in str(error) else f"{name}: {error}"
             raise
 
     def arrive(self, row: np.ndarray) -> np.ndarray:

@@ -35,12 +35,12 @@ def _read(path: Path) -> np.ndarray:
     content = np.fromfile(path, np.uint8)
     if not content.size or content.size % RECORD_BYTES:
         raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
-                         f"{RECORD_BYTES} bytes")
+                        f"{RECORD_BYTES} bytes")
     records = content.reshape(-1, RECORD_BYTES)
     wrong = np.flatnonzero(records[:, 0] >= len(CLASS_NAMES))
     if len(wrong):
         raise UserError(f"{path}: is damaged: record {wrong[0]} has the label {records[wrong[0], 0]}, "
-                         f"and there are {len(CLASS_NAMES)} classes, counted from 0")
+                        f"and there are {len(CLASS_NAMES)} classes, counted from 0")
     return records
 
 

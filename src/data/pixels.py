@@ -22,5 +22,5 @@ def fit_photo(pixels: np.ndarray, preset: Preset) -> np.ndarray:
     pixels = resize(pixels, preset.resized(*pixels.shape[:2]), preset.interpolation)
     # Half a pixel is rounded to an even number, as torchvision's CenterCrop does; MindData's rounds down.
     top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], preset.image_size, strict=True))
-    # MindData takes a slice that is not copied several times slower
+    # MindData needs several times as long for a slice that is not copied.
     return np.ascontiguousarray(pixels[top:top + preset.image_size[0], left:left + preset.image_size[1]])

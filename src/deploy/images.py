@@ -25,11 +25,6 @@ from src.data.pixels import fit_photo, resize
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
-MAX_ASPECT = 100  # long side over short side; a longer image would become huge when it is resized
-
-
-class ImageError(UserError):
-    """A file that is not an image, or a broken one."""
 
 
 class Item(NamedTuple):
@@ -108,10 +103,10 @@ def unique_names(paths: Sequence[Path], *, with_folders: bool = False) -> list[s
 def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
     """The pixels of an encoded image as RGB uint8 [H, W, 3]; `upright` turns it as its EXIF data says.
 
-    ImageError if it cannot be decoded to its last row.
+    UserError if it cannot be decoded to its last row.
     """
+    check_claimed_size(data)
     try:
-        check_claimed_size(data)
         with Image.open(BytesIO(data)) as image:
             image.load()
             if upright:
@@ -120,12 +115,10 @@ def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
             return np.array(image.convert("RGB"))
-    except UserError as error:
-        raise ImageError(str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError("is not an image, or of an unknown format" if data else "is empty") from None
+        raise UserError("is not an image, or of an unknown format" if data else "is empty") from None
     except PILLOW_ERRORS as error:
-        raise ImageError(f"is damaged or cannot be decoded: {error}") from None
+        raise UserError(f"is damaged or cannot be decoded: {error}") from None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -133,16 +126,13 @@ def read_image(path: Path) -> np.ndarray:
         check_regular(path)
         return decode(path.read_bytes())
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
+        raise UserError(f"cannot be read: {error.strerror}") from None
     except UserError as error:
-        raise ImageError(str(error).removeprefix(f"{path}: ")) from None
+        raise UserError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def prepare(pixels: np.ndarray, preset: Preset, *, photos: bool) -> np.ndarray:
-    """RGB uint8 [H, W, 3] -> network input, float32 [3, height, width]. ImageError for an image that is a mere line."""
-    height, width = pixels.shape[:2]
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ImageError(f"is {width} x {height} pixels: too long and thin")
+    """RGB uint8 [H, W, 3] -> network input, float32 [3, height, width]."""
     if photos:
         pixels = fit_photo(pixels, preset)
     else:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from model_utils.errors import UserError
-from model_utils.reading import brief, read_json
+from model_utils.reading import read_json
 from model_utils.schema import MOST_SIDE, SMALL, Config
 from src.data.cifar10 import CLASS_NAMES
-from src.weights.model_info import ModelInfo
+from src.weights.model_info import ModelInfo, first_problem
 
 VERSION = 1
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
@@ -117,10 +117,7 @@ def find_card(model_path: Path) -> ModelCard | None:
     try:
         return ModelCard.from_json(read_json(path))
     except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        said = f"{type(error).__name__}: {error}"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {brief(first['input'])}"
+        said = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: is not the description of an exported model, or is damaged "
                         f"({said}); export the model again, or under another name") from None
 

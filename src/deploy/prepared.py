@@ -129,7 +129,6 @@ def prepared_items(folder: Path, preset: Preset) -> list[Item]:
         if path.stat().st_size % image_bytes or not path.stat().st_size:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, which are not whole images of "
                             f"{shape[1]}x{shape[2]} ({image_bytes} bytes each)")
-
     return [Item(path.stem, printable(path), lambda path=path: np.fromfile(path, np.float32).reshape(-1, *shape), path)
             for path in paths]
 

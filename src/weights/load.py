@@ -92,9 +92,9 @@ def agree(config: Config, weights: Weights, *, own: Collection[str] = ()) -> tup
     else. The keys in `own` stay as they are.
     """
     facts = model_facts(config, weights)
-    own = {*own, *(name for name in EVALUATION_KEYS if config.is_flag(name))}  # to try others is usual
+    own = {*own, *(name for name in EVALUATION_KEYS if config.is_flag(name))}  # trying others is common
     fitting, taken = config.giving_way({name: value for name, value in facts.items() if name not in own},
-                                         f"the checkpoint {weights.path}")
+                                       f"the checkpoint {weights.path}")
     if fitting.image_mean and not config.image_mean:
         if weights.of_model_zoo_cifar10:
             taken.append("image_mean and image_std of CIFAR-10 in the order B,G,R, as the model zoo has them")

@@ -6,12 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model_utils.errors import UserError
+from model_utils.reading import brief
 from model_utils.schema import DATASETS, INTERPOLATIONS, LEAST_STD, MOST_SIDE, NETWORKS, Config, Preset
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
 Side = Annotated[int, Field(ge=32, le=MOST_SIDE, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
+
+
+def first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}, not {brief(first['input'])}"
 
 
 class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
@@ -54,10 +60,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the record"
             raise UserError(f"{source}: its description of the model is damaged, or from another version of this "
-                            f"program: {where}: {first['msg']}") from None
+                            f"program: {first_problem(error)}") from None
 
     @property
     def photos(self) -> bool:

@@ -44,17 +44,18 @@ def test_a_good_set_is_described_and_left_alone(data):
     assert lines.count("broken: 0") == lines.count("mislabelled: 0") == lines.count("repeated images: 0") == 2
 
 
-def test_images_of_one_row_are_good_as_in_an_evaluation(data):
-    for size in ((1, 1), (1, 3000)):
-        write_image(data / f"train/ant/{size[1]}.png", np.zeros((*size, 3), np.uint8))
+def test_images_of_one_row_are_good_unless_they_are_mere_lines(data):
+    for width in (1, 100, 101):
+        write_image(data / f"train/ant/{width}.png", np.zeros((1, width, 3), np.uint8))
     outcome = check("--split=train")
-    assert outcome.status == 0 and "broken: 0" in outcome.out and "width 1 to 3000" in outcome.out
+    assert "broken: 1" in outcome.out and "width 1 to 100," in outcome.out
+    assert "101.png: is 101 x 1 pixels: too long and thin" in outcome.out
 
 
 def test_what_is_wrong_with_class_folders(data):
     (data / "train/ant/image 01.png").write_bytes(b"")
     (data / "train/cow/image 15.png").write_bytes((data / "train/cow/image 15.png").read_bytes()[:-14])
-    Image.new("RGB", (300, 1)).save(data / "train/cow/line.png")  # MindData decodes it
+    Image.new("RGB", (100, 1)).save(data / "train/cow/line.png")  # MindData decodes it
     (data / "train/bee/stray.png").write_bytes((data / "train/ant/image 03.png").read_bytes())
     (data / "train/ant/again.png").write_bytes((data / "train/ant/image 04.png").read_bytes())
     (data / "train/bee/animation.gif").write_bytes(b"GIF89a")

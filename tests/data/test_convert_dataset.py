@@ -61,7 +61,8 @@ def test_one_set_is_divided_and_never_written_as_both(source, tmp_path, to):
     flags = (f"--to={to}", f"--data_dir={tmp_path / 'flat'}", "--dataset=imagenet2012", f"--output={out}")
     refused = run_main("scripts.convert_dataset", *flags)
     assert refused.status == 2 and "--val_split=0.2" in refused.err and not out.exists()
-    assert run_main("scripts.convert_dataset", *flags, "--val_split=2").status == 2
+    for share in ("2", "-0.2", "nan", "0.001"):
+        assert run_main("scripts.convert_dataset", *flags, f"--val_split={share}").status == 2
     done = run_main("scripts.convert_dataset", *flags, "--val_split=0.2")
     assert done.status == 0, done.err
     train, test = (build_reader(photo_config(out), split) for split in ("train", "test"))

@@ -355,22 +355,6 @@ def test_photos_are_not_silently_shrunk_by_the_recipe_for_small_images(formats, 
     assert len(build_reader(get_config([*shrunk, "--dataset=cifar10"]), "test")) == VAL
 
 
-def test_the_command_of_another_project_on_photos_says_what_to_add(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = write_class_folders(tmp_path / "data", classes=tuple("abcdefghij"), each=1)
-    for split in ("train", "val"):
-        write_image(data / split / "a" / "0.jpg", np.zeros((90, 120, 3), np.uint8))
-        lines = (f"{split}/{name}/0.jpg {label}\n" for label, name in enumerate("abcdefghij"))
-        (data / f"{split}_list.txt").write_text("".join(lines))
-    flags = ["--device=CPU", "--data-path=data", "--batch-size=5", "--num_classes=10", "--epochs=1", "--model=vgg11",
-             "--workers=1", "--training_step_per_epoch=1", "--eval_step_per_epoch=1", "--dropout_rate=0.0", "--lr=0.01",
-             "--print-freq=20", "--skip_steps=5"]
-    refused = run_main("train", *flags)
-    assert refused.status == 2 and "--dataset=imagenet2012" in refused.err
-    done = run_main("train", *flags, "--dataset=imagenet2012", *TINY)
-    assert done.status == 0 and "epoch: 1 step: 1, loss is" in done.out and "eval_step" not in done.out, done
-
-
 # Lists
 
 

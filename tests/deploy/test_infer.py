@@ -157,7 +157,6 @@ def test_what_cannot_be_answered_is_refused(cifar_model: Deployed, copied, image
     (tmp_path / "d" / "inputs.json").write_text("{")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for words, *flags in (
-            ("model_path: ", source), ("model_path: ", "--model_path=absent.mindir", source), ("input: ", model),
             ("input: ", model, "--input=absent.jpg"), ("input: ", model, f"--input={tmp_path / 'empty.txt'}"),
             ("save: ", model, source, "--save=x.xls"), ("save: ", model, source, "--save=/proc/x.csv"),
             ("engine: ", model, source, "--engine=lite"), ("num_classes: ", model, source, "--num_classes=5"),

@@ -7,7 +7,7 @@ import mindspore
 import numpy as np
 import pytest
 from foreign_files import load
-from helpers import ROOT, run_main
+from helpers import ROOT
 
 from model_utils.errors import UserError
 from src.weights import checkpoint
@@ -120,14 +120,3 @@ def test_a_resume_state_of_the_first_version_is_read_and_is_no_checkpoint():
     assert contents.arrays["run.losses"].dtype == np.float64 and "moments.classifier.6.bias" in contents.arrays
     with pytest.raises(UserError, match="train.py --resume"):
         read_weights(state)
-
-
-@pytest.mark.parametrize(("key", "value"), [
-    ("network", "resnet50"), ("num_classes", 3), ("image_size", [33, 32]), ("image_std", [0.1, 0, 0.1])])
-def test_a_model_record_that_cannot_be_is_one_error(tmp_path, key, value):
-    contents = read_file(FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt")
-    record = json.dumps(json.loads(contents.texts[INFO_KEY]) | {key: value})
-    write_file(tmp_path / "a.ckpt", {INFO_KEY: record}, contents.arrays.items())
-    outcome = run_main("eval", f"--pre_trained={tmp_path / 'a.ckpt'}", "--dataset=synthetic", "--device_target=CPU",
-                       f"--ckpt_path={tmp_path / 'runs'}")
-    assert outcome.status == 2 and str(tmp_path / "a.ckpt") in outcome.err and "Traceback" not in outcome.err

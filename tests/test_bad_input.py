@@ -263,7 +263,7 @@ def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
 @pytest.mark.parametrize(("target", "status", "said"), [
     ("&-", 2, "standard output is closed"), ("/dev/full", 1, "standard output cannot be written: No space left")])
 def test_output_that_goes_nowhere_costs_one_line(place, target, status, said):
-    command = f"{shlex.quote(sys.executable)} {SCRIPTS / 'hccl_tools.py'} --check=table.json >{target}"
+    command = shlex.join([sys.executable, str(SCRIPTS / "hccl_tools.py"), "--check=table.json"]) + f" >{target}"
     done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, timeout=60)
     assert done.returncode == status and said in done.stderr and len(done.stderr.splitlines()) == 1
 

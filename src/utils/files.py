@@ -34,7 +34,7 @@ def replaced_when_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """UserError that names this file or folder if the system refuses to write."""
     try:
         yield

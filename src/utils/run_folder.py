@@ -26,9 +26,12 @@ def new_run_folder(root: Path, rank: Rank, suffix: str = "") -> Path:
     """A new `<root>/<date_time><suffix>/` that rank 0 names and all ranks share: the current second, or the next one
     that no other run has taken."""
     moment = datetime.now().replace(microsecond=0)
+    if rank.rank == 0:
+        with writing(f"ckpt_path: {root}"):
+            root.mkdir(parents=True, exist_ok=True)
     while rank.rank == 0:
         try:
-            (make_folder(root) / (f"{moment:%Y%m%d_%H%M%S}" + suffix)).mkdir()
+            (root / (f"{moment:%Y%m%d_%H%M%S}" + suffix)).mkdir()
             break
         except FileExistsError:
             moment += timedelta(seconds=1)

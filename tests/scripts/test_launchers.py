@@ -48,8 +48,8 @@ def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
 def test_the_msrun_command_line(place, args, settings, flags):
     done = launch(place, "run_distribute_train_gpu.sh", *args, **FIXED, **settings)
     assert done.returncode == 0, done.stderr
-    program, _, command = done.stdout.partition("msrun --worker_num")
-    assert program.startswith("msrun: ") and split(f"--worker_num{command}") == split(
+    kind, program, *command = split(done.stdout)
+    assert kind == "msrun:" and program.endswith("msrun") and command == split(
         "--worker_num=2 --local_worker_num=2 --join=True --bind_core=False --cluster_time_out=600 --master_port=8118 "
         f"--log_dir=train_parallel --tail_worker_log=0 python -u '{ROOT}/train.py' {flags} > train_parallel/msrun.log "
         "2>&1")

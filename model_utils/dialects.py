@@ -65,6 +65,7 @@ ALIASES: dict[str, Alias] = {
     "data_path": Alias("data_dir", in_yaml=False),
     "distribute": Alias("is_distributed", is_switch=True),
     "nesterov": Alias("use_nesterov", is_switch=True),
+    "arch": Alias(_model),
     "model": Alias(_model),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
     "amp": Alias(_amp, is_switch=True),

@@ -33,7 +33,7 @@ SHOWN = 5
 RECENT = 2000  # more images than are in a pipeline at any time
 WATCH_SECONDS = 20
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # color profiles of good images exceed Pillow's limit of 1 MiB
-ADVICE = ("on_bad_image=skip leaves such images out, on_bad_image=replace puts another in their place; "
+ADVICE = ("--on_bad_image=skip leaves such images out, --on_bad_image=replace puts another in their place; "
           "scripts/check_dataset.py finds them all")
 
 

@@ -83,11 +83,10 @@ def no_data(data_dir: Path, split: str, names: Sequence[str]) -> NoDataError:
     looked_for = [item for name in names for item in FORMATS[name].LOOKED_FOR[split]]
     there = sorted(f"{item.name}/" if item.is_dir() else item.name for item in data_dir.iterdir())
     hint = _hint(data_dir, split, names) if len(names) > 1 else None  # no hint if one format is insisted on
-    return NoDataError("\n".join([
-        f"data_dir: no data found in {data_dir}",
-        f"  looked for: {', '.join(looked_for)}",
-        f"  {data_dir} holds: {listed(there, 8) or 'nothing'}",
-        "  expected:", "\n    or\n".join(FORMATS[name].EXPECTED for name in names), *([hint] if hint else [])]))
+    lines = [f"data_dir: no data found in {data_dir}", f"  looked for: {', '.join(looked_for)}",
+             f"  {data_dir} holds: {listed(there, 8) or 'nothing'}"]
+    expected = "  expected:\n" + "\n    or\n".join(FORMATS[name].EXPECTED for name in names)
+    return NoDataError("\n".join([*lines, hint or expected]))
 
 
 def _hint(data_dir: Path, split: str, names: Sequence[str]) -> str | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run from start to end."""
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def train(config: Config, signals: StopSignals) -> None:
             raise UserError(f"the run is over, but could not save {' and '.join(state.unsaved)}; "
                             f"{how_to_go_on(folder, rank, state)}", 1)
         if state.stop_signal and (state.unevaluated or not state.is_over):
-            raise stopped(state.stop_signal, f"after step {state.step}; {how_to_go_on(folder, rank, state)}")
+            when = f"after step {state.step}" + (", before the end of its evaluation" if state.unevaluated else "")
+            raise stopped(state.stop_signal, f"{when}; {how_to_go_on(folder, rank, state)}")
 
 
 def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
@@ -174,8 +176,9 @@ def how_to_go_on(folder: Path, rank: Rank, state: TrainState) -> str:
     if not state.saved_step:
         return "no state could be saved, so there is nothing to go on from"
     lost = f"the newest state is that of step {state.saved_step}; " if state.saved_step < state.step else ""
-    where = " (start the ranks as before, with this flag)" if rank.world_size > 1 else ""
-    return f"{lost}to go on{where}:\n  {command('train.py', resume=folder)}"
+    if rank.world_size > 1:
+        return f"{lost}to go on, start the ranks as before, with this flag:\n  {shlex.quote(f'--resume={folder}')}"
+    return f"{lost}to go on:\n  {command('train.py', resume=folder)}"
 
 
 def what_next(config: Config, folder: Path, state: TrainState) -> list[str]:
@@ -189,6 +192,6 @@ def what_next(config: Config, folder: Path, state: TrainState) -> list[str]:
     lines.append(f"{'best' if checkpoint.name == 'best.ckpt' else 'last'} checkpoint: {checkpoint}")
     if config.enable_modelarts:  # these folders are gone when the job ends
         return lines
-    return [*lines, "what comes next, to evaluate and to export it:",
+    return [*lines, "to evaluate and to export it:",
             "  " + command("eval.py", config_path=folder / "config.yaml", pre_trained=checkpoint),
             "  " + command("export.py", ckpt_file=checkpoint)]

@@ -101,7 +101,8 @@ class TrainState:
                 raise UserError(
                     f"the loss became {loss} in {steps} of the run, at learning rate "
                     f"{self.learning_rates[last - 1]:.6g}. Likely causes:\n"
-                    "  the learning rate is too high (--lr; without batch normalisation 0.01 is a usual peak);\n"
+                    "  the learning rate is too high (--lr; a smaller batch_size needs a lower one, and without batch "
+                    "normalisation 0.01 is a usual peak);\n"
                     "  the warm-up is too short (--warmup_epochs), or half precision overflows (--loss_scale, "
                     "--amp_level=O0);\n"
                     "  the input is wrong: image_mean and image_std, or damaged images.", 1)

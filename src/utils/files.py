@@ -39,7 +39,8 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
+        raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

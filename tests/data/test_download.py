@@ -3,6 +3,7 @@
 
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,7 +106,14 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, answers, flags, said):
 
 
 def test_an_archive_that_is_there_is_unpacked_without_a_network(tmp_path):
+    others = tarfile.TarInfo("../outside"), link("cifar-10-batches-bin/x", "/etc")  # which are left in the archive
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(ARCHIVE)
+    (tmp_path / "with_others").mkdir()
+    (tmp_path / "with_others/a.tar.gz").write_bytes(make_archive(*others))
+    assert run_python(SCRIPT, tmp_path / "with_others", "--url=http://127.0.0.1:9/a.tar.gz", "--md5=").status == 0
+    (tmp_path / "with_others/a.tar.gz").unlink()
+    check_set(tmp_path / "with_others")
+    shutil.rmtree(tmp_path / "with_others")
     assert download(tmp_path, "http://127.0.0.1:9/cifar-10-binary.tar.gz").status == 0
     check_set(tmp_path)
     (tmp_path / "other").mkdir()
@@ -121,10 +129,9 @@ def link(name: str, target: str) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize(("archive", "said"), [
-    (make_archive(tarfile.TarInfo("../outside")), "outside"),
-    (make_archive(link("cifar-10-batches-bin/x", "/etc")), "link to an absolute"),
+    (make_archive(link("cifar-10-batches-bin/data_batch_2.bin", "/etc"), without="data_batch_2.bin"), "data_batch_2"),
     (make_archive(without="data_batch_2.bin"), "data_batch_2.bin"), (ARCHIVE[:9000], "cannot be unpacked")],
-    ids=["path", "link", "file missing", "cut short"])
+    ids=["link", "file missing", "cut short"])
 def test_an_archive_that_is_wrong_leaves_no_half_set(tmp_path, archive, said):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.tar.gz").write_bytes(archive)

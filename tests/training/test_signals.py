@@ -72,7 +72,7 @@ def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
         time.sleep(1)
         run.send_signal(signal.SIGTERM)
         err = run.communicate(timeout=8)[1]
-    assert run.returncode == 143 and "stopped by SIGTERM after step 2;" in err, err
+    assert run.returncode == 143 and "stopped by SIGTERM after step 2, before the end of its evaluation;" in err, err
     folder = only_folder(tmp_path)
     assert (folder / "ckpt_0" / "0-1_2.ckpt").is_file() and not (folder / "best.ckpt").exists()
     done = run_main("train", f"--resume={folder}", "--eval_step_per_epoch=5")

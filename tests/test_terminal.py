@@ -40,7 +40,7 @@ def shown(output: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_no_line_is_glued_to_a_progress_bar(tmp_path, columns):
     data = write_class_folders(tmp_path / "data")
     command = shlex.join(map(str, (sys.executable, "-c", PROGRAM, data, tmp_path / "runs", *TRAINING)))

@@ -68,7 +68,7 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
 def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
     with command("epoch time", "train.py", *TINY, "--mode=train_and_evaluate", "--max_epoch=1", "--batch_size=8",
                  "--per_batch_size=1", "--dataset=synthetic", "--synthetic_train_images=16", f"--ckpt_path={tmp_path}",
-                 "--synthetic_test_images=20000") as run:
+                 "--synthetic_test_images=6000") as run:
         time.sleep(1)
         run.send_signal(signal.SIGTERM)
         err = run.communicate(timeout=8)[1]

@@ -35,7 +35,7 @@ from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
 
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
-from src.training.cpu_layers import SmallMapConv  # noqa: E402
+from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
@@ -101,7 +101,7 @@ class Layer(NamedTuple):
 
 def layers_of(network: VGG, config: Config) -> list[Layer]:
     """The layers in their order, for a batch of images."""
-    kinds = (((nn.Conv2d, SmallMapConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
+    kinds = (((nn.Conv2d, TiledConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
              (nn.ReLU, "ReLU"), (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
     classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
     found, shape = [], (config.batch_size, 3, *config.image_size)

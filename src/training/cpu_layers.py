@@ -12,7 +12,13 @@ from mindspore import dtype as mstype
 from src.weights.checkpoint import COUNTER
 
 TAPS = 9  # of a 3x3 kernel
-MOST_PIXELS = 4  # larger maps are faster in MindSpore's own convolution: measured in docs/performance.md
+# Side of a map -> side of the tiles in which its convolutions are computed. Larger and other maps keep MindSpore's own
+# convolution. Chosen by time, see docs/performance.md; never measured in a run, which could then not be repeated.
+TILES = {2: 2, 4: 4, 8: 4, 16: 4}
+TABLE_VERSION = 2  # of TILES and the forms: another one changes the last bits of a run
+# Where the polynomials of a tile are evaluated, beside infinity. These fractions lose a quarter of the digits that
+# 1, -1, 2 and -2 lose.
+POINTS = {2: (0, 1, -1), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
 
 def use_cpu_layers(layers: nn.SequentialCell, classifier: nn.Cell, image_size: tuple[int, int], *, seed: int,
@@ -22,8 +28,8 @@ def use_cpu_layers(layers: nn.SequentialCell, classifier: nn.Cell, image_size: t
     for index, cell in enumerate(layers):
         if isinstance(cell, nn.MaxPool2d):
             height, width = height // 2, width // 2
-        elif isinstance(cell, nn.Conv2d) and height * width <= MOST_PIXELS and cell.padding == 1 and not half_precision:
-            _exchange(layers, index, SmallMapConv(cell, (height, width)))
+        elif isinstance(cell, nn.Conv2d) and height == width in TILES and not half_precision:
+            _exchange(layers, index, TiledConv(cell, width, TILES[width]))
     made = 0
     for index, cell in enumerate(classifier if isinstance(classifier, nn.SequentialCell) else ()):
         if isinstance(cell, nn.Dropout):
@@ -41,39 +47,67 @@ def _exchange(cells: nn.SequentialCell, index: int, cell: nn.Cell) -> None:
         parameter.name = name
 
 
-class SmallMapConv(nn.Cell):
-    """A 3x3 convolution with a padding of 1 as one product of each whole map with a matrix made from the kernel.
+class TiledConv(nn.Cell):
+    """In training, a 3x3 convolution with a padding of 1 as matrix products, after Winograd; else the convolution.
 
-    Takes over the parameters of an nn.Conv2d; values and gradients are the same. On a 2x2 map each output sees four
-    pixels, where the convolution multiplies nine, five of them zeros.
+    A tile of t pixels in a row needs 3t products with a kernel of three. But its pixels are coefficients of a product
+    of polynomials, which follow from the values of that product at t + 2 points, one product each. So both dimensions
+    of the map, and the kernel, are transformed to values at points, multiplied there, and transformed back: 36 products
+    for each 4x4 tile instead of 144. The transforms are products with constant matrices, which also hold the padding
+    and the places of the tiles. The first of each pair puts its axis in front of all others, so nothing is transposed.
     """
 
-    def __init__(self, conv: nn.Conv2d, map_size: tuple[int, int]) -> None:
+    def __init__(self, conv: nn.Conv2d, side: int, tile: int) -> None:
         super().__init__()
         self.weight, self.bias, self.has_bias = conv.weight, conv.bias if conv.has_bias else None, conv.has_bias
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.pixels = map_size[0] * map_size[1]
-        self.places = Tensor(_places(*map_size))
-        self.matmul, self.matmul_transposed = ops.MatMul(), ops.MatMul(transpose_b=True)
-        self.bias_add = ops.BiasAdd()
+        self.side, self.tiles, self.points = side, -(-side // tile), tile + 2
+        to_points, kernel_to_points, from_points = transforms(tile)
+        into = np.zeros((self.tiles, self.points, self.tiles * tile + 2))  # the padding is cut off
+        out = np.zeros((self.tiles, self.points, self.tiles * tile))
+        for k in range(self.tiles):
+            into[k, :, k * tile:k * tile + self.points] = to_points
+            out[k, :, k * tile:(k + 1) * tile] = from_points
+        into, out = into[..., 1:side + 1], out[..., :side]
+        # Rows: of the vertical axis first the tile and then the point, of the horizontal one the reverse. So a tile row
+        # and the points of both axes number the small products, and the tiles in the row are rows of these.
+        self.into_rows, self.out_rows = matrix(into), matrix(out)
+        self.into_columns, self.out_columns = matrix(into.transpose(1, 0, 2)), matrix(out.transpose(1, 0, 2))
+        of_kernel = np.kron(kernel_to_points, kernel_to_points)
+        self.of_kernel = matrix(np.tile(of_kernel, (self.tiles, 1)))
+        self.product, self.from_left = ops.MatMul(transpose_b=True), ops.MatMul(transpose_a=True)
+        self.products = ops.BatchMatMul(transpose_b=True)
+        self.conv2d, self.bias_add = conv.conv2d, ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        kernels = ops.reshape(self.weight, (-1, TAPS))
-        matrix = self.matmul(kernels, self.places)  # [out * in, out pixels * in pixels]: cheaper than slicing
-        matrix = ops.reshape(matrix, (self.out_channels, self.in_channels, self.pixels, self.pixels))
-        matrix = ops.reshape(ops.transpose(matrix, (0, 2, 1, 3)), (-1, self.in_channels * self.pixels))
-        y = self.matmul_transposed(ops.reshape(x, (-1, self.in_channels * self.pixels)), matrix)
-        y = ops.reshape(y, (-1, self.out_channels, *x.shape[2:]))
+        y = self.tiled(x) if self.training else self.conv2d(x, self.weight)
         return self.bias_add(y, self.bias) if self.has_bias else y
 
+    def tiled(self, x: Tensor) -> Tensor:
+        x = self.product(self.into_columns, ops.reshape(x, (-1, self.side)))  # [point, tile | image, channel, row]
+        x = self.product(self.into_rows, ops.reshape(x, (-1, self.side)))
+        x = ops.reshape(x, (self.tiles * self.points**2, -1, self.in_channels))
+        kernel = self.product(self.of_kernel, ops.reshape(self.weight, (-1, TAPS)))
+        kernel = ops.reshape(kernel, (-1, self.out_channels, self.in_channels))
+        y = self.products(x, kernel)  # [tile row, point, point | tile, image | channel]
+        y = self.from_left(ops.reshape(y, (self.tiles * self.points, -1)), self.out_rows)
+        y = self.from_left(ops.reshape(y, (self.points * self.tiles, -1)), self.out_columns)
+        return ops.reshape(y, (-1, self.out_channels, self.side, self.side))
 
-def _places(height: int, width: int) -> np.ndarray:
-    """[taps, out pixels * in pixels]: 1 if this tap of the kernel leads from this input to this output pixel."""
-    rows, columns = np.divmod(np.arange(height * width), width)
-    down = rows[None, :] - rows[:, None] + 1  # [out, in]: the row of the kernel
-    right = columns[None, :] - columns[:, None] + 1
-    tap = np.where((np.abs(down - 1) <= 1) & (np.abs(right - 1) <= 1), 3 * down + right, TAPS)
-    return (np.arange(TAPS)[:, None, None] == tap).reshape(TAPS, -1).astype(np.float32)
+
+def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For a tile of this length and a kernel of three, [points, length] each: of the input, of the kernel, and of the
+    output, which is to be transposed."""
+    def values(count: int) -> np.ndarray:
+        """Of the powers 0 to count - 1 at the points; infinity has the last power alone."""
+        return np.vstack([np.vander(POINTS[tile], count, increasing=True), np.eye(count)[-1]])
+
+    return np.linalg.inv(values(tile + 2)).T, values(3), values(tile)
+
+
+def matrix(array: np.ndarray) -> Tensor:
+    """The last axis in the rows of a matrix."""
+    return Tensor(np.ascontiguousarray(array.reshape(-1, array.shape[-1]), dtype=np.float32))
 
 
 # Odd multipliers with irregular bits: one spreads the steps, the others are those of a published hash

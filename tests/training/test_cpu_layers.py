@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from src.build import build_model, build_network
-from src.training.cpu_layers import RepeatableDropout, SmallMapConv, use_cpu_layers
+from src.training.cpu_layers import RepeatableDropout, TiledConv, use_cpu_layers
 from src.vgg import vgg16
 
 CPU, ASCEND = Rank(), Rank(device_target="Ascend")
@@ -133,18 +133,21 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.parametrize("map_size", [(1, 1), (1, 4), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize(("side", "tile"), [(2, 2), (3, 2), (8, 2), (4, 4), (7, 4), (16, 4)])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_values_and_gradients_of_the_plain_convolution(map_size, has_bias):
+def test_values_and_gradients_of_the_plain_convolution(side, tile, has_bias):
     random = np.random.RandomState(0)
-    plain = nn.Conv2d(5, 7, 3, pad_mode="pad", padding=1, has_bias=has_bias, bias_init="normal")
-    images, slope = (random.standard_normal((3, channels, *map_size)).astype(np.float32) for channels in (5, 7))
+    plain = nn.Conv2d(64, 48, 3, pad_mode="pad", padding=1, has_bias=has_bias, bias_init="normal")
+    images, slope = (random.standard_normal((3, channels, side, side)).astype(np.float32) for channels in (64, 48))
     expected = values_and_gradients(plain, images, slope)
-    assert_same(values_and_gradients(SmallMapConv(plain, map_size), images, slope), expected)
+    tiled = TiledConv(plain, side, tile)
+    for found, value in zip(values_and_gradients(tiled.set_train(), images, slope), expected, strict=True):
+        assert np.abs(found - value).max() < 5e-6 * np.abs(value).max()
+    assert np.array_equal(tiled.set_train(False)(Tensor(images)).asnumpy(), expected[0])
 
 
 def test_the_exchanged_network_has_the_same_names_and_values():
-    """Three of VGG16's convolutions see 2x2 maps of a 32x32 image; larger maps keep the usual convolution."""
+    """Of VGG16's convolutions of a 32x32 image, the two of whole maps keep MindSpore's own form in training."""
     networks = []
     for exchanges in (False, True):
         mindspore.set_seed(3)
@@ -153,7 +156,7 @@ def test_the_exchanged_network_has_the_same_names_and_values():
             use_cpu_layers(network.layers, network.classifier, (32, 32), seed=1)
         networks.append(network.set_train(False))
     plain, tuned = networks
-    assert sum(isinstance(cell, SmallMapConv) for _, cell in tuned.cells_and_names()) == 3
+    assert sum(isinstance(cell, TiledConv) for _, cell in tuned.cells_and_names()) == 11
     counters = ["classifier.2.dropout_step", "classifier.5.dropout_step"]
     parameters = [item for item in tuned.get_parameters() if item.name not in counters]
     assert len(parameters) == len(list(tuned.get_parameters())) - 2
@@ -161,16 +164,18 @@ def test_the_exchanged_network_has_the_same_names_and_values():
         assert one.name == other.name and np.array_equal(one.asnumpy(), other.asnumpy())
     assert [item.name for item in tuned.trainable_params()] == [item.name for item in plain.trainable_params()]
     images = Tensor(np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32))
-    assert_same([tuned(images).asnumpy()], [plain(images).asnumpy()])
+    assert np.array_equal(tuned(images).asnumpy(), plain(images).asnumpy())
+    of_features = [network.layers.set_train()(images).asnumpy() for network in networks]  # the classifier has dropout
+    assert_same(*([features] for features in of_features))
 
 
 def test_export_and_other_devices_keep_plain_operations():
     config = get_config([*TINY, "--network=vgg16"])
     for options, expected in (((CPU,), True), ((ASCEND,), False)):
         found = {type(cell).__name__ for _, cell in build_network(config, *options).cells_and_names()}
-        assert ("SmallMapConv" in found) == ("RepeatableDropout" in found) == expected
+        assert ("TiledConv" in found) == ("RepeatableDropout" in found) == expected
     exported = build_network(config, CPU, for_export=True)
-    assert not any(isinstance(cell, (SmallMapConv, RepeatableDropout)) for _, cell in exported.cells_and_names())
+    assert not any(isinstance(cell, (TiledConv, RepeatableDropout)) for _, cell in exported.cells_and_names())
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from model_utils.errors import UserError
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config, keys_for_resume
 from src.build import TrainData, amp_level
+from src.training.cpu_layers import TABLE_VERSION
 from src.training.hooks import Saver
 from src.training.optimizer import set_step, state_parameters
 from src.training.state import Hook, TrainState
@@ -43,6 +44,7 @@ class Settings(BaseModel, extra="allow"):  # the Config of this version or anoth
 
 class Environment(BaseModel, extra="allow"):
     ranks: PositiveInt
+    convolutions: int = 1  # version of their forms on CPU; states written before this field existed have the first
 
 
 class Record(BaseModel):
@@ -97,7 +99,8 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
             "global_batch": config.batch_size * rank.world_size, "steps_per_epoch": data.steps_per_epoch,
             "images": len(data.reader), "data": data.reader.fingerprint(), "class_names": list(data.reader.class_names),
             "environment": {"mindspore": mindspore.__version__, "device_target": rank.device_target,
-                            "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size}}
+                            "workers": rank.workers, "cores": usable_cores(), "ranks": rank.world_size,
+                            "convolutions": TABLE_VERSION}}
 
 
 class SaveStates(Hook):

@@ -20,7 +20,7 @@ training = [f"--data_dir={data}", f"--ckpt_path={runs}", *sys.argv[3:]]
 status = train.main(training)
 model = next(Path(runs).rglob("best.ckpt"))
 status += infer.main([f"--input={data}/val", f"--model_path={model}", "--device_target=CPU"])
-sys.exit(status or train.main([*training, "--lr=1e20", "--warmup_epochs=0"]) - 1)  # ends by a loss of NaN
+sys.exit(status or train.main([*training, "--lr=1e30", "--warmup_epochs=0"]) - 1)  # ends by a loss of NaN
 """
 
 

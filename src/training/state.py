@@ -90,7 +90,6 @@ class TrainState:
         """How many steps are finished when the next epoch begins, or the run is over."""
         return min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
 
-
     def read_losses(self) -> None:
         """Bring `losses` up to date; UserError for a loss that is NaN or infinite."""
         unread, self.unread = self.unread, []

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.dataset import Dataset
 from tqdm import tqdm
 
 from model_utils.device_adapter import Rank, set_up_device
@@ -62,13 +63,12 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     start_s, timed_images, images_per_s = None, 0, 0.0
     was_training = network.training
     network.set_train(False)
-    rows = iter(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ())
+    rows = read_batches(dataset, reader)
     with tqdm(total=len(reader), desc="evaluating", unit="image", file=sys.stdout, leave=False,
               disable=rank.rank != 0 or not sys.stdout.isatty()) as bar:
         for _ in range(batches):
             try:
-                with naming_bad_images(reader):
-                    images, labels = next(rows, ((), ()))  # another rank may have more batches
+                images, labels = next(rows, ((), ()))  # another rank may have more batches
             except UserError as error:
                 problem, labels = error, ()
             if len(labels):
@@ -95,6 +95,12 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     if not of_all_ranks.seen:
         raise UserError(f"{reader.source}: no image can be read")
     return Evaluation(of_all_ranks, summed[-1] / 1000)
+
+
+def read_batches(dataset: Dataset | None, reader: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels, batch by batch. UserError that names an image which cannot be read."""
+    with naming_bad_images(reader):
+        yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ()
 
 
 def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader,

@@ -34,7 +34,7 @@ from src.training.hooks import (
     Saver,
 )
 from src.training.optimizer import set_step, state_parameters
-from src.training.resume import SaveStates, find_point, resume
+from src.training.resume import SaveStates, describe_run, find_point, resume
 from src.training.state import Hook, Pace, RunCallback, TrainState
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
@@ -65,8 +65,9 @@ def train(config: Config, signals: StopSignals) -> None:
                        pace=Pace(config.skip_steps))
     lines += note_on_test_set(data.reader, test) if test else []
     lines += describe(config, rank, data, network)
+    run = describe_run(config, rank, data)
     if point:
-        lines += resume(point, config, rank, data, model, state)
+        lines += resume(point, config, rank, run, model, state)
     elif config.resume:
         lines.append(f"--resume: there is nothing to resume in {config.ckpt_path}; this is a new run")
 
@@ -83,7 +84,7 @@ def train(config: Config, signals: StopSignals) -> None:
             hooks.append(MetricsLog(config, saver, state))
         if rank.rank == 0 or not config.is_save_on_master:
             hooks.append(SaveCheckpoints(config, rank, network, info, saver))
-        hooks.append(SaveStates(config, rank, data, model, saver, signals, state))
+        hooks.append(SaveStates(config, rank, run, model, saver, signals, state))
 
         signals.is_training = True
         state.unevaluated &= test is not None

@@ -30,6 +30,7 @@ from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import log_file
 from src.utils.signals import StopSignals
 from src.weights.checkpoint import STATE_KEY, Contents, as_arrays, is_counter, is_statistic, read_file, write_file
+from src.weights.model_info import first_problem
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
@@ -106,10 +107,10 @@ def describe_run(config: Config, rank: Rank, data: TrainData) -> dict[str, Any]:
 class SaveStates(Hook):
     """Writes a state when it is due, on all ranks at the same step, and ends the run after a signal."""
 
-    def __init__(self, config: Config, rank: Rank, data: TrainData, model: mindspore.Model, saver: Saver,
+    def __init__(self, config: Config, rank: Rank, run: dict[str, Any], model: mindspore.Model, saver: Saver,
                  signals: StopSignals, state: TrainState) -> None:
         self._config, self._rank, self._saver, self._signals = config, rank, saver, signals
-        self._parameters, self._run = state_parameters(model), describe_run(config, rank, data)
+        self._parameters, self._run = state_parameters(model), run
         self._agree_every = 1 if rank.world_size == 1 else state.read_every  # one rank has nobody to wait for
         self._last_step, self._last_save_s = state.step, time.monotonic()
 
@@ -256,9 +257,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Contents]:
     try:
         record = Record.model_validate_json(contents.texts.get(STATE_KEY, ""))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: is not a state to resume from, or is damaged: "
-                        f"{': '.join([*map(str, first['loc']), first['msg']])}") from None
+        raise UserError(f"{path}: is not a state to resume from, or is damaged: {first_problem(error)}") from None
     if LOSSES not in contents.arrays or int(re.findall(r"\d+", path.name)[0]) != record.step:
         raise UserError(f"{path}: is not the state of the step that its name says")
     return record.model_dump(), contents
@@ -267,13 +266,13 @@ def _read(path: Path) -> tuple[dict[str, Any], Contents]:
 # --- going on
 
 
-def resume(point: ResumePoint, config: Config, rank: Rank, data: TrainData, model: mindspore.Model,
+def resume(point: ResumePoint, config: Config, rank: Rank, now: dict[str, Any], model: mindspore.Model,
            state: TrainState) -> list[str]:
-    """Put model and state back to the point, and return what to log about it. UserError for another run.
+    """Put model and state back to the point, and return what to log about it. UserError if `now` is another run.
 
     If the steps are now made of other images, the run goes back to the beginning of the epoch.
     """
-    record, now = point.record, describe_run(config, rank, data)
+    record = point.record
     lines = [*point.notes, *check_differences(point, now, force=config.resume_force)]
     losses = restore(point, state_parameters(model), rank.rank)
     epochs = point.step // record["steps_per_epoch"]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 # Refusals of the operating system that the user can put right; any other OSError is a bug.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO,
@@ -32,9 +33,16 @@ class UserError(Exception):
         self.exit_status = exit_status
 
 
-def _end(number: int, _frame: object) -> None:
-    os.write(2, f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}\n".encode())
+def end_by_signal(program: str, number: int) -> NoReturn:
+    """End the process at once, with one line."""
+    with suppress(OSError):  # the terminal may be closed
+        start = ERASE_LINE if os.isatty(2) else ""
+        os.write(2, f"{start}{program}: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
+
+
+def _end(number: int, _frame: object) -> None:
+    end_by_signal(os.path.basename(sys.argv[0]), number)
 
 
 def stop_quietly(module: str) -> None:

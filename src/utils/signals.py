@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clean stops. Nothing of MindSpore is imported here: signals must be taken before it is."""
 
-import os
 import shutil
 import signal
 import threading
@@ -9,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import ClassVar
 
-from model_utils.errors import ERASE_LINE, UserError
+from model_utils.errors import UserError, end_by_signal
 
 
 class StopSignals:
@@ -73,10 +72,7 @@ class StopSignals:
         if not self.is_training or self.received and number == signal.SIGINT:
             for folder in self.unfinished:
                 shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                start = ERASE_LINE if os.isatty(2) else ""
-                os.write(2, f"{start}{self._program}: stopped by {signal.Signals(number).name}\n".encode())
-            os._exit(128 + number)
+            end_by_signal(self._program, number)
         self.received = self.received or number
 
 

@@ -364,9 +364,10 @@ def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], 
                "parameters": int(sum(item.size for item in network.trainable_params())),
                "layers": [layer[:4] for layer in layers_of(network, task.config)]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115, a pipe could fill up
     try:
-        process = subprocess.Popen(command, env=USERS_ENVIRONMENT, text=True, **pipes)
+        process = subprocess.Popen(command, env=USERS_ENVIRONMENT, text=True, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=errors)
     except OSError as error:
         raise UserError(f"--torch_python: {task.torch_python} cannot be started: {error.strerror}") from None
     task.stack.callback(process.wait)
@@ -378,7 +379,9 @@ def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], 
             return json.loads(process.stdout.readline())
         except (OSError, ValueError):
             process.kill()
-            last = ["it printed nothing", *process.stderr.read().strip().splitlines()][-1]
+            process.wait()
+            errors.seek(0)
+            last = ["it printed nothing", *errors.read().strip().splitlines()][-1]
             raise UserError(f"--compare=torch: PyTorch does not answer under {task.torch_python}: {last}; "
                             "--torch_python=PYTHON names an interpreter that has it") from None
 

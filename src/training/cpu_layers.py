@@ -13,7 +13,7 @@ from src.weights.checkpoint import COUNTER
 
 TAPS = 9  # of a 3x3 kernel
 # Side of a map -> side of the tiles in which its convolutions are computed. Larger and other maps keep MindSpore's own
-# convolution. Chosen by time, see docs/performance.md; never measured in a run, which could then not be repeated.
+# convolution. Chosen by time on two cores; never measured in a run, which could then not be repeated.
 TILES = {2: 2, 4: 4, 8: 4, 16: 4}
 TABLE_VERSION = 2  # of TILES and the forms: another one changes the last bits of a run
 # Where the polynomials of a tile are evaluated, beside infinity. These fractions lose a quarter of the digits that

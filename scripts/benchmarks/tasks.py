@@ -41,6 +41,7 @@ from src.weights.load import open_pre_trained  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
+FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
@@ -102,7 +103,7 @@ class Layer(NamedTuple):
 def layers_of(network: VGG, config: Config) -> list[Layer]:
     """The layers in their order, for a batch of images."""
     kinds = (((nn.Conv2d, TiledConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
-             (nn.ReLU, "ReLU"), (nn.MaxPool2d, "pooling"), (nn.Dense, "dense"))
+             (nn.ReLU, "ReLU"), ((nn.MaxPool2d, nn.AdaptiveMaxPool2d), "pooling"), (nn.Dense, "dense"))
     classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
     found, shape = [], (config.batch_size, 3, *config.image_size)
     for cell in [*network.layers, *classifier]:
@@ -187,12 +188,13 @@ def steps(task: Task) -> Contenders:
 
 
 def forward(task: Task) -> Contenders:
-    """The network alone, as it is used for inference."""
+    """The network alone, as it is used for inference and as it is in training, where other forms of layers are used."""
     rank, config = set_up_device(task.config), task.config
-    network, images = build.build_network(config, rank).set_train(False), random_images(config)
-    runs = {"forward pass, one fixed batch": partial(seconds_per_call, lambda: network(images).asnumpy(), task.steps),
-            **torch_blocks(task, network, "forward")}
-    gflop = sum(layer.gflop for layer in layers_of(network, config))
+    images = random_images(config)
+    networks = [build.build_network(config, rank).set_train(mode) for mode in (False, True)]
+    runs = {name: partial(seconds_per_call, lambda network=network: network(images).asnumpy(), task.steps)
+            for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")
+    gflop = sum(layer.gflop for layer in layers_of(networks[0], config))
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 

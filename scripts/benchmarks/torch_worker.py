@@ -52,9 +52,10 @@ def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Op
                            nesterov=about["use_nesterov"])
 
 
-def build_step(about: dict[str, Any], memory_format: torch.memory_format, precision: Callable) -> Callable[[], object]:
+def build_step(about: dict[str, Any], memory_format: torch.memory_format, precision: Callable, *,
+               training: bool) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
-    network = build_network(about).to(memory_format=memory_format).train(about["mode"] == "train")
+    network = build_network(about).to(memory_format=memory_format).train(training)
     images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
     labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
@@ -95,10 +96,14 @@ def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
         return {**{name: build_operator(about, *layer, number == 0)
                    for number, (name, *layer) in enumerate(about["layers"])},
                 "optimizer": build_optimizer(network, about).step}
-    bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    return {"PyTorch eager, float32": build_step(about, torch.contiguous_format, nullcontext),
-            "PyTorch eager, float32, channels-last": build_step(about, torch.channels_last, nullcontext),
-            "PyTorch eager, bfloat16 autocast, channels-last": build_step(about, torch.channels_last, bfloat16)}
+    layouts = {"float32": (torch.contiguous_format, nullcontext),
+               "float32, channels-last": (torch.channels_last, nullcontext)}
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":  # others emulate bfloat16: a step takes minutes
+        bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+        layouts["bfloat16 autocast, channels-last"] = torch.channels_last, bfloat16
+    modes = {"": about["mode"] == "train", **({", training mode": True} if about["mode"] == "forward" else {})}
+    return {f"PyTorch eager, {name}{mode}": build_step(about, *layout, training=training)
+            for mode, training in modes.items() for name, layout in layouts.items()}
 
 
 if __name__ == "__main__":

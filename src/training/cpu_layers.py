@@ -12,10 +12,8 @@ from mindspore import dtype as mstype
 from src.weights.checkpoint import COUNTER
 
 TAPS = 9  # of a 3x3 kernel
-# Side of a map -> side of the tiles in which its convolutions are computed. Larger and other maps keep MindSpore's own
-# convolution. Chosen by time on two cores; never measured in a run, which could then not be repeated.
-TILES = {2: 2, 4: 4, 8: 4, 16: 4}
-TABLE_VERSION = 2  # of TILES and the forms: another one changes the last bits of a run
+TILES_UP_TO = 56  # pixels a side; on larger maps MindSpore's own convolution is as fast, with less memory
+TABLE_VERSION = 3  # of `tile_side` and the forms: another one changes the last bits of a run
 # Where the polynomials of a tile are evaluated, beside infinity. These fractions lose a quarter of the digits that
 # 1, -1, 2 and -2 lose.
 POINTS = {2: (0, 1, -1), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
@@ -23,13 +21,15 @@ POINTS = {2: (0, 1, -1), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
 def use_cpu_layers(layers: nn.SequentialCell, classifier: nn.Cell, image_size: tuple[int, int], *, seed: int,
                    half_precision: bool = False) -> None:
-    """Exchange the dropout layers, and the convolutions of small maps, unless half precision rewrites the network."""
+    """Exchange dropout, and unless half precision rewrites the network, poolings and convolutions of small maps."""
     height, width = image_size
-    for index, cell in enumerate(layers):
+    for index, cell in enumerate(() if half_precision else layers):
         if isinstance(cell, nn.MaxPool2d):
             height, width = height // 2, width // 2
-        elif isinstance(cell, nn.Conv2d) and height == width in TILES and not half_precision:
-            _exchange(layers, index, TiledConv(cell, width, TILES[width]))
+            # Without AVX-512, three to five times as fast, because it keeps which pixels were the largest.
+            _exchange(layers, index, nn.AdaptiveMaxPool2d((height, width)))
+        elif isinstance(cell, nn.Conv2d) and height == width and (tile := tile_side(cell.in_channels, width)):
+            _exchange(layers, index, TiledConv(cell, width, tile))
     made = 0
     for index, cell in enumerate(classifier if isinstance(classifier, nn.SequentialCell) else ()):
         if isinstance(cell, nn.Dropout):
@@ -93,6 +93,16 @@ class TiledConv(nn.Cell):
         y = self.from_left(ops.reshape(y, (self.tiles * self.points, -1)), self.out_rows)
         y = self.from_left(ops.reshape(y, (self.points * self.tiles, -1)), self.out_columns)
         return ops.reshape(y, (-1, self.out_channels, self.side, self.side))
+
+
+def tile_side(in_channels: int, side: int) -> int:
+    """Of the tiles in which a convolution of maps of this side is computed; 0 for MindSpore's own convolution.
+
+    Chosen by time on two cores. It is never measured in a run, which could then not be repeated.
+    """
+    if in_channels < 8 or side > TILES_UP_TO:  # the transforms of few channels cost more than their products
+        return 0
+    return 2 if side % 4 else 4
 
 
 def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

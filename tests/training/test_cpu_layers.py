@@ -133,7 +133,7 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.parametrize(("side", "tile"), [(2, 2), (3, 2), (8, 2), (4, 4), (7, 4), (16, 4)])
+@pytest.mark.parametrize(("side", "tile"), [(2, 2), (3, 2), (8, 2), (4, 4), (7, 4), (16, 4), (28, 4)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_values_and_gradients_of_the_plain_convolution(side, tile, has_bias):
     random = np.random.RandomState(0)
@@ -147,7 +147,7 @@ def test_values_and_gradients_of_the_plain_convolution(side, tile, has_bias):
 
 
 def test_the_exchanged_network_has_the_same_names_and_values():
-    """Of VGG16's convolutions of a 32x32 image, the two of whole maps keep MindSpore's own form in training."""
+    """Of VGG16's convolutions of a 32x32 image, only the first keeps MindSpore's own form in training."""
     networks = []
     for exchanges in (False, True):
         mindspore.set_seed(3)
@@ -156,7 +156,7 @@ def test_the_exchanged_network_has_the_same_names_and_values():
             use_cpu_layers(network.layers, network.classifier, (32, 32), seed=1)
         networks.append(network.set_train(False))
     plain, tuned = networks
-    assert sum(isinstance(cell, TiledConv) for _, cell in tuned.cells_and_names()) == 11
+    assert sum(isinstance(cell, TiledConv) for _, cell in tuned.cells_and_names()) == 12
     counters = ["classifier.2.dropout_step", "classifier.5.dropout_step"]
     parameters = [item for item in tuned.get_parameters() if item.name not in counters]
     assert len(parameters) == len(list(tuned.get_parameters())) - 2

@@ -12,7 +12,7 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, SMALL, Config, Preset
 from src.data.base import Reader
-from src.data.pixels import fit_photo, resize
+from src.data.pixels import decode, fit_photo, resize
 from src.utils.sampler import eval_shard, train_shard
 
 BAD_IMAGE_MODES = {"error": ds.config.ErrorSamplesMode.RETURN, "replace": ds.config.ErrorSamplesMode.REPLACE,
@@ -64,7 +64,7 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
 def eval_transforms(preset: Preset, *, photos: bool, encoded: bool) -> list[Callable]:
     """The operations on one image of an evaluation."""
     if photos:
-        return [vision.Decode(), partial(fit_photo, preset=preset), *_normalize(preset)]
+        return [partial(decode, upright=False), partial(fit_photo, preset=preset), *_normalize(preset)]
     return [*_decode_small(encoded=encoded), *_enlarge(preset), *_normalize(preset)]
 
 
@@ -73,7 +73,10 @@ def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, wo
     """Transformed images and labels, one at a time."""
     ds.config.set_error_samples_mode(BAD_IMAGE_MODES[on_bad_image])
     track = reader.tracker is not None and on_bad_image != "error"
-    dataset = reader.open(sampler, workers, track=track).map(operations, "image", num_parallel_workers=workers)
+    dataset = reader.open(sampler, track=track)
+    if reader.tracker:
+        operations = [reader.tracker.read, *operations]
+    dataset = dataset.map(operations, "image", num_parallel_workers=workers)
     if track:
         dataset = dataset.map(reader.tracker.arrive, "label", num_parallel_workers=1)
     return dataset

@@ -51,7 +51,7 @@ class Reader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
+    def open(self, sampler: Sampler, *, track: bool = False) -> Dataset:
         """A MindData pipeline with the columns image and label: encoded images, or H x W x 3 arrays of one size."""
         import mindspore.dataset as ds
 
@@ -101,18 +101,18 @@ class EncodedReader(Reader):
         super().__init__(source, class_names, labels)
         self.photos, self.problems, self.tracker = photos, problems, ImageTracker(self)
 
-    def open(self, sampler: Sampler, workers: int, *, track: bool = False) -> Dataset:
+    def open(self, sampler: Sampler, *, track: bool = False) -> Dataset:
         """With `track` the label column is for `tracker.arrive`, which must be mapped over it after all transforms.
 
-        MindSpore's ImageFolderDataset is 15 % faster, but takes hidden files for images, compares the case of endings
-        and cannot say which images it skipped.
+        The image column holds indices, over which `tracker.read` must be mapped together with the first transforms: a
+        `map` of its own takes longer. MindSpore's ImageFolderDataset is still faster, but takes hidden files for
+        images, compares the case of endings and cannot say which images it skipped.
         """
         import mindspore.dataset as ds
 
         self.tracker = ImageTracker(self, track=track)
-        dataset = ds.GeneratorDataset(self.tracker, ["image", "label"], sampler=sampler, num_parallel_workers=1,
-                                      python_multiprocessing=False)
-        return dataset.map(self.tracker.read, "image", num_parallel_workers=workers)  # several threads wait for a disk
+        return ds.GeneratorDataset(self.tracker, ["image", "label"], sampler=sampler, num_parallel_workers=1,
+                                   python_multiprocessing=False)
 
     def read(self, index: int) -> np.ndarray:
         path = Path(self.file(index))

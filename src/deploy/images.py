@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images -> network input without MindSpore, pixel for pixel as `src/dataset.py` prepares them for an evaluation.
-
-Pillow decodes, because it tells a truncated image from a whole one and knows every kind of JPEG.
-"""
+"""Images -> network input without MindSpore, pixel for pixel as `src/dataset.py` prepares them for an evaluation."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from model_utils.errors import UserError
 from model_utils.reading import MOST_LIST_BYTES, as_count, check_regular, read_text
 from model_utils.schema import SMALL, Preset
 from src.data.base import Reader
-from src.data.broken_images import PILLOW_ERRORS, check_claimed_size
-from src.data.pixels import fit_photo, resize
+from src.data.pixels import decode, fit_photo, resize
 from src.utils.files import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif")
@@ -46,7 +40,7 @@ def dataset_items(reader: Reader) -> list[Item]:
     """A test set as an evaluation sees it: images as they are stored, whatever their EXIF data says."""
     def load(index: int) -> np.ndarray:
         stored = reader.read(index)
-        return decode(stored.tobytes(), upright=False) if reader.encoded else stored
+        return decode(stored, upright=False) if reader.encoded else stored
 
     files = [Path(file) if (file := reader.file(index)) else None for index in range(len(reader))]
     names = unique_names(files) if all(files) else [f"{index:06d}" for index in range(len(reader))]
@@ -98,27 +92,6 @@ def unique_names(paths: Sequence[Path], *, with_folders: bool = False) -> list[s
         if taken[name] > 1:
             raise UserError(f"{path}: is named twice, or has the same name as another file")
     return names
-
-
-def decode(data: bytes, *, upright: bool = True) -> np.ndarray:
-    """The pixels of an encoded image as RGB uint8 [H, W, 3]; `upright` turns it as its EXIF data says.
-
-    UserError if it cannot be decoded to its last row.
-    """
-    check_claimed_size(data)
-    try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            if upright:
-                with suppress(Exception):  # Pillow raises errors of every kind for damaged EXIF data
-                    image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise UserError("is not an image, or of an unknown format" if data else "is empty") from None
-    except PILLOW_ERRORS as error:
-        raise UserError(f"is damaged or cannot be decoded: {error}") from None
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, Preset
+from src.data.pixels import decode
 from src.dataset import eval_transforms
-from src.deploy.images import decode, find_images, prepare, read_list
+from src.deploy.images import find_images, prepare, read_list
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEVEL = 1 / 255 / min(STD)  # what a change by one of 255 levels can do to the input
@@ -62,7 +63,9 @@ def check_same(pixels: np.ndarray, stored: bytes | np.ndarray, preset: Preset, *
 
 def test_every_kind_of_photo():
     for stored in KINDS.values():
-        check_same(decode(stored, upright=False), stored, Preset((64, 64), MEAN, STD), photos=True)
+        pixels = decode(stored, upright=False)
+        check_same(pixels, stored, Preset((64, 64), MEAN, STD), photos=True)
+        assert np.array_equal(pixels, vision.Decode()(np.frombuffer(stored, np.uint8)))  # as in training
 
 
 @pytest.mark.parametrize("image_size", [(96, 32), (32, 96), (224, 224)])

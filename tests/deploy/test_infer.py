@@ -14,8 +14,9 @@ from helpers import Deployed, Outcome, run_main
 from PIL import Image
 
 from model_utils.schema import Preset
+from src.data.pixels import decode
 from src.deploy.engines import open_engine, predict
-from src.deploy.images import decode, prepare, read_image
+from src.deploy.images import prepare, read_image
 from src.deploy.infer import best_guesses
 
 PHOTO = Preset((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -13,4 +13,6 @@ esac
 prepare_environment requirements-dev.txt
 cd -- "$REPOSITORY"
 python -m ruff check .
-python -m pytest --durations=10 "$@"
+# Some processes with a library thread each: most of a test is Python and compiling, which use one core.
+workers=$(getconf _NPROCESSORS_ONLN)
+OMP_NUM_THREADS=1 python -m pytest --durations=10 -n "$((workers < 4 ? workers : 4))" --dist worksteal "$@"

@@ -13,17 +13,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model_utils.errors import UserError
 from model_utils.schema import INTERPOLATIONS, Preset
-from src.data.broken_images import PILLOW_ERRORS, check_claimed_size
+from src.data.broken_images import FORMATS, PILLOW_ERRORS, check_claimed_size
 
 
 def decode(data: bytes | np.ndarray, *, upright: bool = True) -> np.ndarray:
     """The pixels of an encoded image as RGB uint8 [H, W, 3]; `upright` turns it as its EXIF data says.
 
-    UserError if it cannot be decoded to its last row. MindData decodes JPEGs to the same pixels, but takes longer.
+    Without `upright` the image is one of a data set, of the formats that training reads. UserError if it cannot be
+    decoded to its last row. MindData decodes JPEGs to the same pixels, but takes longer.
     """
     check_claimed_size(data)
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=None if upright else FORMATS) as image:
             image.load()
             if upright:
                 with suppress(Exception):  # Pillow raises errors of every kind for damaged EXIF data
@@ -44,6 +45,11 @@ def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
     if interpolation == "antialias":
         return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
     return cv2.resize(pixels, size[::-1], interpolation=getattr(cv2, f"INTER_{INTERPOLATIONS[interpolation]}"))
+
+
+def stored_photo(data: np.ndarray, preset: Preset) -> np.ndarray:
+    """An encoded photo of a data set -> the input's size. One operation, because each costs a pipeline time."""
+    return fit_photo(decode(data, upright=False), preset)
 
 
 def fit_photo(pixels: np.ndarray, preset: Preset) -> np.ndarray:

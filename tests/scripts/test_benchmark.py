@@ -28,7 +28,7 @@ for line in sys.stdin:
 """
 ROWS = {  # task -> its rows, without those of the matrix product
     "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
-    "forward": ["forward pass, one fixed batch"],
+    "forward": ["forward pass, one fixed batch", "forward pass in training mode"],
     "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
     "deploying": ["MINDIR through mindspore", "ONNX through onnxruntime"],
     "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],

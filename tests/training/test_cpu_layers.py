@@ -128,11 +128,6 @@ def values_and_gradients(network: nn.Cell, images: np.ndarray, slope: np.ndarray
     return [item.asnumpy() for item in (network(Tensor(images)), of_images, *of_weights)]
 
 
-def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()))
-
-
 @pytest.mark.parametrize(("side", "tile"), [(2, 2), (3, 2), (8, 2), (4, 4), (7, 4), (16, 4), (28, 4)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_values_and_gradients_of_the_plain_convolution(side, tile, has_bias):
@@ -166,7 +161,7 @@ def test_the_exchanged_network_has_the_same_names_and_values():
     images = Tensor(np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32))
     assert np.array_equal(tuned(images).asnumpy(), plain(images).asnumpy())
     of_features = [network.layers.set_train()(images).asnumpy() for network in networks]  # the classifier has dropout
-    assert_same(*([features] for features in of_features))
+    assert np.abs(of_features[0] - of_features[1]).max() < 5e-5 * np.abs(of_features[0]).max()  # 13 layers amplify
 
 
 def test_export_and_other_devices_keep_plain_operations():

@@ -139,7 +139,7 @@ class Keys(BaseModel):
     """A group of keys"""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True,
-                              allow_inf_nan=False)
+                              allow_inf_nan=False, defer_build=True)  # --help needs no validator, and a run only one
 
     @field_validator("*", mode="before")
     @classmethod

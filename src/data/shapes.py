@@ -93,8 +93,11 @@ def _draw_background(rng: np.random.RandomState, back: Array, size: int) -> Arra
 
 def _paint(images: Array, distance: Array, opacity: Array, colour: Array) -> None:
     """Colour what is inside, with soft edges; the distance is in units of half an image."""
-    cover = np.clip(0.5 - distance * (images.shape[1] / 2), 0.0, 1.0)
-    images += (cover * opacity)[..., None] * (colour - images)
+    cover = (0.5 - distance * (images.shape[1] / 2)).ravel()
+    inside = np.flatnonzero(cover > 0.0)  # of a line or a speck only a few pixels
+    image, pixels = inside // distance[0].size, images.reshape(-1, 3)
+    share = np.minimum(cover[inside], 1.0) * opacity.ravel()[image]
+    pixels[inside] += share[:, None] * (colour.reshape(-1, 3)[image] - pixels[inside])
 
 
 def _add_clutter(rng: np.random.RandomState, images: Array, front: Array) -> None:
@@ -135,7 +138,7 @@ def _draw_chunk(rng: np.random.RandomState, labels: Array, size: int) -> Array:
     _add_clutter(rng, images, front)
     _add_shapes(rng, images, front, labels)
     images += rng.standard_normal(images.shape) * rng.uniform(4.0, 16.0, (len(labels), 1, 1, 1))
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return np.rint(images, out=images).clip(0, 255, out=images).astype(np.uint8)
 
 
 def draw_shapes(count: int, *, seed: int | Sequence[int], size: int = 32,

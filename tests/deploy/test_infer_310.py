@@ -92,10 +92,10 @@ def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, t
     labels = json.loads((here / "preprocess_Result" / "imagenet_label.json").read_text())
     assert labels["n01_00000001.JPEG"] == 0 and labels["bee__0_jpg.jpg"] == 1 and len(labels) == 22
 
-    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=mindspore",
+    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=onnxruntime",
                   ENGINE="lite")
     assert done.returncode == 0, done.stderr
-    assert counts(here) == expected and f"mindspore runs {photo_model.mindir}" in done.stdout
+    assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
 
 
 def test_bad_arguments(cifar_model: Deployed, tmp_path):

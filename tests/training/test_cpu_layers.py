@@ -158,10 +158,11 @@ def test_the_exchanged_network_has_the_same_names_and_values():
     for one, other in zip(plain.get_parameters(), parameters, strict=True):
         assert one.name == other.name and np.array_equal(one.asnumpy(), other.asnumpy())
     assert [item.name for item in tuned.trainable_params()] == [item.name for item in plain.trainable_params()]
-    images = Tensor(np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32))
+    # Many images: normalised over few values, 13 layers amplify what is rounded.
+    images = Tensor(np.random.RandomState(0).standard_normal((32, 3, 32, 32)).astype(np.float32))
     assert np.array_equal(tuned(images).asnumpy(), plain(images).asnumpy())
     of_features = [network.layers.set_train()(images).asnumpy() for network in networks]  # the classifier has dropout
-    assert np.abs(of_features[0] - of_features[1]).max() < 5e-5 * np.abs(of_features[0]).max()  # 13 layers amplify
+    assert np.abs(of_features[0] - of_features[1]).max() <= 1e-5 * np.abs(of_features[0]).max()
 
 
 def test_export_and_other_devices_keep_plain_operations():

@@ -38,3 +38,21 @@ def test_half_precision_logits_are_taken_in_float32():
     assert loss.dtype == mindspore.float32
     gap = float(large[0, 0]) - float(large[0, 1])
     assert float(loss.asnumpy()) == pytest.approx(np.log1p(np.exp(-gap)), abs=1e-6)
+
+
+def test_shares_and_class_weights_match_the_formula():
+    """Mixed images: the loss of both classes, each by its share."""
+    shares, weights, smooth = np.zeros((5, CLASSES), np.float32), np.linspace(0.5, 2, CLASSES), 0.1
+    shares[np.arange(5), LABELS] += 0.7
+    shares[np.arange(5), LABELS[::-1]] += 0.3
+    logs = LOGITS - np.log(np.exp(LOGITS).sum(axis=1, keepdims=True))
+    plain, mixed = CrossEntropy(smooth, CLASSES), [CrossEntropy(smooth, CLASSES)(Tensor(LOGITS), Tensor(labels))
+                                                   for labels in (LABELS, LABELS[::-1].copy())]
+    loss = plain.set_train()(Tensor(LOGITS), Tensor(shares))
+    assert float(loss) == pytest.approx(0.7 * float(mixed[0]) + 0.3 * float(mixed[1]), rel=1e-5)
+    assert int(plain.correct) == (LOGITS.argmax(axis=1) == shares.argmax(axis=1)).sum()
+    loss, gradient = mindspore.value_and_grad(CrossEntropy(0.0, CLASSES, weights))(Tensor(LOGITS), Tensor(LABELS))
+    of_images = weights[LABELS]
+    assert float(loss) == pytest.approx(-(of_images * logs[np.arange(5), LABELS]).sum() / of_images.sum(), rel=1e-5)
+    expected = (np.exp(logs) - np.eye(CLASSES)[LABELS]) * (of_images / of_images.sum())[:, None]
+    np.testing.assert_allclose(gradient.asnumpy(), expected, atol=1e-6)

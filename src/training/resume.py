@@ -2,7 +2,7 @@
 """Resume states: all that a run needs to go on as if it had never stopped, and how the newest good one is found.
 
 The state of step 12 is `resume/step-00000012.state`, written by rank 0: weights, moments, counters, and the record of
-the run so far. What differs between ranks, the moving statistics, is in `step-00000012.rank1.state` and so on.
+the run so far. What differs between ranks, moving statistics and a count, is in `step-00000012.rank1.state` and so on.
 """
 
 import json
@@ -34,7 +34,9 @@ from src.weights.model_info import first_problem
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
-LOSS_SCALE = ("scale_sense", "current_iterator_step", "last_overflow_iterator_step")  # of a dynamic one
+CORRECT = "correct"  # the count of the epoch's images that were right, of each rank
+# What begins anew if a state lacks it: that count, and a dynamic loss scale.
+OPTIONAL = (CORRECT, "scale_sense", "current_iterator_step", "last_overflow_iterator_step")
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d{8,})\.state")
 
@@ -161,7 +163,8 @@ class SaveStates(Hook):
                   "best_epoch": state.best_epoch, "unevaluated": state.row if state.unevaluated else None,
                   "seconds_of_epoch": state.epoch_seconds, "log_bytes": log.stat().st_size if log.exists() else 0,
                   **self._run}
-        own = [item for item in self._parameters if self._rank.rank == 0 or is_statistic(item.name)]
+        own = [item for item in self._parameters
+               if self._rank.rank == 0 or is_statistic(item.name) or item.name == CORRECT]
         losses = np.asarray(state.losses, np.float64)
         write_file(path, {STATE_KEY: json.dumps(record)}, [*as_arrays(own), (LOSSES, losses)])
 
@@ -336,8 +339,8 @@ def restore(point: ResumePoint, parameters: Iterable[mindspore.Parameter], rank:
     if 0 < rank < point.record["environment"]["ranks"]:
         arrays |= read_file(state_file(point.folder, point.step, rank)).arrays
     for parameter in parameters:
-        if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in LOSS_SCALE):
-            continue  # dropout or a dynamic loss scale that begins now
+        if parameter.name not in arrays and (is_counter(parameter.name) or parameter.name in OPTIONAL):
+            continue  # a counter is that of a dropout which begins now
         if parameter.name not in arrays or arrays[parameter.name].shape != parameter.shape:
             raise UserError(f"{state_file(point.folder, point.step)}: does not fit the run: {parameter.name}")
         parameter.set_data(mindspore.Tensor(arrays[parameter.name].copy(), dtype=parameter.dtype))

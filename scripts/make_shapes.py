@@ -24,7 +24,6 @@ from contextlib import suppress
 
 from model_utils.reading import read_json, whole
 from model_utils.schema import MOST_DRAWN, MOST_SIDE
-from src.data.shapes import CHUNK, GENERATOR, write_cifar10, write_folders
 from src.utils.files import writing
 
 MOST_PIXELS = 2**30  # of a split, which is drawn in memory
@@ -39,6 +38,8 @@ def files_below(folder: Path) -> dict[str, int]:
 
 def make_shapes(args: argparse.Namespace) -> bool:
     """Write the set; False if it was there. UserError if the folder holds anything else, which is never removed."""
+    from src.data.shapes import CHUNK, GENERATOR, write_cifar10, write_folders
+
     folder: Path = args.folder
     wanted = {name: getattr(args, name) for name in ("layout", "train", "test", "size", "classes", "seed")}
     wanted["generator"] = GENERATOR

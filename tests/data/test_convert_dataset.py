@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import COUNTS, convert, files_in, photo_config, run_main, write_coloured, write_tfrecords
 
-from scripts import convert_dataset
+from src.data import tools
 from src.data.formats import build_reader
 
 TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])
@@ -85,7 +85,7 @@ def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    monkeypatch.setattr(convert_dataset, "same_image", lambda *args: False)
+    monkeypatch.setattr(tools, "same_image", lambda *args: False)
     outcome = convert(source, to, out)
     assert outcome.status == 2 and "differ from those of" in outcome.err
     monkeypatch.undo()

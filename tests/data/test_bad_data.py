@@ -32,8 +32,6 @@ from src.data.formats import build_reader
 from src.training.resume import find_point
 from src.utils.logging import set_up_logging
 
-pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
-
 
 def check_refused(*said: str) -> None:
     """train.py does not begin, and says why."""

@@ -26,9 +26,9 @@ from helpers import (
     field,
     frame,
     photo_config,
-    run_main,
     same,
     train_batches,
+    train_here,
     write_cifar10,
     write_class_folders,
     write_coloured,
@@ -338,11 +338,10 @@ def test_the_folder_of_one_split_is_never_taken_for_the_other(tmp_path):
         read(data / "val", "train")
 
 
-def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path):
-    shutil.move(write_class_folders(tmp_path / "data", each=2) / "train", tmp_path / "flat")
-    outcome = run_main("train", *TINY, "--dataset=imagenet2012", "--num_classes=3", "--batch_size=2", "--max_epoch=1",
-                       f"--data_dir={tmp_path / 'flat'}", "--mode=train_and_evaluate", "--graph_mode=False",
-                       f"--ckpt_path={tmp_path / 'runs'}")
+def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.move(write_class_folders(tmp_path / "both", each=2) / "train", tmp_path / "data")
+    outcome = train_here("--mode=train_and_evaluate")
     assert outcome.status == 0, outcome.err
     assert "the accuracy is that on the images that are trained on" in outcome.out
 

@@ -14,6 +14,7 @@ import mindspore
 import numpy as np
 import pytest
 from helpers import (
+    PLAIN,
     ROOT,
     TEST_COUNT,
     TINY,
@@ -38,7 +39,6 @@ from model_utils.device_adapter import Rank, set_up_device
 from src import build
 from src.data.broken_images import ImageTracker
 
-PLAIN = ("--batch_norm=False", "--has_dropout=False")  # compiles in half the time
 BATCH, EPOCHS = 16, 4
 STEPS = TRAIN_COUNT // BATCH  # of an epoch
 LOSS = re.compile(r"epoch: (\d+) step: (\d+), loss is (\d+\.\d{6})")
@@ -277,7 +277,7 @@ def test_no_image_is_read_in_vain(tmp_path, monkeypatch):
     write_class_folders(tmp_path / "data", each=8)
     read, reads = ImageTracker.read, []
     monkeypatch.setattr(ImageTracker, "read", lambda self, index: reads.append(int(index)) or read(self, index))
-    assert train_here("--max_epoch=3", "--batch_norm=False").status == 0
+    assert train_here("--max_epoch=3").status == 0
     assert len(reads) == 3 * 24
     config = photo_config("data", "--augment=False")
     data = build.build_train_data(config, Rank(0, 1, 1, "Ascend"))

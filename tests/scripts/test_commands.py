@@ -11,14 +11,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, run_main, run_python, write_cifar10, write_class_folders
+from helpers import PLAIN, ROOT, TINY, run_main, run_python, write_cifar10, write_class_folders
 from launches import environment, free_port, make_table
 
 from model_utils.config import get_config
 
 MARKS = re.compile(r"<!-- tests/scripts/test_commands\.py runs these -->\n(.*?)<!-- end -->", re.DOTALL)
 LOSS, ACC, TOP1 = r"epoch: 1 step: 2, loss is", r"result: \{'acc': 0\.\d{4}\}", r"after allreduce eval: top1_correct="
-TRAINING = "--width=0.125 --image_size=32 --batch_size=4 --max_train_steps=2"  # as printed it exceeds the tiny data
+TRAINING = f"{shlex.join(PLAIN)} --image_size=32 --batch_size=4 --max_train_steps=2"  # for the tiny data
 MODELS = {"0-70_781": ["--data_dir=data"], "0-150_5004": ["--data_dir=imagenet", "--dataset=imagenet2012",
                                                           "--num_classes=3"]}
 
@@ -85,7 +85,7 @@ def checkpoint(folder: Path, name: str) -> Path:
     path = folder / f"{name}.ckpt"
     if not path.exists():
         data, *flags = MODELS[name]
-        done = run_main("train", *TINY, *flags, data.replace("=", f"={folder}/"), "--batch_size=4",
+        done = run_main("train", *TINY, *PLAIN, *flags, data.replace("=", f"={folder}/"), "--batch_size=4",
                         "--max_train_steps=1", f"--ckpt_path={folder / 'made'}")
         assert done.status == 0, done
         next((folder / "made").rglob("0-1_1.ckpt")).rename(path)

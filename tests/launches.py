@@ -31,11 +31,13 @@ def environment(**settings: str) -> dict[str, str]:
 
 def make_table(folder: Path, devices: int, servers: int = 1) -> Path:
     """The table of some servers with so many devices each."""
-    path = folder / f"{servers}x{devices}.json"
-    flags = [flag for server in range(servers)
-             for flag in (f"--server_ip={SERVERS[server]}",
-                          "--device_ips=" + ",".join(f"192.1.{server}.{device}" for device in range(devices)))]
-    assert hccl_tools.main([*flags, f"--device_num={devices}", f"--output={path}"]) == 0
+    path, tables = folder / f"{servers}x{devices}.json", []
+    for number, server in enumerate(SERVERS[:servers]):
+        addresses = ",".join(f"192.1.{number}.{device}" for device in range(devices))
+        tables.append(str(folder / f"{server}.json"))
+        assert hccl_tools.main([f"--server_ip={server}", f"--device_ips={addresses}", f"--device_num={devices}",
+                                f"--output={tables[-1]}"]) == 0
+    assert hccl_tools.main([*tables, f"--output={path}"]) == 0
     return path
 
 

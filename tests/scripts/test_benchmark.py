@@ -30,11 +30,7 @@ ROWS = {  # task -> its rows, without those of the matrix product
     "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
     "forward": ["forward pass, one fixed batch", "forward pass in training mode"],
     "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
-    "deploying": ["MINDIR through mindspore", "ONNX through onnxruntime"],
-    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
-    "startup": ["bare: import, build, compile, first step", "of this: importing",
-                "of this: building the network and its optimizer", "of this: compiling and the first step",
-                "train.py, until its first loss"]}
+    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"]}
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +46,7 @@ def measured(tmp_path, *args: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] if task in ("startup", "memory") else [])
-                                  for task in ROWS])
+@pytest.mark.parametrize("task", [*list(ROWS)[:-1], pytest.param("memory", marks=pytest.mark.slow)])
 def test_each_task_gives_its_rows(tmp_path, task):
     record = measured(tmp_path, f"--what={task}")
     [result] = record["results"]

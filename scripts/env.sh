@@ -74,8 +74,6 @@ prepare_environment() {
             die "the Python of $folder does not run or does not fit." "Remove that environment, or set VENV=..."
         [[ ! -L "$folder" || -f "$folder/requirements.txt" ]] ||
             die "$folder is a link to an environment that was not made by this script." "Remove the link, or set VENV=..."
-        [[ -z "${PYTHON:-}" || "$(python_version "$PYTHON")" == "$(python_version "$folder/bin/python")" ]] ||
-            die "$folder was made with another Python than PYTHON=$PYTHON." "Remove that environment, or set VENV=..."
     fi
     [[ ! -f "$folder/$STAMP" || "$(head -n 1 "$folder/$STAMP")" == "$folder" ]] ||
         die "$folder was made as $(head -n 1 "$folder/$STAMP") and moved." "Remove that environment, or set VENV=..."

@@ -103,19 +103,8 @@ def test_nothing_of_others_is_deleted(tree):
     assert done.returncode == 2 and "is not a virtual environment" in done.stderr and (theirs / "notes.txt").exists()
     (theirs / "notes.txt").unlink()
     assert prepare(tree).returncode == 0 and (tree / ".venv").is_symlink()  # an empty folder on another disk
-    program(theirs / "bin/python", "#!/bin/sh\nexit 1\n")
-    done = prepare(tree)
-    assert done.returncode == 2 and "does not run" in done.stderr and (theirs / "vgg-environment").exists()
-    (tree / ".venv").unlink()
-    shutil.copytree(theirs, tree / ".venv")
-    program(tree / ".venv/bin/python", PYTHON)
-    (tree / ".venv/vgg-environment").write_text("/elsewhere/.venv\n")
-    assert "was made as /elsewhere/.venv and moved" in prepare(tree).stderr
-    shutil.rmtree(tree / ".venv")
-    (tree / ".venv").symlink_to(theirs)  # somebody's own environment, whose packages pip would replace
-    for name in ("requirements.txt", "vgg-environment"):
+    for name in ("requirements.txt", "vgg-environment"):  # somebody's own, whose packages pip would replace
         (theirs / name).unlink()
-    program(theirs / "bin/python", PYTHON)
     before = pip_calls(tree)
     assert "not made by this script" in prepare(tree).stderr and pip_calls(tree) == before
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints and resume states: read back bit for bit, also by MindSpore, and refused if they are damaged."""
 
-import json
-
 import mindspore
 import numpy as np
 import pytest
@@ -113,10 +111,6 @@ def test_a_checkpoint_of_the_first_version_loads(tmp_path):
     assert (tmp_path / "again.ckpt").read_bytes() == path.read_bytes()  # and the first version would read ours
 
 
-def test_a_resume_state_of_the_first_version_is_read_and_is_no_checkpoint():
-    state = FIRST_VERSION / "resume" / "step-00000006.state"
-    contents = read_file(state)
-    assert contents.is_verified and json.loads(contents.texts[STATE_KEY])["step"] == 6
-    assert contents.arrays["run.losses"].dtype == np.float64 and "moments.classifier.6.bias" in contents.arrays
+def test_a_resume_state_is_no_checkpoint():
     with pytest.raises(UserError, match="train.py --resume"):
-        read_weights(state)
+        read_weights(FIRST_VERSION / "resume" / "step-00000006.state")

@@ -81,8 +81,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--what: unknown {unknown[0]!r}; known are {', '.join(TASKS)}")
     if flags and options.table:
         parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
-    if options.torch_python and not options.compare:
-        parser.error("--torch_python: has no meaning without --compare=torch")
     if options.compare and not set(options.what) & set(COMPARED):
         parser.error(f"--compare: PyTorch is measured with --what={', '.join(COMPARED)} only")
     return options, flags

@@ -5,8 +5,8 @@
     python scripts/check_dataset.py --config_path=imagenet2012_config.yaml --data_dir=data/imagenet
 
 Takes the flags of train.py. Reports images per class, sizes, broken images, wrong labels, and images that are in both
-training and evaluation. --fix=list writes train_list.txt and val_list.txt without the broken and the mislabelled
-images; train.py then reads these lists. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
+training and evaluation. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check. Lists of the images that
+are not broken: convert_dataset.py --to=list --on_bad_image=skip with the same flags.
 """
 
 import sys
@@ -22,7 +22,6 @@ import argparse
 import hashlib
 import io
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -36,11 +35,9 @@ from model_utils.config import get_config
 from model_utils.local_adapter import usable_cores
 from model_utils.reading import whole
 from model_utils.schema import Config
-from src.data.base import LABELS_FILE, Reader, write_class_names
+from src.data.base import Reader
 from src.data.folder import is_image
 from src.data.formats import build_reader, check_class_count, check_classes
-from src.data.list_file import LIST_FILES, write_list
-from src.utils.files import free_name
 from src.utils.util import listed
 
 NAMES = {"train": "training", "test": "evaluation"}
@@ -72,7 +69,6 @@ class Split:
                 groups[digest].append(index)
         self.digests, labels = set(groups), self.reader.labels
         several = [group for group in groups.values() if len(set(labels[group].tolist())) > 1]
-        self.doubtful = {index for group in several for index in group}
         self.mislabelled = ["the same image under different labels: " + "; ".join(
             f"{self.reader.name(index)} ({self.reader.class_names[labels[index]]})" for index in group)
             for group in several]
@@ -100,21 +96,6 @@ class Split:
             lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
         return [*lines, f"repeated images: {len(self.good) - len(self.digests)}"]
 
-    def write_list(self, data_dir: Path) -> str:
-        """The split as a list without what is broken or mislabelled; an earlier list is kept beside it."""
-        if self.reader.file(0) is None:
-            raise UserError(f"--fix=list: {self.reader.source}: the images are not files; "
-                            "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
-        path = data_dir / LIST_FILES[self.split]
-        good = [index for index in self.good if index not in self.doubtful]
-        if path.exists():
-            shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
-        write_list(path, map(self.reader.file, good), self.reader.labels[good].tolist())
-        if not (data_dir / LABELS_FILE).exists():
-            write_class_names(data_dir, self.reader.class_names)
-        return (f"{path}: lists {len(good)} of {len(self.reader)} images; dataset_format=auto now reads it instead of "
-                "the folders, and --dataset_format=folder reads the folders")
-
 
 def run(options: argparse.Namespace, config: Config) -> int:
     splits, errors = [], []
@@ -132,8 +113,6 @@ def run(options: argparse.Namespace, config: Config) -> int:
     in_both = len(splits[0].digests & splits[1].digests) if len(splits) == 2 else 0
     if in_both:
         print(f"images in both training and evaluation: {in_both}")
-    for split in splits if options.fix else ():
-        print(split.write_list(Path(config.data_dir)))
     wrong = errors or in_both or any(split.broken or split.mislabelled for split in splits)
     return int(bool(wrong)) if splits else 2
 
@@ -142,7 +121,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")
-    parser.add_argument("--fix", choices=("list",), help="list: write list files without what is wrong")
     parser.add_argument("--show", type=whole(0, 10**9), default=20,
                         help="how many problems of a kind to name (default 20)")
     options, flags = parser.parse_known_args(argv)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from helpers import ROOT
 
 from scripts import hccl_tools
@@ -67,26 +68,17 @@ def started(command: Iterable[object], *, cwd: Path, **settings: str) -> Iterato
         process.wait()
 
 
-def _state_and_parent(pid: int | str) -> tuple[str, int]:
-    """('Z', 0) for a process that has ended."""
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return "Z", 0
-    return state, int(parent)
-
-
-def is_running(pid: int | str) -> bool:
-    return _state_and_parent(pid)[0] != "Z"
+def is_running(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def children(pid: int) -> list[int]:
     """The running children of a process, and theirs."""
-    states = {int(path.name): _state_and_parent(path.name) for path in Path("/proc").glob("[0-9]*")}
-    found = [pid]
-    for ancestor in found:
-        found += [child for child, (state, parent) in states.items() if parent == ancestor and state != "Z"]
-    return found[1:]
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True) if is_running(child.pid)]
+    return []
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:

@@ -159,14 +159,6 @@ def test_features_alone_cannot_be_trained_or_counted(data, tmp_path, script):
     assert outcome.status == 2 and "include_top" in outcome.err and not (tmp_path / "outputs").exists()
 
 
-def test_flags_and_data_that_do_not_fit_are_refused(data, checkpoints, tmp_path):
-    for flag in ("--network=vgg16", "--num_classes=11", "--image_size=64", "--width=0.5"):
-        outcome = evaluate(data, tmp_path / "outputs", checkpoints[0], flag)
-        assert outcome.status == 2 and flag.strip("-").split("=")[0] in outcome.err and "checkpoint" in outcome.err
-    outcome = evaluate(tmp_path / "absent", tmp_path / "outputs", checkpoints[2].parent)
-    assert outcome.status == 2 and str(tmp_path / "absent") in outcome.err and not (tmp_path / "outputs").exists()
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
     """Or a run would go on without dropout, and with BatchNorm frozen."""

@@ -87,7 +87,7 @@ def test_tables_of_the_committed_records(monkeypatch, name):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
+    (["--compare=torch", "--freeze=features"], "--freeze"),
     (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
     (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
     (["--table", "README.md"], "README.md: cannot be read"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),

@@ -135,15 +135,6 @@ def test_flags_that_the_file_contradicts(tmp_path):
             assert conflict in text and remedy in text and str(path) in text
 
 
-def test_evaluation_wants_the_file_s_classes(tmp_path):
-    path = write_pth(tmp_path / "a.pth", torchvision(make("vgg11", batch_norm=False)))
-    assert "num_classes: --num_classes says 3" in refusal_of(path, "--num_classes=3")
-    assert load(path).config.num_classes == CLASSES
-    flags = [flag for flag in folder_flags(tmp_path) if "classes" not in flag]
-    outcome = run_main("eval", *flags, f"--pre_trained={path}")
-    assert outcome.status == 2 and f"num_classes: is 7 (from the checkpoint {path})" in outcome.err
-
-
 # What is missing or does not fit
 
 
@@ -167,12 +158,6 @@ def test_tensors_that_do_not_fit_and_other_networks_are_errors(tmp_path):
                         (resnet, "holds no VGG11, 13, 16 or 19"), (alexnet, "holds no VGG"),
                         (odd, "8, 16, 32, 32, 64, 64, 100, 100 channels")):
         assert said in refusal_of(write_pth(tmp_path / "a.pth", wrong))
-
-
-def test_training_starts_from_a_file_not_a_folder(tmp_path):
-    (tmp_path / "weights").mkdir()
-    assert "is a folder; training starts from one file" in refused_training(tmp_path, tmp_path / "weights")
-    assert "there is no checkpoint " in refused_training(tmp_path, tmp_path / "absent.pth")
 
 
 # Files that are damaged, of another kind, or hostile: refused by name, and nothing in them runs

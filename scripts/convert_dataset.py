@@ -22,7 +22,6 @@ stop_quietly(__name__)
 
 import argparse
 import importlib
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +41,7 @@ from model_utils.schema import Config
 from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
 from src.data.formats import FORMATS, build_reader, check_classes, note_on_test_set
 from src.data.list_file import LIST_FILES, write_list
-from src.utils.files import printable, writing
+from src.utils.files import writing
 
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
@@ -78,10 +77,6 @@ def good_images(config: Config, reader: Reader, left_out: dict[int, str], indice
             bar.update(len(batch))
 
 
-def file_name(index: int, content: bytes) -> str:
-    return f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
-
-
 def divide(labels: np.ndarray, share: float, seed: int) -> dict[str, list[int]]:
     """The indices of each split: this share of every class, drawn at random, is for the evaluation."""
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -100,17 +95,15 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence
         mean = np.mean([len(load(reader, index)[0]) for index in indices[::max(1, count // 50)]])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
-    schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
+    schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     try:
         for shard in range(shards):
             writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
             writer.add_schema(schema, "images")
             part = read(indices[count * shard // shards:count * (shard + 1) // shards])
             while batch := list(islice(part, BATCH)):
-                writer.write_raw_data([{
-                    "image": content, "label": int(reader.labels[index]),
-                    "name": printable(os.path.basename(reader.file(index) or file_name(index, content)))}
-                    for index, content in batch])
+                writer.write_raw_data([{"image": content, "label": int(reader.labels[index])}
+                                       for index, content in batch])
             writer.commit()
     except (MindRecordException, RuntimeError) as error:  # such as a full disk
         raise UserError(f"{folder}: cannot be written: {error}") from None
@@ -121,7 +114,7 @@ def write_image(folder: Path, reader: Reader, index: int, content: bytes) -> Pat
     label = int(reader.labels[index])
     name = reader.class_names[label]
     plain = name.isprintable() and not set(name) & set("/\\") and name[0] not in ". "  # can be a folder's name
-    file = folder / (name if plain else str(label)) / file_name(index, content)
+    file = folder / (name if plain else str(label)) / f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     return file

@@ -19,7 +19,6 @@ stop_quietly(__name__)
 import argparse
 import hashlib
 import re
-import shutil
 import socket
 import tarfile
 import tempfile
@@ -106,8 +105,7 @@ def download(args: argparse.Namespace, unpacked: Path) -> None:
         (args.dest / file).parent.mkdir(exist_ok=True)
         path.replace(args.dest / file)
     if (unpacked / TRAIN / NAMES).is_file():
-        for folder in (TRAIN, TEST):
-            shutil.copyfile(unpacked / TRAIN / NAMES, args.dest / folder / NAMES)
+        (unpacked / TRAIN / NAMES).replace(args.dest / TRAIN / NAMES)  # from where the test images have them too
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -366,7 +366,7 @@ def test_a_list_takes_spaces_tabs_and_paths_from_either_folder_or_absolute_ones(
         f"\ufefftrain/my cat/a b.png 0\r\n\r\ntrain/my cat/a b.png\t2\ndog/c.png   1\n./train/dog/c.png 1\n"
         f"{absolute} 1".encode())
     reader = read(tmp_path)
-    assert "1 of its images are in other folders" in reader.source and reader.file(4) == absolute
+    assert reader.file(4) == absolute
     assert reader.labels.tolist() == [0, 2, 1, 1, 1]
     assert [reader.name(index).rsplit(":")[-1] for index in range(5)] == ["1)", "3)", "4)", "5)", "6)"]
 

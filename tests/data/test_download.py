@@ -81,8 +81,7 @@ def download(dest: Path, url: str, *flags: str):
 
 def check_set(dest: Path) -> None:
     expected = {f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)}
-    expected |= {"cifar-10-verify-bin/test_batch.bin", "cifar-10-batches-bin/batches.meta.txt",
-                 "cifar-10-verify-bin/batches.meta.txt"}
+    expected |= {"cifar-10-verify-bin/test_batch.bin", "cifar-10-batches-bin/batches.meta.txt"}
     assert files_in(dest) - {"cifar-10-binary.tar.gz"} == expected
     train, test = (build_reader(get_config([f"--data_dir={dest}"]), split) for split in ("train", "test"))
     assert (len(train), len(test)) == (5 * RECORDS, RECORDS)

@@ -242,13 +242,10 @@ TOUCH = b"X\x0c\x00\x00\x00touch canary"
 HOSTILE = {  # opcodes that would call something, and what the refusal must name
     "global": (b"cos\nsystem\n" + TOUCH + b"\x85R", "os.system"),
     "stack global": (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93" + TOUCH + b"\x85R", "os.system"),
-    "built-in": (b"c__builtin__\neval\n" + TOUCH + b"\x85R", "__builtin__.eval"),
     "extension": (b"\x82\x01", "extension"),
     "state of a tensor type": (b"ctorch\nFloatStorage\n}X\x01\x00\x00\x00aNsb", "damaged"),
     "numpy": (b"cnumpy.core.multiarray\n_reconstruct\n)R", "numpy.core.multiarray._reconstruct"),
-    "torch itself": (b"ctorch.serialization\nload\n" + TOUCH + b"\x85R", "torch.serialization.load"),
     "dotted": (b"ccollections\nOrderedDict.fromkeys\n" + TOUCH + b"\x85R", "OrderedDict.fromkeys"),
-    "a module": (b"ctorchvision.models.vgg\nVGG\n)\x81", "torchvision.models.vgg.VGG"),
 }
 
 

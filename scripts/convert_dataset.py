@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a data set into MindRecord files or a list with image files, from any format that train.py reads.
+"""Pack a data set into MindRecord files, from any format that train.py reads, or list its image files.
 
     python scripts/convert_dataset.py --to=mindrecord --output=data/packed --dataset=imagenet2012 --data_dir=DIR
+    python scripts/convert_dataset.py --to=list --dataset=imagenet2012 --data_dir=DIR
 
 Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
 PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
-source. With --to=list and without --output the list is written beside the images, which stay where they are.
+source. Lists are written beside the images, which stay where they are.
 --val_split=0.2 makes training and evaluation images of one set of them.
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
@@ -47,7 +48,6 @@ SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
 SAMPLE = 200
 STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": "evaluation"}
-SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"BM": "bmp", b"II": "tif", b"MM": "tif", b"P6": "ppm"}
 Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
@@ -109,17 +109,6 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence
         raise UserError(f"{folder}: cannot be written: {error}") from None
 
 
-def write_image(folder: Path, reader: Reader, index: int, content: bytes) -> Path:
-    """An image file in the folder of its class."""
-    label = int(reader.labels[index])
-    name = reader.class_names[label]
-    plain = name.isprintable() and not set(name) & set("/\\") and name[0] not in ". "  # can be a folder's name
-    file = folder / (name if plain else str(label)) / f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    return file
-
-
 def same_image(reader: Reader, index: int, packed: Reader, position: int) -> bool:
     """Byte for byte; pixel for pixel for arrays."""
     one, two = reader.read(index), packed.read(position)
@@ -132,13 +121,12 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
     left_out: dict[int, str] = {}
     read = partial(good_images, config, reader, left_out)
     hidden = output / f".convert_dataset.{split}"
-    place = hidden if options.output else output  # lists beside images that stay: paths are relative to the list
+    place = hidden if options.output else output  # the paths of a list are relative to it
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
         if options.to == "list":
-            files = [write_image(hidden / STEMS[split], reader, index, content) if options.output else
-                     reader.file(index) for index, content in read(indices)]
+            files = [reader.file(index) for index, _ in read(indices)]
         else:
             write_mindrecord(hidden, split, reader, indices, read, options.shards)
         kept = [index for index in indices if index not in left_out]
@@ -154,7 +142,7 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
                 same_image(reader, kept[position], packed, position) for position in chosen):
             raise UserError(f"{output}: the images that were written differ from those of {reader.source}")
         for path in sorted(hidden.iterdir(), reverse=True):  # the index of a MindRecord file before the file
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod(0o644)
             path.replace(output / path.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -187,13 +175,15 @@ def run(options: argparse.Namespace, config: Config) -> None:
     elif is_one_set:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")
+    if options.output and options.to == "list":
+        raise UserError(f"--output: lists are written beside their images, not to {options.output}; leave it out")
     source = Path(config.data_dir or ".").resolve()
     output = (options.output or source).resolve()
     for split, reader in readers.items():
         raise_problems(reader.problems)
         check_classes(reader, next(iter(readers.values())).class_names)
         if options.output is None and reader.file(0) is None:
-            raise UserError(f"{reader.source}: the images are not files; --output=FOLDER unpacks them")
+            raise UserError(f"{reader.source}: the images are not files; --to=mindrecord --output=FOLDER packs them")
         split_folders = {folder.parent.resolve() for folder in getattr(reader, "folders", ())}
         if options.output and (output == source or split_folders & {output, *output.parents}):
             raise UserError(f"--output: {output} is in the folder that is read; name another one")
@@ -212,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
-    parser.add_argument("--output", type=Path, help="a new folder; not needed for a list of images that are files")
+    parser.add_argument("--output", type=Path, help="a new folder, for MindRecord files")
     parser.add_argument("--shards", type=whole(0, 10_000), default=0,
                         help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--val_split", type=float, help="share of the images to evaluate on, if they are one set")

@@ -280,11 +280,11 @@ def write_mindrecord(folder: Path, rows: Sequence[dict], shards: int = 1, **type
     writer.commit()
 
 
-def convert(source: Path, to: str, output: Path, *flags: str, dataset: str = "imagenet2012",
-            classes: int = 3) -> Outcome:
-    """scripts/convert_dataset.py, in this process."""
-    return run_main("scripts.convert_dataset", f"--to={to}", f"--output={output}", f"--dataset={dataset}",
-                    f"--num_classes={classes}", f"--data_dir={source}", *flags)
+def convert(source: Path, output: Path | None, *flags: str, dataset: str = "imagenet2012", classes: int = 3) -> Outcome:
+    """scripts/convert_dataset.py, in this process: to MindRecord files or, without an output, to lists."""
+    target = [f"--output={output}", "--to=mindrecord"] if output else ["--to=list"]
+    return run_main("scripts.convert_dataset", *target, f"--dataset={dataset}", f"--num_classes={classes}",
+                    f"--data_dir={source}", *flags)
 
 
 def photo_config(data_dir: Path, *flags: str) -> Config:

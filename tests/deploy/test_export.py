@@ -79,7 +79,6 @@ def test_without_a_name_files_get_that_of_the_network_and_go_to_the_checkpoint(c
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Deployed, tmp_path, monkeypatch):
     good = cifar_model.checkpoint
     (tmp_path / "package.json").write_text('{"name": "mine", "version": 1}')  # not a card: must not be overwritten
-    (tmp_path / "folder.mindir").mkdir()
     new, before = tmp_path / "new" / "x", sorted(tmp_path.iterdir())
 
     def refused(name: Path, *flags: str) -> str:
@@ -92,7 +91,6 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Depl
                         ("--num_classes=5", "--num_classes says 5"), ("--image_size=64", "image_size")):
         assert words in refused(new, flag)
     assert "package.json" in refused(tmp_path / "package")
-    assert "folder.mindir is a folder" in refused(tmp_path / "folder")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert "1 MiB free" in refused(new)
 

@@ -7,9 +7,12 @@ import stat
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_utils.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MOST_BYTES = 64 << 20
 MOST_LIST_BYTES = 256 << 20  # lines for six million images
@@ -74,3 +77,9 @@ def brief(value: Any) -> str:
     """A value as Python writes it, shortened for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
+
+
+def first_problem(error: "ValidationError") -> str:
+    """Which value pydantic refuses first, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}, not {brief(first['input'])}"

@@ -5,8 +5,8 @@
     python scripts/check_dataset.py --config_path=imagenet2012_config.yaml --data_dir=data/imagenet
 
 Takes the flags of train.py. Reports images per class, sizes, broken images, wrong labels, and images that are in both
-training and evaluation. --fix=list writes train_list.txt and val_list.txt without the broken and the mislabelled
-images; train.py then reads these lists. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
+training and evaluation. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check. Lists of the images that
+are not broken: convert_dataset.py --to=list --on_bad_image=skip with the same flags.
 """
 
 import sys
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")
-    parser.add_argument("--fix", choices=("list",), help="list: write list files without what is wrong")
     parser.add_argument("--show", type=whole(0, 10**9), default=20,
                         help="how many problems of a kind to name (default 20)")
     options, flags = parser.parse_known_args(argv)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a data set into MindRecord files or a list with image files, from any format that train.py reads.
+"""Pack a data set into MindRecord files, from any format that train.py reads, or list its image files.
 
     python scripts/convert_dataset.py --to=mindrecord --output=data/packed --dataset=imagenet2012 --data_dir=DIR
+    python scripts/convert_dataset.py --to=list --dataset=imagenet2012 --data_dir=DIR
 
 Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
 PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
-source. With --to=list and without --output the list is written beside the images, which stay where they are.
+source. Lists are written beside the images, which stay where they are.
 --val_split=0.2 makes training and evaluation images of one set of them.
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
-    parser.add_argument("--output", type=Path, help="a new folder; not needed for a list of images that are files")
+    parser.add_argument("--output", type=Path, help="a new folder, for MindRecord files")
     parser.add_argument("--shards", type=whole(0, 10_000), default=0,
                         help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--val_split", type=float, help="share of the images to evaluate on, if they are one set")

@@ -18,7 +18,7 @@ stop_quietly(__name__)
 
 import argparse
 import hashlib
-import shutil
+import re
 import socket
 import tarfile
 import tempfile
@@ -31,7 +31,7 @@ from urllib.request import url2pathname, urlretrieve
 
 from tqdm import tqdm
 
-from model_utils.reading import brief, check_regular, whole
+from model_utils.reading import check_regular, whole
 from src.utils.files import writing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -46,14 +46,6 @@ def wrong_file(paths: Iterable[Path]) -> Path | None:
     """The first that is missing or does not hold whole records."""
     sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     return next((path for path, size in sizes.items() if not size or size % RECORD_BYTES), None)
-
-
-def without_password(text: str, url: str) -> str:
-    """A message without the user and the password that are in the URL."""
-    secret = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    for part in sorted({secret, *secret.split(":")} - {""}, key=len, reverse=True):
-        text = text.replace(part, "***")
-    return text
 
 
 def fetch(url: str, path: Path, *, retries: int) -> None:
@@ -76,8 +68,7 @@ def fetch(url: str, path: Path, *, retries: int) -> None:
             if getattr(error, "code", 500) < 500:  # such as 404
                 break
         if failures < retries:
-            print(f"{without_password(reason, url)}; trying again ({failures + 1} of {retries})", file=sys.stderr,
-                  flush=True)
+            print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
             time.sleep(min(2**failures, 30))
     raise UserError(f"{url}: {reason}\n  the file can also be downloaded elsewhere and put into the folder; the "
                     "command then unpacks it", 1)
@@ -114,10 +105,7 @@ def download(args: argparse.Namespace, unpacked: Path) -> None:
         (args.dest / file).parent.mkdir(exist_ok=True)
         path.replace(args.dest / file)
     if (unpacked / TRAIN / NAMES).is_file():
-        for folder in (TRAIN, TEST):
-            shutil.copyfile(unpacked / TRAIN / NAMES, args.dest / folder / NAMES)
-    if args.keep_archive and archive != there:
-        archive.replace(there)
+        (unpacked / TRAIN / NAMES).replace(args.dest / TRAIN / NAMES)  # from where the test images have them too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,18 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--md5", default=MD5, help="its checksum; empty: not checked")
     parser.add_argument("--retries", type=whole(0, 1000), default=5, help="how often to try again (default 5)")
     parser.add_argument("--timeout", type=whole(1, 86_400), default=30, help="seconds without a byte (default 30)")
-    parser.add_argument("--keep_archive", action="store_true", help="leave the archive beside the set")
     args = parser.parse_args(argv)
 
     def run() -> None:
         is_missing = wrong_file(args.dest / file for file in FILES) is not None
         if is_missing:
-            scheme, _, rest = args.url.partition(":")
-            if scheme.lower() not in ("http", "https", "file"):
-                raise UserError(f"--url: must begin with http:, https: or file:, not "
-                                f"{brief(without_password(args.url, args.url))}")
-            if scheme.lower() == "file":
-                local = Path(url2pathname(rest.removeprefix("//").removeprefix("localhost")))
+            if not re.match(r"(https?|file)://[^/@]*/", args.url, re.IGNORECASE):  # a password would never be sent
+                raise UserError("--url: must begin with http://, https:// or file://, without a password (***@)")
+            if args.url.lower().startswith("file:"):
+                local = Path(url2pathname(args.url[7:].removeprefix("localhost")))
                 if not local.exists():
                     raise UserError(f"--url: there is no file {local}")
                 check_regular(local, MOST_BYTES)
@@ -146,10 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with writing(args.dest):
                 args.dest.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".cifar10_", dir=args.dest) as unpacked:
-                    try:
-                        download(args, Path(unpacked))
-                    except UserError as error:
-                        raise UserError(without_password(str(error), args.url), error.exit_status) from None
+                    download(args, Path(unpacked))
         print(f"CIFAR-10 {'is now' if is_missing else 'was already'} in {args.dest}; this trains on it:\n"
               f"  python train.py --data_dir={args.dest}")
 

@@ -3,9 +3,8 @@
 """Write an HCCL rank table (version 1.0) for Ascend servers, or check one that exists.
 
 This server with 8 devices:   python scripts/hccl_tools.py --device_num "[0,8)"
-Tables of several servers:    python scripts/hccl_tools.py hccl_a.json hccl_b.json --output=hccl_16p.json
 Any server:                   python scripts/hccl_tools.py --server_ip 10.0.0.1 --device_ips 192.1.27.6,192.2.27.6,...
-                              (several servers: both flags once for each)
+Several servers, merged:      python scripts/hccl_tools.py hccl_a.json hccl_b.json --output=hccl_16p.json
 Check a table:                python scripts/hccl_tools.py --check rank_table.json
 
 Ranks are numbered in the order of the servers' addresses as text, which MindSpore requires.
@@ -33,7 +32,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
-from model_utils.reading import brief, read_text
+from model_utils.reading import brief, first_problem, read_text
 from src.utils.files import writing
 from src.utils.util import listed
 
@@ -75,9 +74,7 @@ def check_rank_table(text: str, path: Path) -> RankTable:
     try:
         found = RankTable.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        raise UserError(f"{path}: {where or 'the table'}: {first['msg']}, not {brief(first['input'])}") from None
+        raise UserError(f"{path}: {first_problem(error)}") from None
     servers = found.server_list
     if found.server_count not in (None, len(servers)):
         raise UserError(f"{path}: server_count: is {found.server_count}, but server_list has {len(servers)} server(s)")
@@ -138,24 +135,15 @@ def device_address(device_id: int) -> str:
                     f"device {device_id} (--check FILE checks a table that exists)")
 
 
-def servers_by_flags(options: argparse.Namespace) -> list[ServerDevices]:
-    """The servers and addresses that the flags name; what they leave out is asked for on this host."""
+def server_by_flags(options: argparse.Namespace) -> ServerDevices:
+    """The server and the addresses that the flags name; what they leave out is asked for on this host."""
     device_ids = device_range(options.device_num)
-    if options.visible_devices:
-        try:
-            device_ids = [int(options.visible_devices.split(",")[number]) for number in device_ids]
-        except (ValueError, IndexError):
-            raise UserError("--visible_devices: must be device ids such as 4,5,6,7, in which --device_num counts from "
-                            f"0, not {brief(options.visible_devices)}") from None
-    servers = options.server_ip or [host_address()]
-    addresses = [text.split(",") for text in options.device_ips]
-    if not addresses and len(servers) == 1:
-        addresses = [[device_address(device_id) for device_id in device_ids]]
-    if [len(found) for found in addresses] != [len(device_ids)] * len(servers):
-        raise UserError(f"--device_ips: is needed once for each of {len(servers)} server(s), with "
-                        f"{len(device_ids)} address(es) (`hccn_tool -i DEVICE -ip -g` shows one)")
-    return [(server, list(zip(device_ids, found, strict=True)))
-            for server, found in zip(servers, addresses, strict=True)]
+    server = options.server_ip or host_address()
+    addresses = options.device_ips.split(",") if options.device_ips else list(map(device_address, device_ids))
+    if len(addresses) != len(device_ids):
+        raise UserError(f"--device_ips: must be {len(device_ids)} address(es), not {len(addresses)} "
+                        "(`hccn_tool -i DEVICE -ip -g` shows one)")
+    return server, list(zip(device_ids, addresses, strict=True))
 
 
 def servers_of(paths: Sequence[Path]) -> list[ServerDevices]:
@@ -170,7 +158,7 @@ def _run(options: argparse.Namespace) -> None:
         path, table, said = options.check, read_rank_table(options.check), "is correct: "
     else:
         ranks, servers = count(), []
-        for server, devices in sorted(servers_of(options.tables) if options.tables else servers_by_flags(options)):
+        for server, devices in sorted(servers_of(options.tables) if options.tables else [server_by_flags(options)]):
             numbered = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
                         for device_id, address in devices]
             servers.append({"server_id": server, "device": numbered, "host_nic_ip": "reserve"})
@@ -186,10 +174,9 @@ def _run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="tables to merge into one")
-    parser.add_argument("--server_ip", action="append", default=[], help="address of a server; again for each one")
-    parser.add_argument("--device_ips", action="append", default=[], help="its devices' addresses, by comma")
+    parser.add_argument("--server_ip", help="address of the server (default: of this one)")
+    parser.add_argument("--device_ips", help="its devices' addresses, by comma (default: asked for on this server)")
     parser.add_argument("--device_num", default="8", help="count, [first,end) or list of device ids (default 8)")
-    parser.add_argument("--visible_devices", default="", help="device ids by comma; --device_num then counts in them")
     parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
     return run_command(_run, "hccl_tools.py", parser.parse_args(argv))

@@ -101,8 +101,8 @@ def formats(tmp_path_factory):
     root = tmp_path_factory.mktemp("formats")
     found = {name: root / name for name in ("folder", "tfrecord", "list", "mindrecord")}
     write_tfrecords(write_coloured(found["folder"]), found["tfrecord"])
-    for to in ("list", "mindrecord"):
-        outcome = convert(found["folder"], to, found[to], "--shards=3")
+    for outcome in (convert(write_coloured(found["list"]), None),
+                    convert(found["folder"], found["mindrecord"], "--shards=3")):
         assert outcome.status == 0, outcome
     return found
 

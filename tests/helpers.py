@@ -168,9 +168,18 @@ class Deployed(NamedTuple):
     counts: tuple[int, int, int]  # top-1 right, top-k right, all
 
 
+def tell_apart(network, images, seed: int = 3) -> None:
+    """Give the network a random head whose answers to these images differ: with one answer for all of them, results
+    that belong to other images would count as right."""
+    from mindspore import Tensor
+
+    head = network.set_train(False).classifier[6]
+    head.weight.set_data(Tensor(np.random.RandomState(seed).randn(*head.weight.shape).astype(np.float32)))
+    head.bias.set_data(head.bias - network(images).mean(axis=0))
+
+
 def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[str] = ()) -> Deployed:
-    """Export a network with random weights and a head that tells the test images apart: with one answer for all of
-    them, results that belong to other images would count as right."""
+    """Export a network with random weights that tells the test images apart."""
     from mindspore import Tensor
 
     from model_utils.device_adapter import set_up_device
@@ -186,10 +195,7 @@ def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[st
     images = Tensor(np.stack([prepare(item.load(), config.preset, photos=reader.photos)
                               for item in dataset_items(reader)]))
     network.set_train()(images)  # BatchNorm gets statistics
-    network.set_train(False)
-    head = network.classifier[6]
-    head.weight.set_data(Tensor(np.random.RandomState(3).randn(*head.weight.shape).astype(np.float32)))
-    head.bias.set_data(head.bias - network(images).mean(axis=0))
+    tell_apart(network, images)
     assert len(set(network(images).asnumpy().argmax(axis=1))) > 1 + config.num_classes // 4
     checkpoint = name.with_suffix(".ckpt")
     save_checkpoint(checkpoint, network, ModelInfo.of(config, reader.class_names))
@@ -275,11 +281,11 @@ def write_mindrecord(folder: Path, rows: Sequence[dict], shards: int = 1, **type
     writer.commit()
 
 
-def convert(source: Path, to: str, output: Path, *flags: str, dataset: str = "imagenet2012",
-            classes: int = 3) -> Outcome:
-    """scripts/convert_dataset.py, in this process."""
-    return run_main("scripts.convert_dataset", f"--to={to}", f"--output={output}", f"--dataset={dataset}",
-                    f"--num_classes={classes}", f"--data_dir={source}", *flags)
+def convert(source: Path, output: Path | None, *flags: str, dataset: str = "imagenet2012", classes: int = 3) -> Outcome:
+    """scripts/convert_dataset.py, in this process: to MindRecord files or, without an output, to lists."""
+    target = [f"--output={output}", "--to=mindrecord"] if output else ["--to=list"]
+    return run_main("scripts.convert_dataset", *target, f"--dataset={dataset}", f"--num_classes={classes}",
+                    f"--data_dir={source}", *flags)
 
 
 def photo_config(data_dir: Path, *flags: str) -> Config:

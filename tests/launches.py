@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from helpers import ROOT
 
 from scripts import hccl_tools
@@ -31,11 +32,13 @@ def environment(**settings: str) -> dict[str, str]:
 
 def make_table(folder: Path, devices: int, servers: int = 1) -> Path:
     """The table of some servers with so many devices each."""
-    path = folder / f"{servers}x{devices}.json"
-    flags = [flag for server in range(servers)
-             for flag in (f"--server_ip={SERVERS[server]}",
-                          "--device_ips=" + ",".join(f"192.1.{server}.{device}" for device in range(devices)))]
-    assert hccl_tools.main([*flags, f"--device_num={devices}", f"--output={path}"]) == 0
+    path, tables = folder / f"{servers}x{devices}.json", []
+    for number, server in enumerate(SERVERS[:servers]):
+        addresses = ",".join(f"192.1.{number}.{device}" for device in range(devices))
+        tables.append(str(folder / f"{server}.json"))
+        assert hccl_tools.main([f"--server_ip={server}", f"--device_ips={addresses}", f"--device_num={devices}",
+                                f"--output={tables[-1]}"]) == 0
+    assert hccl_tools.main([*tables, f"--output={path}"]) == 0
     return path
 
 
@@ -65,26 +68,17 @@ def started(command: Iterable[object], *, cwd: Path, **settings: str) -> Iterato
         process.wait()
 
 
-def _state_and_parent(pid: int | str) -> tuple[str, int]:
-    """('Z', 0) for a process that has ended."""
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return "Z", 0
-    return state, int(parent)
-
-
-def is_running(pid: int | str) -> bool:
-    return _state_and_parent(pid)[0] != "Z"
+def is_running(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def children(pid: int) -> list[int]:
     """The running children of a process, and theirs."""
-    states = {int(path.name): _state_and_parent(path.name) for path in Path("/proc").glob("[0-9]*")}
-    found = [pid]
-    for ancestor in found:
-        found += [child for child, (state, parent) in states.items() if parent == ancestor and state != "Z"]
-    return found[1:]
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True) if is_running(child.pid)]
+    return []
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float, what: str) -> None:

@@ -43,34 +43,24 @@ def test_linear_warmup():
     assert [warmup_step_count(epochs, 10) for epochs in (0, 1, 2.5, 0.04, 0.06)] == [0, 10, 25, 0, 1]
 
 
-@pytest.mark.parametrize(("step", "rate"), [
-    (0, 0.01), (5, 0.055), (9, 0.091),  # ten steps of warm-up
-    (10, 0.1), (30, 0.1 * 0.5**2), (49, 0.1 * (1 / 40) ** 2)])  # t = 0, 20 / 40, 39 / 40
-def test_polynomial_points(step, rate):
-    assert polynomial()[step] == pytest.approx(rate, rel=1e-6)
-    assert polynomial(warmup_epochs=0)[0] == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.025), (3, 0.1), (4, 0.1), (11, 0.1), (12, 0.01), (23, 0.01),
-                                            (24, 0.001), (31, 0.001)])
-def test_milestone_points(step, rate):
-    assert milestones()[step] == pytest.approx(rate, rel=1e-6)
+@pytest.mark.parametrize(("schedule", "points"), [
+    (polynomial, {0: 0.01, 5: 0.055, 9: 0.091,  # ten steps of warm-up
+                  10: 0.1, 30: 0.1 * 0.5**2, 49: 0.1 * (1 / 40) ** 2}),  # t = 0, 20 / 40, 39 / 40
+    (milestones, {0: 0.025, 3: 0.1, 4: 0.1, 11: 0.1, 12: 0.01, 23: 0.01, 24: 0.001, 31: 0.001}),
+    (cosine, {0: 0.025, 3: 0.1, 4: 0.02 + 0.04 * (1 + math.cos(math.pi / 10)),  # epoch 1 of 10
+              7: 0.02 + 0.04 * (1 + math.cos(math.pi / 10)), 20: 0.06,
+              39: 0.02 + 0.04 * (1 + math.cos(0.9 * math.pi))})])
+def test_points_by_hand(schedule, points):
+    rates = schedule()
+    assert [rates[step] for step in points] == pytest.approx(list(points.values()), rel=1e-6)
 
 
 def test_milestones_in_any_order_and_within_the_warmup():
-    assert milestones(warmup_epochs=0)[0] == pytest.approx(0.1)
+    assert milestones(warmup_epochs=0)[0] == polynomial(warmup_epochs=0)[0] == pytest.approx(0.1)
     assert np.array_equal(milestones(lr_epochs=[6, 3]), milestones())
     assert milestones(lr_epochs=[])[-1] == pytest.approx(0.1)
     early = milestones(lr_epochs=[1, 2], warmup_epochs=2)
     assert early[7] == pytest.approx(0.1) and early[8] == pytest.approx(0.01)  # 1 is passed while the rate climbs
-
-
-@pytest.mark.parametrize(("step", "rate"), [
-    (0, 0.025), (3, 0.1),
-    (4, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))), (7, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))),  # epoch 1 of 10
-    (20, 0.06), (39, 0.02 + 0.04 * (1 + math.cos(0.9 * math.pi)))])
-def test_cosine_points(step, rate):
-    assert cosine()[step] == pytest.approx(rate, rel=1e-6)
 
 
 def test_the_cosine_never_climbs_again():

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -31,7 +29,7 @@ USERS_ENVIRONMENT = dict(os.environ)
 guard_this_machine()  # must come before the import of MindSpore
 
 import mindspore  # noqa: E402
-from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
+from mindspore import Callback, Tensor, nn, ops  # noqa: E402
 
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
@@ -39,10 +37,8 @@ from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
-PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
 
@@ -64,7 +60,7 @@ class Contender(NamedTuple):
     run: Callable[[], float]
     images: float | None = None  # per step
     gflop: float | None = None  # per step
-    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
+    unit: str = "ms"  # `run` returns seconds for ms, MiB for MiB
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
 
 
@@ -92,11 +88,9 @@ def random_images(config: Config) -> Tensor:
 class Layer(NamedTuple):
     """A layer and its place in the network."""
 
-    name: str  # the same for equal layers
     kind: str
     shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
-    cell: nn.Cell
     gflop: float  # of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0
 
 
@@ -111,9 +105,7 @@ def layers_of(network: VGG, config: Config) -> list[Layer]:
         if kind == "dense":
             shape = (shape[0], cell.in_channels)
         out = cell.out_channels if kind in TAPS else shape[1]
-        name = f"{kind} {shape[1]} to {out}" if kind in TAPS else f"{kind} {shape[1]}"
-        name += "" if kind == "dense" else f", {shape[2]}x{shape[3]}"
-        found.append(Layer(name, kind, shape, out, cell, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
+        found.append(Layer(kind, shape, out, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
         shape = (shape[0], out, *(pixels // (2 if kind == "pooling" else 1) for pixels in shape[2:]))
     return found
 
@@ -184,7 +176,7 @@ def steps(task: Task) -> Contenders:
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
-# --- the network, its layers, its exported forms, the pipelines
+# --- the network, the pipelines
 
 
 def forward(task: Task) -> Contenders:
@@ -196,78 +188,6 @@ def forward(task: Task) -> Contenders:
             for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")
     gflop = sum(layer.gflop for layer in layers_of(networks[0], config))
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
-
-
-class Passes(nn.Cell):
-    """Forward and backward of one cell alone. The first layer of a network needs no input gradient."""
-
-    def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
-        super().__init__()
-        self.cell, self.weights = cell, ParameterTuple(cell.trainable_params())
-        self.has_weights = bool(self.weights)
-        self.gradient = ops.GradOperation(get_all=not is_first, get_by_list=self.has_weights, sens_param=True)
-
-    def construct(self, x: Tensor, slope: Tensor) -> Any:
-        if self.has_weights:
-            return self.cell(x), self.gradient(self.cell, self.weights)(x, slope)
-        return self.cell(x), self.gradient(self.cell)(x, slope)
-
-
-def passes(cell: nn.Cell, shape: Sequence[int], *, is_first: bool = False) -> Callable[[], None]:
-    """A call that runs the cell forward and backward on an input of this shape."""
-    x = random_tensor(shape)
-    slope, both = random_tensor(cell(x).shape), Passes(cell, is_first=is_first).set_train()
-
-    def run() -> None:
-        last = both(x, slope)
-        while isinstance(last, tuple):
-            last = last[-1]
-        last.asnumpy()
-
-    return run
-
-
-def operators(task: Task) -> Contenders:
-    """Forward and backward of each kind of layer, and the optimizer; its name says how often a layer occurs."""
-    config, rank, _, _, model = set_up(task.config, with_data=False)
-    # Of a second network: a layer that is measured by itself loses the names of its parameters.
-    network = build.build_network(config, rank).set_train()
-    theirs, contenders = torch_blocks(task, network, "operators"), {}
-
-    def add(name: str, title: str, call: Callable[[], object], gflop: float | None = None) -> None:
-        contenders[title] = Contender(partial(seconds_per_call, call, task.steps), gflop=gflop)
-        if name in theirs:
-            contenders[f"PyTorch: {title}"] = Contender(theirs[name], gflop=gflop)
-
-    layers = layers_of(network, config)
-    for name, times in Counter(layer.name for layer in layers).items():
-        layer = next(layer for layer in layers if layer.name == name)
-        is_first = layer is layers[0]
-        add(name, f"{name} ({times}x)", passes(layer.cell, layer.shape, is_first=is_first),
-            layer.gflop * (2 if is_first else 3))
-    optimizer = model.train_network.optimizer
-    gradients = tuple(random_tensor(item.shape) for item in optimizer.parameters)
-    smallest = min(optimizer.parameters, key=lambda item: item.size)
-    add("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()))
-    return contenders | matmul(rank.device_target)
-
-
-def deploying(task: Task) -> Contenders:
-    """The same network exported as MindIR, in MindSpore, and as ONNX, in onnxruntime: batch_size images at a time."""
-    rank, config = set_up_device(task.config), task.config
-    from src.deploy.engines import open_engine
-    from src.deploy.export import write_format  # imports onnx, which is not to count in the other tasks
-
-    folder = Path(task.stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark_")))
-    network = build.build_network(config, rank, for_export=True).set_train(False)
-    images, contenders = random_images(config).asnumpy(), {}
-    for file_format, engine in (("MINDIR", "mindspore"), ("ONNX", "onnxruntime")):
-        path = folder / f"model.{file_format.lower()}"
-        write_format(network, file_format, path, image_size=config.image_size, batch_size=config.batch_size)
-        call = partial(open_engine(engine, path, batch_size=config.batch_size).run, images)
-        contenders[f"{file_format} through {engine}"] = Contender(
-            partial(seconds_per_call, call, task.steps), len(images))
-    return contenders
 
 
 def pipeline(task: Task) -> Contenders:
@@ -300,52 +220,19 @@ def pipeline(task: Task) -> Contenders:
 # --- fresh processes
 
 
-def startup(task: Task) -> Contenders:
-    """A bare training step from nothing, in parts, and train.py from its command to its first loss."""
-    parts: list[float] = []
-
-    def bare() -> float:
-        parts[:] = in_fresh_process("startup", task)
-        return sum(parts)
-
-    def first_loss() -> float:
-        """train.py is killed after its first loss line."""
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            command = [sys.executable, "-u", str(ROOT / "train.py"), *task.flags, "--mode=train", "--log_interval=1",
-                       f"--ckpt_path={folder}"]
-            start, line = time.perf_counter(), ""
-            with subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True) as process:
-                for line in process.stdout:
-                    if "loss is" in line:
-                        process.kill()
-                        return time.perf_counter() - start
-        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
-
-    runs = {"bare: import, build, compile, first step": bare,
-            **{f"of this: {name}": partial(lambda index: parts[index], index) for index, name in enumerate(PHASES)},
-            "train.py, until its first loss": first_loss}
-    return {name: Contender(run, unit="s") for name, run in runs.items()}
-
-
 def memory(task: Task) -> Contenders:
-    """The most memory that training steps take."""
+    """The most memory that training steps take, in MiB."""
     return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
 
 
-def in_fresh_process(what: str, task: Task) -> Any:
+def in_fresh_process(what: str, task: Task) -> float:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_here, what, time.time(), task.steps, task.flags).result()
+        return pool.submit(peak_here, what, task.steps, task.flags).result()
 
 
-def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
-    """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
-    imported = time.time()
+def peak_here(what: str, steps: int, flags: Sequence[str]) -> float:
     config, _, data, _, model = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
-    built = time.time()
-    (train_loop(data, model, steps) if data else bare_step(config, model, 1 if what == "startup" else steps))()
-    if what == "startup":
-        return [imported - started, built - imported, time.time() - built]
+    (train_loop(data, model, steps) if data else bare_step(config, model, steps))()
     # Not getrusage, whose peak counts the process that this one was forked from as well.
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024
@@ -357,14 +244,14 @@ def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) ->
 def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], float]]:
     """PyTorch's blocks of the same network, each by its name; none if they are not asked for.
 
-    torch_worker.py gets all that it must know to build and train it; `mode` is train, forward or operators.
+    torch_worker.py gets all that it must know to build and train it; `mode` is train or forward.
     """
     if task.torch_python is None:
         return {}
     request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
                "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
                "parameters": int(sum(item.size for item in network.trainable_params())),
-               "layers": [layer[:4] for layer in layers_of(network, task.config)]}
+               "layers": [layer[:3] for layer in layers_of(network, task.config)]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
     errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115, a pipe could fill up
     try:

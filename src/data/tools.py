@@ -28,7 +28,7 @@ from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_pro
 from src.data.folder import is_image
 from src.data.formats import FORMATS, build_reader, check_class_count, check_classes, note_on_test_set
 from src.data.list_file import LIST_FILES, write_list
-from src.utils.files import free_name, printable, writing
+from src.utils.files import writing
 from src.utils.util import listed
 
 STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": "evaluation"}
@@ -36,7 +36,6 @@ SHOWN_CLASSES = 20
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
 SAMPLE = 200
-SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"BM": "bmp", b"II": "tif", b"MM": "tif", b"P6": "ppm"}
 Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
@@ -65,7 +64,6 @@ class Split:
                 groups[digest].append(index)
         self.digests, labels = set(groups), self.reader.labels
         several = [group for group in groups.values() if len(set(labels[group].tolist())) > 1]
-        self.doubtful = {index for group in several for index in group}
         self.mislabelled = ["the same image under different labels: " + "; ".join(
             f"{self.reader.name(index)} ({self.reader.class_names[labels[index]]})" for index in group)
             for group in several]
@@ -93,21 +91,6 @@ class Split:
             lines += [f"  and {len(items) - limit} more (--show={len(items)})"] if len(items) > limit else []
         return [*lines, f"repeated images: {len(self.good) - len(self.digests)}"]
 
-    def write_list(self, data_dir: Path) -> str:
-        """The split as a list without what is broken or mislabelled; an earlier list is kept beside it."""
-        if self.reader.file(0) is None:
-            raise UserError(f"--fix=list: {self.reader.source}: the images are not files; "
-                            "scripts/convert_dataset.py --to=list --on_bad_image=skip --output=FOLDER unpacks them")
-        path = data_dir / LIST_FILES[self.split]
-        good = [index for index in self.good if index not in self.doubtful]
-        if path.exists():
-            shutil.copy2(path, free_name(path.with_name(f"{path.name}.before_fix")))
-        write_list(path, map(self.reader.file, good), self.reader.labels[good].tolist())
-        if not (data_dir / LABELS_FILE).exists():
-            write_class_names(data_dir, self.reader.class_names)
-        return (f"{path}: lists {len(good)} of {len(self.reader)} images; dataset_format=auto now reads it instead of "
-                "the folders, and --dataset_format=folder reads the folders")
-
 
 def check_dataset(options: argparse.Namespace, config: Config) -> int:
     splits, errors = [], []
@@ -125,8 +108,6 @@ def check_dataset(options: argparse.Namespace, config: Config) -> int:
     in_both = len(splits[0].digests & splits[1].digests) if len(splits) == 2 else 0
     if in_both:
         print(f"images in both training and evaluation: {in_both}")
-    for split in splits if options.fix else ():
-        print(split.write_list(Path(config.data_dir)))
     wrong = errors or in_both or any(split.broken or split.mislabelled for split in splits)
     return int(bool(wrong)) if splits else 2
 
@@ -157,10 +138,6 @@ def good_images(config: Config, reader: Reader, left_out: dict[int, str], indice
             bar.update(len(batch))
 
 
-def file_name(index: int, content: bytes) -> str:
-    return f"{index:08d}.{SUFFIXES.get(content[:2], 'img')}"
-
-
 def divide(labels: np.ndarray, share: float, seed: int) -> dict[str, list[int]]:
     """The indices of each split: this share of every class, drawn at random, is for the evaluation."""
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -179,31 +156,18 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence
         mean = np.mean([len(load(reader, index)[0]) for index in indices[::max(1, count // 50)]])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
-    schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
+    schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     try:
         for shard in range(shards):
             writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
             writer.add_schema(schema, "images")
             part = read(indices[count * shard // shards:count * (shard + 1) // shards])
             while batch := list(islice(part, BATCH)):
-                writer.write_raw_data([{
-                    "image": content, "label": int(reader.labels[index]),
-                    "name": printable(os.path.basename(reader.file(index) or file_name(index, content)))}
-                    for index, content in batch])
+                writer.write_raw_data([{"image": content, "label": int(reader.labels[index])}
+                                       for index, content in batch])
             writer.commit()
     except (MindRecordException, RuntimeError) as error:  # such as a full disk
         raise UserError(f"{folder}: cannot be written: {error}") from None
-
-
-def write_image(folder: Path, reader: Reader, index: int, content: bytes) -> Path:
-    """An image file in the folder of its class."""
-    label = int(reader.labels[index])
-    name = reader.class_names[label]
-    plain = name.isprintable() and not set(name) & set("/\\") and name[0] not in ". "  # can be a folder's name
-    file = folder / (name if plain else str(label)) / file_name(index, content)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    return file
 
 
 def same_image(reader: Reader, index: int, packed: Reader, position: int) -> bool:
@@ -218,13 +182,12 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
     left_out: dict[int, str] = {}
     read = partial(good_images, config, reader, left_out)
     hidden = output / f".convert_dataset.{split}"
-    place = hidden if options.output else output  # lists beside images that stay: paths are relative to the list
+    place = hidden if options.output else output  # the paths of a list are relative to it
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
         if options.to == "list":
-            files = [write_image(hidden / STEMS[split], reader, index, content) if options.output else
-                     reader.file(index) for index, content in read(indices)]
+            files = [reader.file(index) for index, _ in read(indices)]
         else:
             write_mindrecord(hidden, split, reader, indices, read, options.shards)
         kept = [index for index in indices if index not in left_out]
@@ -240,7 +203,7 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
                 same_image(reader, kept[position], packed, position) for position in chosen):
             raise UserError(f"{output}: the images that were written differ from those of {reader.source}")
         for path in sorted(hidden.iterdir(), reverse=True):  # the index of a MindRecord file before the file
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod(0o644)
             path.replace(output / path.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -271,13 +234,15 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
     elif is_one_set:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")
+    if options.output and options.to == "list":
+        raise UserError(f"--output: lists are written beside their images, not to {options.output}; leave it out")
     source = Path(config.data_dir or ".").resolve()
     output = (options.output or source).resolve()
     for split, reader in readers.items():
         raise_problems(reader.problems)
         check_classes(reader, next(iter(readers.values())).class_names)
         if options.output is None and reader.file(0) is None:
-            raise UserError(f"{reader.source}: the images are not files; --output=FOLDER unpacks them")
+            raise UserError(f"{reader.source}: the images are not files; --to=mindrecord --output=FOLDER packs them")
         split_folders = {folder.parent.resolve() for folder in getattr(reader, "folders", ())}
         if options.output and (output == source or split_folders & {output, *output.parents}):
             raise UserError(f"--output: {output} is in the folder that is read; name another one")

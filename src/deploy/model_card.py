@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from model_utils.errors import UserError
-from model_utils.reading import read_json
+from model_utils.reading import first_problem, read_json
 from model_utils.schema import MOST_SIDE, SMALL, Config
 from src.data.cifar10 import CLASS_NAMES
-from src.weights.model_info import ModelInfo, first_problem
+from src.weights.model_info import ModelInfo
 
 VERSION = 1
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}

@@ -155,20 +155,13 @@ def _messages(data: memoryview) -> Iterator[memoryview]:
     while at < len(data):
         if data[at] != FIELD_VALUE:
             raise ValueError("it holds bytes that are no entry")
-        size = shift = 0
-        while True:  # seven bits per byte, the last byte is below 128
-            at += 1
-            if at == len(data) or shift > 63:
-                raise ValueError("it ends in the middle of an entry")
-            size |= (data[at] & 127) << shift
-            shift += 7
-            if data[at] < 128:
-                break
-        at += 1
-        if size > len(data) - at:
+        size_bytes = bytes(data[at + 1:at + 11])  # seven bits per byte, the last byte is below 128
+        start = next((at + count for count, byte in enumerate(size_bytes, start=2) if byte < 128), at)
+        size = sum((byte & 127) << 7 * index for index, byte in enumerate(size_bytes[:start - at - 1]))
+        if start == at or size > len(data) - start:
             raise ValueError("it ends in the middle of an entry")
-        yield data[at:at + size]
-        at += size
+        at = start + size
+        yield data[start:at]
 
 
 def find_checkpoints(named: str) -> list[Path]:

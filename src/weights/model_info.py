@@ -6,18 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model_utils.errors import UserError
-from model_utils.reading import brief
+from model_utils.reading import first_problem
 from model_utils.schema import DATASETS, INTERPOLATIONS, LEAST_STD, MOST_SIDE, NETWORKS, Config, Preset
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
 Side = Annotated[int, Field(ge=32, le=MOST_SIDE, multiple_of=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
-
-
-def first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}, not {brief(first['input'])}"
 
 
 class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):

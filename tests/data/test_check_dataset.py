@@ -4,7 +4,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import (
     COUNTS,
@@ -16,7 +15,6 @@ from helpers import (
     run_python,
     write_cifar10,
     write_coloured,
-    write_image,
 )
 from PIL import Image
 
@@ -44,27 +42,21 @@ def test_a_good_set_is_described_and_left_alone(data):
     assert lines.count("broken: 0") == lines.count("mislabelled: 0") == lines.count("repeated images: 0") == 2
 
 
-def test_images_of_one_row_are_good_unless_they_are_mere_lines(data):
-    for width in (1, 100, 101):
-        write_image(data / f"train/ant/{width}.png", np.zeros((1, width, 3), np.uint8))
-    outcome = check("--split=train")
-    assert "broken: 1" in outcome.out and "width 1 to 100," in outcome.out
-    assert "101.png: is 101 x 1 pixels: too long and thin" in outcome.out
-
-
 def test_what_is_wrong_with_class_folders(data):
     (data / "train/ant/image 01.png").write_bytes(b"")
     (data / "train/cow/image 15.png").write_bytes((data / "train/cow/image 15.png").read_bytes()[:-14])
     Image.new("RGB", (100, 1)).save(data / "train/cow/line.png")  # MindData decodes it
+    Image.new("RGB", (101, 1)).save(data / "train/cow/thin.png")  # for which resizing takes much memory
     (data / "train/bee/stray.png").write_bytes((data / "train/ant/image 03.png").read_bytes())
     (data / "train/ant/again.png").write_bytes((data / "train/ant/image 04.png").read_bytes())
     (data / "train/bee/animation.gif").write_bytes(b"GIF89a")
     outcome = check("--split=train")
     assert outcome.status == 1
-    for line in ("     0 ant: 9", "     1 bee: 6", "     2 cow: 8", "broken: 2", "mislabelled: 1", "other files: 1",
+    for line in ("     0 ant: 9", "     1 bee: 6", "     2 cow: 8", "broken: 3", "mislabelled: 1", "other files: 1",
                  "  data/train/ant/image 01.png: is empty", "  data/train/bee/animation.gif", "repeated images: 2"):
         assert line in outcome.out.splitlines()
     assert "data/train/cow/image 15.png: cannot be decoded" in outcome.out
+    assert "thin.png: is 101 x 1 pixels: too long and thin" in outcome.out
     assert "data/train/ant/image 03.png (ant); data/train/bee/stray.png (bee)" in outcome.out
 
 
@@ -82,19 +74,8 @@ def test_names_that_are_not_utf_8(data):
     done = run_python(ROOT / "scripts/check_dataset.py", "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data",
                       cwd=Path.cwd())
     assert done.status == 1 and "caf\\xe9: 5" in done.out and "Traceback" not in done.err
-    assert check("--fix=list").status == 1 and check().status == 0  # the list has the bytes of the names
-
-
-def test_fix_writes_lists_without_what_is_wrong_that_train_py_reads(data):
-    (data / "train/ant/image 01.png").write_bytes(b"broken")
-    (data / "train/bee/stray.png").write_bytes((data / "train/ant/image 03.png").read_bytes())
-    outcome = check("--fix=list")
-    assert outcome.status == 1 and f"data/train_list.txt: lists {TRAIN - 2} of {TRAIN + 1} images" in outcome.out
-    lines = (data / "train_list.txt").read_text().splitlines()
-    assert not [line for line in lines if "image 01" in line or "image 03" in line or "stray" in line]
-    again = check()
-    assert again.status == 0 and f"list data/train_list.txt (found by dataset_format=auto): {TRAIN - 2}" in again.out
-    assert "     2 cow: 8" in again.out  # the names stay
+    assert convert(data, None, "--on_bad_image=skip").status == 0
+    assert check().status == 0  # the lists have the bytes of the names
 
 
 def test_broken_records_of_shards_are_all_found(data, tmp_path):
@@ -115,12 +96,10 @@ def test_broken_records_of_shards_are_all_found(data, tmp_path):
                  "00000-of-00002: record 3: cannot be decoded", "00001-of-00002: record 1 is cut short"):
         assert f"shards/train-{said}" in outcome.out
     assert "TFRecord shards in shards" in outcome.out and "4 images" in outcome.out
-    fix = check("--data_dir=shards", "--split=train", "--fix=list")
-    assert fix.status == 2 and "convert_dataset.py --to=list" in fix.err
 
 
 def test_packed_sets_and_cifar_records_are_read(data, tmp_path):
-    assert convert(data, "mindrecord", tmp_path / "packed", "--split=train").status == 0
+    assert convert(data, tmp_path / "packed", "--split=train").status == 0
     outcome = check("--data_dir=packed", "--split=train")
     assert outcome.status == 0 and f"{TRAIN} images" in outcome.out and "     0 ant: 9" in outcome.out
     written = write_cifar10(tmp_path / "cifar")

@@ -6,16 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import Outcome, run_main
+from helpers import Outcome, convert, run_main
 
 
 @pytest.fixture
 def listed(photo_model, tmp_path):
     """The test images in a list."""
-    shutil.copytree(photo_model.data / "val", tmp_path / "images")
-    images = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("images/*/*"))
-    names = sorted({path.parent.name for path in images})
-    (tmp_path / "val_list.txt").write_text("".join(f"{path} {names.index(path.parent.name)}\n" for path in images))
+    shutil.copytree(photo_model.data / "val", tmp_path / "val")
+    assert convert(tmp_path, None, "--split=test").status == 0
+    (tmp_path / "labels.txt").unlink()
     return tmp_path
 
 

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from helpers import COUNTS, convert, files_in, photo_config, run_main, write_coloured, write_tfrecords
+from helpers import COUNTS, convert, files_in, photo_config, write_coloured, write_tfrecords
 
 from src.data import tools
 from src.data.formats import build_reader
@@ -25,7 +25,7 @@ def check_same(source, folder, to) -> None:
 
 
 def test_mindrecord_files_hold_the_images_in_their_order(source, tmp_path):
-    outcome = convert(source, "mindrecord", tmp_path / "out", "--shards=3", "--num_parallel_workers=2")
+    outcome = convert(source, tmp_path / "out", "--shards=3", "--num_parallel_workers=2")
     assert outcome.status == 0 and f"{TRAIN} training images; verified: all labels" in outcome.out, outcome
     shards = {f"{stem}-0000{number}-of-00003.mindrecord" for stem in ("train", "val") for number in range(3)}
     assert files_in(tmp_path / "out") == shards | {f"{name}.db" for name in shards} | {"labels.txt"}
@@ -36,68 +36,62 @@ def test_mindrecord_files_hold_the_images_in_their_order(source, tmp_path):
 
 def test_a_list_is_written_beside_images_that_are_files(source):
     before = files_in(source)
-    flags = ("--to=list", f"--data_dir={source}", "--dataset=imagenet2012")
-    assert run_main("scripts.convert_dataset", *flags).status == 0
+    assert convert(source, None).status == 0
     assert files_in(source) - before == {"train_list.txt", "val_list.txt", "labels.txt"}
     lines = (source / "train_list.txt").read_text().splitlines()
     assert len(lines) == TRAIN and lines[0] == "train/ant/image 00.png 0"
     check_same(source, source, "list")
-    again = run_main("scripts.convert_dataset", *flags, "--dataset_format=folder")
+    again = convert(source, None, "--dataset_format=folder")
     assert again.status == 2 and "holds training data as list already" in again.err
 
 
-def test_a_list_elsewhere_takes_the_images_with_it_and_can_be_packed_again(source, tmp_path):
-    assert convert(write_tfrecords(source, tmp_path / "tfrecord"), "list", tmp_path / "list").status == 0
-    assert "train/bee/00000010.png" in files_in(tmp_path / "list")
-    check_same(source, tmp_path / "list", "list")
-    assert convert(tmp_path / "list", "mindrecord", tmp_path / "packed").status == 0
+def test_records_can_be_packed_again(source, tmp_path):
+    assert convert(write_tfrecords(source, tmp_path / "tfrecord"), tmp_path / "packed").status == 0
     check_same(source, tmp_path / "packed", "mindrecord")
 
 
 @pytest.mark.parametrize("to", ["list", "mindrecord"])
 def test_one_set_is_divided_and_never_written_as_both(source, tmp_path, to):
-    flat, out = source / "train", tmp_path / "out"
-    flat.rename(tmp_path / "flat")
-    flags = (f"--to={to}", f"--data_dir={tmp_path / 'flat'}", "--dataset=imagenet2012", f"--output={out}")
-    refused = run_main("scripts.convert_dataset", *flags)
-    assert refused.status == 2 and "--val_split=0.2" in refused.err and not out.exists()
+    flat = (source / "train").rename(tmp_path / "flat")
+    out = tmp_path / "out" if to == "mindrecord" else None
+    refused = convert(flat, out)
+    assert refused.status == 2 and "--val_split=0.2" in refused.err and len(list(tmp_path.iterdir())) == 2
     for share in ("2", "-0.2", "nan", "0.001"):
-        assert run_main("scripts.convert_dataset", *flags, f"--val_split={share}").status == 2
-    done = run_main("scripts.convert_dataset", *flags, "--val_split=0.2")
+        assert convert(flat, out, f"--val_split={share}").status == 2
+    done = convert(flat, out, "--val_split=0.2")
     assert done.status == 0, done.err
-    train, test = (build_reader(photo_config(out), split) for split in ("train", "test"))
+    train, test = (build_reader(photo_config(out or flat), split) for split in ("train", "test"))
     assert np.bincount(test.labels).tolist() == [2, 1, 2] and len(train) == TRAIN - 5
     assert len({reader.read(index).tobytes() for reader in (train, test) for index in range(len(reader))}) == TRAIN
 
 
 def test_one_split_after_the_other(source, tmp_path):
     out = tmp_path / "out"
-    assert convert(source, "mindrecord", out, "--split=test").status == 0
-    assert convert(out, "list", tmp_path / "less", "--split=train").status == 2
-    again = convert(source, "mindrecord", out)
+    assert convert(source, out, "--split=test").status == 0
+    assert convert(out, None, "--split=train").status == 2
+    again = convert(source, out)
     assert again.status == 2 and "holds evaluation data as mindrecord already" in again.err
-    assert convert(source, "mindrecord", out, "--split=train").status == 0
+    assert convert(source, out, "--split=train").status == 0
     check_same(source, out, "mindrecord")
 
 
-@pytest.mark.parametrize("to", ["mindrecord", "list"])
-def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp_path, monkeypatch, to):
+def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     monkeypatch.setattr(tools, "same_image", lambda *args: False)
-    outcome = convert(source, to, out)
+    outcome = convert(source, out)
     assert outcome.status == 2 and "differ from those of" in outcome.err
     monkeypatch.undo()
     (source / "train/cow/image 20.png").write_bytes(b"broken")
-    outcome = convert(source, to, out)
+    outcome = convert(source, out)
     assert outcome.status == 2 and "cow/image 20.png: cannot be decoded" in outcome.err
     assert files_in(out) == {"notes.txt"} and not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_broken_images_are_left_out_if_that_is_asked_for(source, tmp_path):
     (source / "train/bee/image 10.png").write_bytes(b"broken")
-    outcome = convert(source, "mindrecord", tmp_path / "out", "--on_bad_image=skip")
+    outcome = convert(source, tmp_path / "out", "--on_bad_image=skip")
     assert outcome.status == 0 and "left out: 1" in outcome.out and "bee/image 10.png: cannot be" in outcome.out
     reader = build_reader(photo_config(tmp_path / "out"), "train")
     assert reader.labels.tolist() == [0] * 9 + [1] * 4 + [2] * 8

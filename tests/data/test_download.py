@@ -3,7 +3,6 @@
 
 import hashlib
 import io
-import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +19,9 @@ SCRIPT = ROOT / "scripts/download_cifar10.py"
 RECORDS = 40
 
 
-def make_archive(*more: tarfile.TarInfo, without: str = "") -> bytes:
-    """The official archive in small: one folder with all six files, the names of the classes and a page."""
+def make_archive(*links: str, without: str = "") -> bytes:
+    """The official archive in small: one folder with all six files, the names of the classes, a page, and links, which
+    must not be followed or unpacked."""
     files = {f"data_batch_{number}.bin": cifar_records(make_split(RECORDS, seed=number)).tobytes()
              for number in range(1, 6)}
     files |= {"test_batch.bin": cifar_records(make_split(RECORDS, seed=9)).tobytes(),
@@ -33,12 +33,14 @@ def make_archive(*more: tarfile.TarInfo, without: str = "") -> bytes:
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-        for info in more:
-            archive.addfile(info, io.BytesIO(b"x" * info.size))
+        for name in links:
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+            archive.addfile(info)
     return buffer.getvalue()
 
 
-ARCHIVE = make_archive()
+ARCHIVE = make_archive("x", "../../outside")
 ANSWERS = {"well": (200, ARCHIVE, len(ARCHIVE)), "broken": (200, ARCHIVE[:5000], len(ARCHIVE)),
            "busy": (503, b"", 0), "missing": (404, b"", 0), "page": (200, b"<html>please log in</html>", 26)}
 
@@ -79,8 +81,7 @@ def download(dest: Path, url: str, *flags: str):
 
 def check_set(dest: Path) -> None:
     expected = {f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)}
-    expected |= {"cifar-10-verify-bin/test_batch.bin", "cifar-10-batches-bin/batches.meta.txt",
-                 "cifar-10-verify-bin/batches.meta.txt"}
+    expected |= {"cifar-10-verify-bin/test_batch.bin", "cifar-10-batches-bin/batches.meta.txt"}
     assert files_in(dest) - {"cifar-10-binary.tar.gz"} == expected
     train, test = (build_reader(get_config([f"--data_dir={dest}"]), split) for split in ("train", "test"))
     assert (len(train), len(test)) == (5 * RECORDS, RECORDS)
@@ -106,14 +107,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, answers, flags, said):
 
 
 def test_an_archive_that_is_there_is_unpacked_without_a_network(tmp_path):
-    others = tarfile.TarInfo("../outside"), link("cifar-10-batches-bin/x", "/etc")  # which are left in the archive
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(ARCHIVE)
-    (tmp_path / "with_others").mkdir()
-    (tmp_path / "with_others/a.tar.gz").write_bytes(make_archive(*others))
-    assert run_python(SCRIPT, tmp_path / "with_others", "--url=http://127.0.0.1:9/a.tar.gz", "--md5=").status == 0
-    (tmp_path / "with_others/a.tar.gz").unlink()
-    check_set(tmp_path / "with_others")
-    shutil.rmtree(tmp_path / "with_others")
     assert download(tmp_path, "http://127.0.0.1:9/cifar-10-binary.tar.gz").status == 0
     check_set(tmp_path)
     (tmp_path / "other").mkdir()
@@ -122,14 +116,8 @@ def test_an_archive_that_is_there_is_unpacked_without_a_network(tmp_path):
     assert outcome.status == 1 and "other/cifar-10-binary.tar.gz: is not the file wanted" in outcome.err
 
 
-def link(name: str, target: str) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = tarfile.SYMTYPE, target
-    return info
-
-
 @pytest.mark.parametrize(("archive", "said"), [
-    (make_archive(link("cifar-10-batches-bin/data_batch_2.bin", "/etc"), without="data_batch_2.bin"), "data_batch_2"),
+    (make_archive("data_batch_2.bin", without="data_batch_2.bin"), "data_batch_2.bin"),
     (make_archive(without="data_batch_2.bin"), "data_batch_2.bin"), (ARCHIVE[:9000], "cannot be unpacked")],
     ids=["link", "file missing", "cut short"])
 def test_an_archive_that_is_wrong_leaves_no_half_set(tmp_path, archive, said):

@@ -35,14 +35,15 @@ from model_utils.local_adapter import usable_cores
 from model_utils.reading import read_json, whole
 from src.utils.files import writing
 
-TASKS = ("steps", "forward", "pipeline", "memory")  # functions of that module
-COMPARED = ("steps", "forward")  # PyTorch takes part in
+TASKS = ("steps", "forward", "operators", "pipeline", "memory")  # functions of that module
+COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
 TITLES = {
-    "steps": "Training steps", "forward": "Forward pass", "pipeline": "Data pipeline", "memory": "Peak memory",
+    "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
+    "pipeline": "Data pipeline", "memory": "Peak memory",
     # in records of earlier versions:
-    "operators": "Forward and backward of each layer", "startup": "Start-up", "deploying": "Exported models",
-    "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading", "formats": "Data formats",
-    "freezing": "Training a part of the network", "scaling": "Several ranks"}
+    "startup": "Start-up", "deploying": "Exported models", "evaluating": "Evaluation", "saving": "Saving",
+    "loading": "Loading", "freezing": "Training a part of the network", "formats": "Data formats",
+    "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_PRODUCT = "float32 product of "  # rows whose rate the others' GFLOP/s are a share of

@@ -11,6 +11,7 @@
 
 REPOSITORY="$(CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.." && pwd -P)"
 STAMP="vgg-environment"  # a file in a complete environment: where it was made, and what is installed there
+NEEDED_KB=5000000        # the packages, and what pip unpacks while it installs them
 
 # die LINE...: what is wrong, then what to do about it.
 die() {
@@ -40,10 +41,14 @@ find_python() {
 
 # install FOLDER REQUIREMENTS: make the environment if it does not exist, and let pip complete it.
 install() {
-    local python
+    local free python
     mkdir -p -- "$1" || die "$1 cannot be made"
     if [[ ! -e "$1/bin/python" && ! -L "$1/bin/python" ]]; then
         [[ -z "$(ls -A -- "$1")" ]] || die "$1 is not a virtual environment." "Remove or rename it, or set VENV=..."
+        free="$(df -Pk -- "$1" | awk 'NR == 2 { print $4 }')"
+        [[ ! "$free" =~ ^[0-9]+$ || "$free" -ge "$NEEDED_KB" ]] ||
+            die "the environment takes 5 GB, and the disk of $1 has $((free / 1000)) MB free." \
+                "Free some space, or name another place: VENV=/other/disk/venv"
         python="$(find_python)" || exit 2
         printf 'Making %s with %s ...\n' "$1" "$python"
         "$python" -m venv "$1" || die "$python could not make the virtual environment $1" "Remove it and try again."
@@ -51,8 +56,7 @@ install() {
     printf 'Installing the pinned packages into %s (MindSpore is large: this takes minutes) ...\n' "$1"
     printf '%s\n' "$2" >"$1/requirements.txt"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -r "$1/requirements.txt" ||
-        die "the packages could not be installed; the lines above say why. They take 5 GB." \
-            "The same command tries again; VENV=/other/disk/venv names another place."
+        die "the packages could not be installed; the lines above say why." "The same command tries again."
     printf '%s\n' "$1" "$2" >"$1/$STAMP"
 }
 
@@ -70,6 +74,8 @@ prepare_environment() {
             die "the Python of $folder does not run or does not fit." "Remove that environment, or set VENV=..."
         [[ ! -L "$folder" || -f "$folder/requirements.txt" ]] ||
             die "$folder is a link to an environment that was not made by this script." "Remove the link, or set VENV=..."
+        [[ -z "${PYTHON:-}" || "$(python_version "$PYTHON")" == "$(python_version "$folder/bin/python")" ]] ||
+            die "$folder was made with another Python than PYTHON=$PYTHON." "Remove that environment, or set VENV=..."
     fi
     [[ ! -f "$folder/$STAMP" || "$(head -n 1 "$folder/$STAMP")" == "$folder" ]] ||
         die "$folder was made as $(head -n 1 "$folder/$STAMP") and moved." "Remove that environment, or set VENV=..."

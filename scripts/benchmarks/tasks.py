@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -38,8 +39,10 @@ from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
+PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
 
@@ -61,7 +64,7 @@ class Contender(NamedTuple):
     run: Callable[[], float]
     images: float | None = None  # per step
     gflop: float | None = None  # per step
-    unit: str = "ms"  # `run` returns seconds for ms, MiB for MiB
+    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
 
 
@@ -279,19 +282,52 @@ def pipeline(task: Task) -> Contenders:
 # --- fresh processes
 
 
+def startup(task: Task) -> Contenders:
+    """A bare training step from nothing, in parts, and train.py from its command to its first loss."""
+    parts: list[float] = []
+
+    def bare() -> float:
+        parts[:] = in_fresh_process("startup", task)
+        return sum(parts)
+
+    def first_loss() -> float:
+        """train.py is killed after its first loss line."""
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            command = [sys.executable, "-u", str(ROOT / "train.py"), *task.flags, "--mode=train", "--log_interval=1",
+                       f"--ckpt_path={folder}"]
+            start, line = time.perf_counter(), ""
+            with subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  text=True) as process:
+                for line in process.stdout:
+                    if "loss is" in line:
+                        process.kill()
+                        return time.perf_counter() - start
+        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
+
+    runs = {"bare: import, build, compile, first step": bare,
+            **{f"of this: {name}": partial(lambda index: parts[index], index) for index, name in enumerate(PHASES)},
+            "train.py, until its first loss": first_loss}
+    return {name: Contender(run, unit="s") for name, run in runs.items()}
+
+
 def memory(task: Task) -> Contenders:
-    """The most memory that training steps take, in MiB."""
+    """The most memory that training steps take."""
     return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
 
 
-def in_fresh_process(what: str, task: Task) -> float:
+def in_fresh_process(what: str, task: Task) -> Any:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_here, what, task.steps, task.flags).result()
+        return pool.submit(measure_here, what, time.time(), task.steps, task.flags).result()
 
 
-def peak_here(what: str, steps: int, flags: Sequence[str]) -> float:
+def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
+    """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
+    imported = time.time()
     config, _, data, _, model = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
-    (train_loop(data, model, steps) if data else bare_step(config, model, steps))()
+    built = time.time()
+    (train_loop(data, model, steps) if data else bare_step(config, model, 1 if what == "startup" else steps))()
+    if what == "startup":
+        return [imported - started, built - imported, time.time() - built]
     # Not getrusage, whose peak counts the process that this one was forked from as well.
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024

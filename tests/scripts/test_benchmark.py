@@ -30,7 +30,10 @@ ROWS = {  # task -> its rows, without those of the matrix product
     "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
     "forward": ["forward pass, one fixed batch", "forward pass in training mode"],
     "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
-    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"]}
+    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
+    "startup": ["bare: import, build, compile, first step", "of this: importing",
+                "of this: building the network and its optimizer", "of this: compiling and the first step",
+                "train.py, until its first loss"]}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,8 @@ def measured(tmp_path, *args: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("task", [*list(ROWS)[:-1], pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] if task in ("startup", "memory") else [])
+                                  for task in ROWS])
 def test_each_task_gives_its_rows(tmp_path, task):
     record = measured(tmp_path, f"--what={task}")
     [result] = record["results"]
@@ -87,10 +91,12 @@ def test_tables_of_the_committed_records(monkeypatch, name):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--compare=torch", "--freeze=features"], "--freeze"),
+    (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"), (["--cases=vgg16:32"], "'vgg16:32'"),
+    (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
     (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
     (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
-    (["--table", "README.md"], "README.md: cannot be read"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),
+    (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: cannot be read"),
+    (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),
     ([*TINY, *DATA[:1], "--synthetic_train_images=8", "--batch_size=4"], "--steps: 20 steps")])
 def test_mistakes_are_answered_with_status_2(monkeypatch, args, message):
     monkeypatch.chdir(ROOT)

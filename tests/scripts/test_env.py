@@ -37,9 +37,13 @@ def tree(tmp_path) -> Path:
     for name in ("requirements.txt", "requirements-dev.txt", "cifar10_config.yaml", "train.py"):
         shutil.copy(ROOT / name, tree)
     (tree / "src").mkdir()
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
+    program(tmp_path / "python", PYTHON)
     return tree
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def bash(tree: Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
@@ -99,13 +103,32 @@ def test_nothing_of_others_is_deleted(tree):
     assert done.returncode == 2 and "is not a virtual environment" in done.stderr and (theirs / "notes.txt").exists()
     (theirs / "notes.txt").unlink()
     assert prepare(tree).returncode == 0 and (tree / ".venv").is_symlink()  # an empty folder on another disk
-    for name in ("requirements.txt", "vgg-environment"):  # somebody's own, whose packages pip would replace
+    program(theirs / "bin/python", "#!/bin/sh\nexit 1\n")
+    done = prepare(tree)
+    assert done.returncode == 2 and "does not run" in done.stderr and (theirs / "vgg-environment").exists()
+    (tree / ".venv").unlink()
+    shutil.copytree(theirs, tree / ".venv")
+    program(tree / ".venv/bin/python", PYTHON)
+    (tree / ".venv/vgg-environment").write_text("/elsewhere/.venv\n")
+    assert "was made as /elsewhere/.venv and moved" in prepare(tree).stderr
+    shutil.rmtree(tree / ".venv")
+    (tree / ".venv").symlink_to(theirs)  # somebody's own environment, whose packages pip would replace
+    for name in ("requirements.txt", "vgg-environment"):
         (theirs / name).unlink()
+    program(theirs / "bin/python", PYTHON)
     before = pip_calls(tree)
     assert "not made by this script" in prepare(tree).stderr and pip_calls(tree) == before
 
 
-def test_a_missing_python_and_missing_files_are_named(tree):
+def test_a_full_disk_and_a_missing_python(tree):
+    programs = tree.parent / "bin"
+    programs.mkdir()
+    program(programs / "df", "#!/bin/sh\necho Header\necho disk 9 8 1000000 99% /\n")
+    done = prepare(tree, PATH=f"{programs}:{os.environ['PATH']}")
+    assert done.returncode == 2 and "5 GB" in done.stderr and "VENV=" in done.stderr
+    assert prepare(tree).returncode == 0  # which takes the space; what is added later is little
+    assert prepare(tree, "requirements-dev.txt", PATH=f"{programs}:{os.environ['PATH']}").returncode == 0
+    shutil.rmtree(tree / ".venv")
     done = prepare(tree, PYTHON="no-such-python")
     assert done.returncode == 2 and "no Python 3.10, 3.11 or 3.12 was found" in done.stderr
     (tree / "requirements.txt").unlink()

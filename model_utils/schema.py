@@ -36,6 +36,8 @@ class DataSet(NamedTuple):
 DATASETS = {
     "cifar10": DataSet(((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), photos=False,
                        formats=("cifar10", "list", "tfrecord", "mindrecord")),
+    "cifar100": DataSet(((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), photos=False,
+                        formats=("cifar100", "list", "tfrecord", "mindrecord")),
     "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
                             formats=("folder", "list", "tfrecord", "mindrecord")),
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
@@ -210,8 +212,10 @@ class DataKeys(Keys):
 
     dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
     data_dir: str | None = key(None, "its folder")
-    dataset_format: Literal["auto", "cifar10", "folder", "list", "tfrecord", "mindrecord"] = key(
+    dataset_format: Literal["auto", "cifar10", "cifar100", "folder", "list", "tfrecord", "mindrecord"] = key(
         "auto", "how its images are stored; auto looks, and says so")
+    cifar100_labels: Literal["fine", "coarse"] = key("fine", "which labels of CIFAR-100: 100 or 20 classes",
+                                                     needs="dataset=cifar100", resume="fixed")
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
     on_bad_image: Literal["error", "replace", "skip"] = key(
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
@@ -241,7 +245,7 @@ class DataKeys(Keys):
 class NetworkKeys(Keys):
     """Network"""
 
-    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth", resume="fixed")
+    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth; vgg16_bn also sets batch_norm", resume="fixed")
     batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")

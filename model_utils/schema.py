@@ -45,7 +45,8 @@ DATASETS = {
 SMALL = (32, 32)  # the size of images that are no photos
 # -> their names in OpenCV and MindData; antialias is Pillow's bilinear filter, and area in MindData's random crops
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
-NAMES_IN_RUN_FOLDER = re.compile(r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|ckpt_\d+)")
+NAMES_IN_RUN_FOLDER = re.compile(
+    r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
@@ -184,6 +185,10 @@ class RunKeys(Keys):
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
     max_train_steps: int | None = key(None, "end after so many steps; the rate stays that of max_epoch", ge=1)
+    dry_run: bool = key(False, "try it: a few steps, an evaluation, saving and resuming; leaves nothing, says the cost",
+                        needs="mode=train|train_and_evaluate")
+    profile: int = key(0, "steps that MindSpore's profiler records, after the first two; 0 is none", ge=0, le=10**4,
+                       needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")

@@ -39,9 +39,9 @@ def dry_run(config: Config, signals: StopSignals) -> None:
         "epochs_between_evals": MOST_EPOCHS, "ckpt_interval": MOST_EPOCHS, "profile": 0}, config.origin("dry_run"))
     signals.unfinished.add(root)
     try:
-        state = train(small, signals)
+        state = train(small, signals, rank)
         last = {"mode": "train", "resume": "newest", "max_train_steps": state.step + 1}
-        train(small.taking(last, config.origin("dry_run")), signals)
+        train(small.taking(last, config.origin("dry_run")), signals, rank)
         if rank.rank == 0:
             get_logger().info(summary(config, rank, state, next(root.glob("*/ckpt_0/*.ckpt"))))
         from_rank_0([0], rank)  # no rank writes there any more

@@ -45,9 +45,12 @@ from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
 
-def train(config: Config, signals: StopSignals) -> TrainState:
-    """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal."""
-    rank = set_up_device(config)
+def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> TrainState:
+    """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal.
+
+    `rank` is that of a process whose device is set up, which cannot be done twice.
+    """
+    rank = rank or set_up_device(config)
     point = find_point(config, rank)  # the state to resume from, if any
     start = without_file(config, point.record["settings"]) if point else open_pre_trained(config)
     config = start.config  # with what the weights to start from say of their model

@@ -101,7 +101,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is not supported: the warm-up is linear, from lr_init with --lr_scheduler=step, else from 0": (
         "warmup_lr", "warmup_prefix", "warmup_bias_lr", "warmup_momentum", "lr_warmup_method", "lr_warmup_decay"),
     "is not supported: only convolution and dense weights decay": ("norm_weight_decay", "bias_weight_decay"),
-    "is not supported: images are RGB": ("in_chans", "input_img_mode"),
     "is not supported: --graph_mode and --jit_level say how MindSpore compiles": (
         "channels_last", "torchcompile", "torchscript", "compile"),
     "is not needed: --resume goes on after the last step that was saved": ("start_epoch", "no_resume_opt"),
@@ -117,7 +116,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is --image_size=HEIGHT,WIDTH": ("input_size", "train_crop_size", "val_crop_size"),
     "is --crop_pct, the share of the short side in the evaluation crop": ("val_resize_size",),
     "is --image_mean=R,G,B and --image_std=R,G,B, on the scale 0 to 1": ("mean", "std"),
-    "is --average_pool=True": ("gp",),
     "is --training_step_per_epoch=N, in steps": ("limit_train_batches", "overfit_batches", "fraction"),
     "is --eval_step_per_epoch=N, in batches": ("limit_val_batches", "limit_test_batches"),
     "is --epochs_between_evals=N, in epochs": ("val_check_interval",),

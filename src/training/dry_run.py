@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run in small that leaves nothing behind: shows whether the real one would work, and what it would cost."""
 
+import gc
 import os
 import resource
 import shutil
@@ -40,10 +41,11 @@ def dry_run(config: Config, signals: StopSignals) -> None:
     signals.unfinished.add(root)
     try:
         state = train(small, signals, rank)
+        said = summary(config, rank, state, next(root.glob("*/ckpt_0/*.ckpt"))) if rank.rank == 0 else ""
+        gc.collect()  # a real run has one network at a time
         last = {"mode": "train", "resume": "newest", "max_train_steps": state.step + 1}
         train(small.taking(last, config.origin("dry_run")), signals, rank)
-        if rank.rank == 0:
-            get_logger().info(summary(config, rank, state, next(root.glob("*/ckpt_0/*.ckpt"))))
+        get_logger().info(said)
         from_rank_0([0], rank)  # no rank writes there any more
     finally:
         shutil.rmtree(root, ignore_errors=True)

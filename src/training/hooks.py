@@ -2,6 +2,7 @@
 """What happens between steps: progress, warnings, evaluation, metrics.csv, checkpoints."""
 
 import contextlib
+import io
 import math
 import re
 import sys
@@ -121,28 +122,28 @@ class AverageStatistics(Hook):
 
 
 class Profile(Hook):
-    """MindSpore's profiler for some steps of this process, after the first ones, which compile."""
-
-    WARM_UP = 2
+    """MindSpore's profiler for some steps of this process, after the first two: those compile and warm up."""
 
     def __init__(self, config: Config, rank: Rank, state: TrainState, folder: Path) -> None:
         from mindspore import profiler
 
         kinds = profiler.ProfilerActivity
         device = {"Ascend": [kinds.NPU], "GPU": [kinds.GPU]}.get(rank.device_target, [])
-        self._folder, self._first, self._steps = folder, state.step + self.WARM_UP + 1, config.profile
+        self._folder, self._first, self._steps = folder, state.step + 3, config.profile
         self._is_recording = False
         self._profiler = profiler.profile(activities=[kinds.CPU, *device], start_profile=False,
                                           on_trace_ready=profiler.tensorboard_trace_handler(str(folder)))
 
     def after_step(self, state: TrainState) -> None:
         if self._is_recording and (state.step >= self._first + self._steps - 1 or state.is_over):
-            with contextlib.redirect_stdout(None):  # it shows its own progress
+            with contextlib.redirect_stdout(io.StringIO()):  # it shows its own progress
                 self._profiler.stop()
             self._profiler, self._is_recording = None, False
-            get_logger().info("profile: steps %d to %d are in %s; MindStudio Insight, chrome://tracing and "
-                              "https://ui.perfetto.dev open its trace_view.json", self._first, state.step, self._folder)
-        elif self._profiler and not self._is_recording and state.step >= self._first - 1:
+            opened = "MindStudio Insight, chrome://tracing and https://ui.perfetto.dev open its trace_view.json"
+            if not any(self._folder.rglob("trace_view.json")):
+                opened = "MindSpore could not make a trace_view.json of them"
+            get_logger().info("profile: steps %d to %d are in %s; %s", self._first, state.step, self._folder, opened)
+        elif self._profiler and not (self._is_recording or state.is_over) and state.step >= self._first - 1:
             self._first, self._is_recording = state.step + 1, True  # later than planned if steps are sunk
             self._profiler.start()
 

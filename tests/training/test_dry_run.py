@@ -17,15 +17,15 @@ OK = re.compile(r"dry run: ok; (\S+) parameters, (\S+) GFLOP per image \(forward
 LOSS = re.compile(r"step: (\d+), loss is (\S+)")
 
 
-def test_a_dry_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_dry_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, graph_mode):
     monkeypatch.chdir(tmp_path)
-    done = run_main("train", *FLAGS, "--dry_run", "--mode=train_and_evaluate")
+    done = run_main("train", *FLAGS, "--graph_mode=False", "--dry_run", "--mode=train_and_evaluate")
     assert done.status == 0 and [step for step, _ in LOSS.findall(done.out)] == ["1", "2", "3", "4", "5", "6"], done
     assert done.out.count("top1_correct=") == 1 and "tot=16, " in done.out and " after step 5" in done.out
     # Convolutions have 9 * 16,024 weights and 9 * 286,720 products, dense layers 300,032 of both, and 1,034 biases.
     assert OK.match(done.out.splitlines()[-1]).groups() == ("445,282", "0.00576")
     assert list(tmp_path.iterdir()) == []
-    real = run_main("train", *FLAGS, "--max_train_steps=6", "--log_interval=1")
+    real = run_main("train", *FLAGS, "--graph_mode=False", "--max_train_steps=6", "--log_interval=1")
     assert LOSS.findall(real.out) == LOSS.findall(done.out)
 
 

@@ -45,11 +45,11 @@ def dry_run(config: Config, signals: StopSignals) -> None:
         gc.collect()  # a real run has one network at a time
         last = {"mode": "train", "resume": "newest", "max_train_steps": state.step + 1}
         train(small.taking(last, config.origin("dry_run")), signals, rank)
-        get_logger().info(said)
+        if said:
+            get_logger().info(said)
         from_rank_0([0], rank)  # no rank writes there any more
     finally:
         shutil.rmtree(root, ignore_errors=True)
-        signals.unfinished.discard(root)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()

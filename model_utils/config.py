@@ -145,7 +145,7 @@ def _add(values: Values, new: Values) -> None:
 def _nearest(name: str) -> str:
     if answer := dialects.NO_KEYS.get(name):
         return f"; here it {answer}"
-    close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.75)
     return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
 
 

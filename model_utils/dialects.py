@@ -101,8 +101,8 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is not supported: the warm-up is linear, from lr_init with --lr_scheduler=step, else from 0": (
         "warmup_lr", "warmup_prefix", "warmup_bias_lr", "warmup_momentum", "lr_warmup_method", "lr_warmup_decay"),
     "is not supported: only convolution and dense weights decay": ("norm_weight_decay", "bias_weight_decay"),
-    "is not supported: --graph_mode and --jit_level say how MindSpore compiles": (
-        "channels_last", "torchcompile", "torchscript", "compile"),
+    "has no counterpart; see --graph_mode": ("channels_last", "torchcompile", "torchscript", "compile"),
+    "has no counterpart": ("vflip", "flipud", "remode", "bn_momentum", "min_epochs", "layer_decay", "drop_path"),
     "is not needed: --resume goes on after the last step that was saved": ("start_epoch", "no_resume_opt"),
     "is not needed: every image is read from the disk when its turn comes": ("cache", "cache_dataset", "pin_mem"),
     "is --mode=evaluate, or eval.py": ("evaluate", "test_only", "val"),

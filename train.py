@@ -22,8 +22,9 @@ def run(argv: Sequence[str] | None) -> None:
         return evaluate(argv)
     with on_platform(config) as config, StopSignals("train.py") as signals:
         guard_this_machine()
+        from src.training.dry_run import dry_run
         from src.training.loop import train
-        train(config, signals)
+        (dry_run if config.dry_run else train)(config, signals)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -145,7 +145,7 @@ def _add(values: Values, new: Values) -> None:
 def _nearest(name: str) -> str:
     if answer := dialects.NO_KEYS.get(name):
         return f"; here it {answer}"
-    close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.75)
     return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
 
 
@@ -292,9 +292,13 @@ def _idle_flags(config: Config, program: str) -> list[str]:
 
 
 def _apply_lr_flag(config: Config, notes: list[str]) -> Config:
-    """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule."""
-    flag = config.origin("lr")
+    """`--lr` with the step schedule means its peak, because `lr` itself has no part in that schedule. Files that set
+    `lr_max` as well carry `lr` for the other schedules."""
+    flag, file = config.origin("lr"), config.origin("lr").rpartition(":")[0]
     if config.schedule != "step" or not config.is_flag("lr"):
+        if config.schedule == "step" and file and not config.origin("lr_max").startswith((f"{file}:", "-")):
+            notes.append(f"warning: {flag}: `lr` has no effect with lr_scheduler=step, whose peak is lr_max "
+                         f"({config.lr_max:g})")
         return config
     if config.is_flag("lr_max"):
         notes.append(f"warning: {flag} has no effect: --lr_max is the peak of the step schedule")

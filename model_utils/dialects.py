@@ -34,8 +34,8 @@ def _label_smoothing(value: Any) -> dict[str, Any]:
     return {"label_smooth": float(value) > 0, "label_smooth_factor": value}
 
 
-def _model(value: Any) -> dict[str, Any]:
-    """sets network; a name such as vgg16_bn also sets batch_norm"""
+def _network(value: Any) -> dict[str, Any]:
+    """vgg16_bn is vgg16 with batch_norm; plain vgg16 leaves batch_norm as it is"""
     name = str(value).strip().lower()
     return {"network": name.removesuffix("_bn"), "batch_norm": True} if name.endswith("_bn") else {"network": value}
 
@@ -51,22 +51,23 @@ class Alias(NamedTuple):
 
 # Our key -> what it is called elsewhere.
 NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "data_dir": ("datadir", "train_path"), "batch_size": ("batch",), "image_size": ("img_size", "imgsz"),
-    "num_parallel_workers": ("workers", "num_workers"), "device_target": ("device",),
+    "network": ("arch", "model"), "data_dir": ("datadir", "data", "train_path"), "batch_size": ("batch",),
+    "per_batch_size": ("validation_batch_size",), "image_size": ("img_size", "imgsz"), "hflip": ("fliplr",),
+    "interpolation": ("train_interpolation",), "num_parallel_workers": ("workers", "num_workers"),
+    "device_target": ("device", "accelerator"), "epochs_between_evals": ("check_val_every_n_epoch",),
     "max_epoch": ("epochs", "max_epochs", "num_epochs"), "max_train_steps": ("max_steps",),
     "log_interval": ("print_freq", "log_every_n_steps", "display_every"), "sink_size": ("iterations_per_loop",),
-    "ckpt_path": ("log_dir", "output", "output_dir"),
-    "keep_checkpoint_max": ("checkpoint_hist",), "lr": ("learning_rate",), "lr_scheduler": ("sched",),
-    "lr_epochs": ("milestones",), "eta_min": ("min_lr",), "warmup_epochs": ("warmup", "lr_warmup_epochs"),
-    "weight_decay": ("wd",), "dropout_rate": ("drop",),
+    "ckpt_path": ("log_dir", "output", "output_dir", "save_dir", "project", "default_root_dir"),
+    "ckpt_interval": ("save_period",), "keep_checkpoint_max": ("checkpoint_hist",), "lr": ("learning_rate", "lr0"),
+    "lr_scheduler": ("sched",), "lr_epochs": ("milestones", "decay_milestones"), "eta_min": ("min_lr", "lr_min"),
+    "warmup_epochs": ("warmup", "lr_warmup_epochs"), "weight_decay": ("wd",), "dropout_rate": ("drop", "dropout"),
 }
 ALIASES: dict[str, Alias] = {
     **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
     "data_path": Alias("data_dir", in_yaml=False),
     "distribute": Alias("is_distributed", is_switch=True),
     "nesterov": Alias("use_nesterov", is_switch=True),
-    "arch": Alias(_model),
-    "model": Alias(_model),
+    "use_deterministic_algorithms": Alias("deterministic", is_switch=True),
     "eval_dir": Alias("pre_trained", mode="evaluate"),
     "amp": Alias(_amp, is_switch=True),
     "dtype": Alias(_dtype),
@@ -91,15 +92,37 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is not supported: the augmentations are --scale, --ratio, --hflip and --cutout": (
         "mixup", "mixup_alpha", "cutmix", "cutmix_alpha", "aa", "auto_augment", "color_jitter", "reprob"),
     "is not supported: metrics.csv and curves.png are written": ("log_wandb", "wandb", "tensorboard"),
-    "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment"),
+    "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment", "exist_ok"),
     "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
-        "devices", "gpus", "world_size", "nproc_per_node", "local_rank"),
+        "devices", "gpus", "world_size", "nproc_per_node", "local_rank", "num_nodes", "dist_url", "backend",
+        "strategy"),
+    "is not supported: each rank has its own batch statistics, and all are averaged after each epoch": (
+        "sync_bn", "dist_bn"),
+    "is not supported: the warm-up is linear, from lr_init with --lr_scheduler=step, else from 0": (
+        "warmup_lr", "warmup_prefix", "warmup_bias_lr", "warmup_momentum", "lr_warmup_method", "lr_warmup_decay"),
+    "is not supported: only convolution and dense weights decay": ("norm_weight_decay", "bias_weight_decay"),
+    "has no counterpart; see --graph_mode": ("channels_last", "torchcompile", "torchscript", "compile"),
+    "has no counterpart": ("vflip", "flipud", "remode", "bn_momentum", "min_epochs", "layer_decay", "drop_path"),
+    "is not needed: --resume goes on after the last step that was saved": ("start_epoch", "no_resume_opt"),
+    "is not needed: every image is read from the disk when its turn comes": ("cache", "cache_dataset", "pin_mem"),
     "is --mode=evaluate, or eval.py": ("evaluate", "test_only", "val"),
-    "is --pre_trained=FILE": ("pretrained", "weights", "checkpoint"),
+    "is --pre_trained=FILE": ("pretrained", "weights", "checkpoint", "initial_checkpoint"),
     "is --lr_scheduler=exponential --lr_epochs=30,60,90 --lr_gamma=0.1": (
         "decay_epochs", "decay_rate", "lr_step_size", "gamma"),
-    "is --amp_level=O2": ("precision", "fp16", "half"),
-    "is --max_train_steps=2": ("fast_dev_run",),
+    "is --lr_scheduler=cosine_annealing, with --eta_min as its last rate": ("cos_lr", "lrf"),
+    "is --lr_scale=linear, with --lr_base_batch": ("lr_base", "lr_base_size", "lr_base_scale"),
+    "is --amp_level=O2": ("precision", "fp16", "half", "amp_dtype"),
+    "is --augment=False": ("no_aug",),
+    "is --image_size=HEIGHT,WIDTH": ("input_size", "train_crop_size", "val_crop_size"),
+    "is --crop_pct, the share of the short side in the evaluation crop": ("val_resize_size",),
+    "is --image_mean=R,G,B and --image_std=R,G,B, on the scale 0 to 1": ("mean", "std"),
+    "is --training_step_per_epoch=N, in steps": ("limit_train_batches", "overfit_batches", "fraction"),
+    "is --eval_step_per_epoch=N, in batches": ("limit_val_batches", "limit_test_batches"),
+    "is --epochs_between_evals=N, in epochs": ("val_check_interval",),
+    "is --ckpt_interval_steps=N or --ckpt_interval_minutes=N": ("recovery_interval",),
+    "is scripts/convert_dataset.py --to=list --val_split=0.2": ("val_split",),
+    "is --dry_run": ("fast_dev_run", "num_sanity_val_steps"),
+    "is --profile=N, in steps": ("profiler",),
     "is --device_target=GPU --device_id=N": ("gpu",),
 }
 NO_KEYS = {name: answer for answer, names in ANSWERS.items() for name in names}
@@ -133,6 +156,7 @@ def network_in_names(recipe: Values, path: Path) -> tuple[str, str] | None:
 
 def convert(name: str, value: Any, origin: str, meaning: Meaning) -> Values:
     """A value under another project's name -> the values of our keys."""
+    meaning = _network if meaning == "network" else meaning
     if isinstance(meaning, str):
         return {meaning: (value, origin)}
     try:
@@ -222,7 +246,8 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
         elif name in MINDCV or name not in (*CHOICES, "decay_epochs", "multi_step_decay_milestones"):
             values |= convert(name, value, origin, MINDCV.get(name, name))
     if values.get("num_classes", (None, ""))[0] is None:
-        values["num_classes"] = 10 if values["dataset"][0] == "cifar10" else 1000, f"{path}: MindCV's default"
+        count = {"cifar10": 10, "cifar100": 100}.get(values["dataset"][0], 1000)
+        values["num_classes"] = count, f"{path}: MindCV's default"
     values |= _schedule(layer, values, path)
     if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
         ignored.append(f"loss_scale: {layer['loss_scale'][0]} (a dynamic one starts at 2**24)")

@@ -36,6 +36,8 @@ class DataSet(NamedTuple):
 DATASETS = {
     "cifar10": DataSet(((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), photos=False,
                        formats=("cifar10", "list", "tfrecord", "mindrecord")),
+    "cifar100": DataSet(((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), photos=False,
+                        formats=("cifar100", "list", "tfrecord", "mindrecord")),
     "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
                             formats=("folder", "list", "tfrecord", "mindrecord")),
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
@@ -43,7 +45,8 @@ DATASETS = {
 SMALL = (32, 32)  # the size of images that are no photos
 # -> their names in OpenCV and MindData; antialias is Pillow's bilinear filter, and area in MindData's random crops
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
-NAMES_IN_RUN_FOLDER = re.compile(r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|ckpt_\d+)")
+NAMES_IN_RUN_FOLDER = re.compile(
+    r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
@@ -182,6 +185,10 @@ class RunKeys(Keys):
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
     max_train_steps: int | None = key(None, "end after so many steps; the rate stays that of max_epoch", ge=1)
+    dry_run: bool = key(False, "try it: a few steps, an evaluation, saving and resuming; leaves nothing, says the cost",
+                        needs="mode=train|train_and_evaluate")
+    profile: int = key(0, "steps that MindSpore's profiler records, after the first two; 0 is none", ge=0, le=10**4,
+                       needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
@@ -210,8 +217,10 @@ class DataKeys(Keys):
 
     dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
     data_dir: str | None = key(None, "its folder")
-    dataset_format: Literal["auto", "cifar10", "folder", "list", "tfrecord", "mindrecord"] = key(
+    dataset_format: Literal["auto", "cifar10", "cifar100", "folder", "list", "tfrecord", "mindrecord"] = key(
         "auto", "how its images are stored; auto looks, and says so")
+    cifar100_labels: Literal["fine", "coarse"] = key("fine", "which labels of CIFAR-100: 100 or 20 classes",
+                                                     needs="dataset=cifar100", resume="fixed")
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
     on_bad_image: Literal["error", "replace", "skip"] = key(
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
@@ -241,7 +250,7 @@ class DataKeys(Keys):
 class NetworkKeys(Keys):
     """Network"""
 
-    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth", resume="fixed")
+    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth; vgg16_bn also sets batch_norm", resume="fixed")
     batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")

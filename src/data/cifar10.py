@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 in its official binary layout: one label byte and 3,072 pixel bytes per record."""
+"""CIFAR-10 in its official binary layout: one label byte and 3,072 pixel bytes per record. CIFAR-100 builds on it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from model_utils.reading import check_regular, read_text
 from model_utils.schema import Config
 from src.data.base import Reader, under_a_name
 
-RECORD_BYTES = 1 + 32 * 32 * 3
+PIXEL_BYTES = 32 * 32 * 3
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDERS = {"train": ("cifar-10-batches-bin", "."), "test": ("cifar-10-verify-bin", "cifar-10-batches-bin", ".")}
 FILES = {"train": "data_batch*.bin", "test": "test_batch*.bin"}
@@ -29,50 +30,59 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
     return next(filter(None, (sorted(folder.glob(FILES[split])) for folder in folders)), None)
 
 
-def _read(path: Path) -> np.ndarray:
-    """The records of one file, one row each."""
-    check_regular(path)
-    content = np.fromfile(path, np.uint8)
-    if not content.size or content.size % RECORD_BYTES:
-        raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
-                        f"{RECORD_BYTES} bytes")
-    records = content.reshape(-1, RECORD_BYTES)
-    wrong = np.flatnonzero(records[:, 0] >= len(CLASS_NAMES))
-    if len(wrong):
-        raise UserError(f"{path}: is damaged: record {wrong[0]} has the label {records[wrong[0], 0]}, "
-                        f"and there are {len(CLASS_NAMES)} classes, counted from 0")
-    return records
+class RecordReader(Reader):
+    """Files of records in memory: `label_bytes` labels, of which one counts, then the three planes of an image."""
+
+    def __init__(self, title: str, files: Sequence[Path], class_names: Sequence[str], names_file: str, *,
+                 label_bytes: int = 1, label_byte: int = 0) -> None:
+        self._files, self._record_bytes = files, label_bytes + PIXEL_BYTES
+        self._label_byte, folder = label_byte, files[0].parent
+        records = np.concatenate([self._read(path, len(class_names)) for path in files])
+        planes = records[:, label_bytes:].reshape(-1, 3, 32, 32)
+        super().__init__(f"{title} records in {folder}", _named(folder, names_file, class_names),
+                         records[:, label_byte], np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
+
+    def _read(self, path: Path, classes: int) -> np.ndarray:
+        """The records of one file, one row each."""
+        check_regular(path)
+        content = np.fromfile(path, np.uint8)
+        if not content.size or content.size % self._record_bytes:
+            raise UserError(f"{path}: is damaged: {content.size} bytes are not a whole number of records of "
+                            f"{self._record_bytes} bytes")
+        records = content.reshape(-1, self._record_bytes)
+        labels = records[:, self._label_byte]
+        wrong = np.flatnonzero(labels >= classes)
+        if len(wrong):
+            raise UserError(f"{path}: is damaged: record {wrong[0]} has the label {labels[wrong[0]]}, "
+                            f"and there are {classes} classes, counted from 0")
+        return records
+
+    def name(self, index: int) -> str:
+        ends = np.cumsum([0, *(path.stat().st_size // self._record_bytes for path in self._files)])
+        file = int(np.searchsorted(ends, index, side="right")) - 1
+        return f"{self._files[file]}: record {index - ends[file]}"
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names beside the records, as in the archive, or beside the training records, or the official ones."""
-    places = (folder / "batches.meta.txt", folder.parent / FOLDERS["train"][0] / "batches.meta.txt")
+def _named(folder: Path, names_file: str, class_names: Sequence[str]) -> Sequence[str]:
+    """The names beside the records, as in the archive, or beside CIFAR-10's training records, or these ones."""
+    places = (folder / names_file, folder.parent / FOLDERS["train"][0] / names_file)
     path = next((path for path in places if path.is_file()), None)
     if path is None:
-        return CLASS_NAMES
+        return class_names
     names = tuple(filter(None, map(str.strip, read_text(path, errors="replace").splitlines())))
-    if len(names) != len(CLASS_NAMES):
-        raise UserError(f"{path}: names {len(names)} classes, and there are {len(CLASS_NAMES)}, one per line")
+    if len(names) != len(class_names):
+        raise UserError(f"{path}: names {len(names)} classes, and there are {len(class_names)}, one per line")
     return names
 
 
-class Cifar10Reader(Reader):
-    """One split in memory; the training split never reads a test file.
+class Cifar10Reader(RecordReader):
+    """One split; the training split never reads a test file.
 
     MindSpore's own Cifar10Dataset reads files of exactly 10,000 records and no others.
     """
 
     def __init__(self, config: Config, split: str) -> None:
-        self._files = find(Path(config.data_dir), split)
-        records = np.concatenate([_read(path) for path in self._files])
-        planes, folder = records[:, 1:].reshape(-1, 3, 32, 32), self._files[0].parent
-        super().__init__(f"CIFAR-10 records in {folder}", _class_names(folder), records[:, 0],
-                         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
-
-    def name(self, index: int) -> str:
-        ends = np.cumsum([0, *(path.stat().st_size // RECORD_BYTES for path in self._files)])
-        file = int(np.searchsorted(ends, index, side="right")) - 1
-        return f"{self._files[file]}: record {index - ends[file]}"
+        super().__init__("CIFAR-10", find(Path(config.data_dir), split), CLASS_NAMES, "batches.meta.txt")
 
 
 READER = Cifar10Reader

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, SMALL, Config
-from src.data import cifar10, folder, list_file, mindrecord, tfrecord
+from src.data import cifar10, cifar100, folder, list_file, mindrecord, tfrecord
 from src.data.base import NoDataError, Reader, are_names, raise_problems
 from src.data.broken_images import PILLOW_ERRORS
 from src.data.shapes import ShapesReader
@@ -23,7 +23,8 @@ AUTO = "auto"
 
 # Each module has: find(data_dir, split), which gives what is there or nothing; LOOKED_FOR by split, and EXPECTED, for
 # the message when there is nothing; and the class READER, made as READER(config, split).
-FORMATS = {"cifar10": cifar10, "folder": folder, "list": list_file, "tfrecord": tfrecord, "mindrecord": mindrecord}
+FORMATS = {"cifar10": cifar10, "cifar100": cifar100, "folder": folder, "list": list_file, "tfrecord": tfrecord,
+           "mindrecord": mindrecord}
 
 
 def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), lenient: bool = False) -> Reader:
@@ -115,6 +116,8 @@ def check_class_count(reader: Reader, config: Config) -> None:
         origin, remedy = config.origin("num_classes"), f"--num_classes={found} fits these"
         if origin.startswith("the checkpoint ") or origin.endswith(".json"):  # a model, which flags do not change
             remedy = f"give data of the model's {config.num_classes} classes (--data_dir), or a model of these {found}"
+            if config.dataset == "cifar100" and config.num_classes in cifar100.CLASSES.values():
+                remedy = f"give --cifar100_labels={'coarse' if config.cifar100_labels == 'fine' else 'fine'}"
         raise UserError(f"num_classes: is {config.num_classes} (from {origin}), but {there_are}: {reader.source}; "
                         f"{remedy}")
 

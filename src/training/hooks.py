@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens between steps: progress, warnings, evaluation, metrics.csv, checkpoints."""
 
+import contextlib
+import io
 import math
 import re
 import sys
@@ -119,6 +121,38 @@ class AverageStatistics(Hook):
         average_parameters(self._statistics, self._world_size)
 
 
+class Profile(Hook):
+    """MindSpore's profiler for some steps of this process, after the first two: those compile and warm up."""
+
+    def __init__(self, config: Config, rank: Rank, state: TrainState, folder: Path) -> None:
+        from mindspore import profiler
+
+        kinds = profiler.ProfilerActivity
+        device = {"Ascend": [kinds.NPU], "GPU": [kinds.GPU]}.get(rank.device_target, [])
+        self._folder, self._first, self._steps = folder, state.step + 3, config.profile
+        self._is_recording = False
+        self._profiler = profiler.profile(activities=[kinds.CPU, *device], start_profile=False,
+                                          on_trace_ready=profiler.tensorboard_trace_handler(str(folder)))
+
+    def after_step(self, state: TrainState) -> None:
+        if self._is_recording and (state.step >= self._first + self._steps - 1 or state.is_over):
+            with contextlib.redirect_stdout(io.StringIO()):  # it shows its own progress
+                self._profiler.stop()
+            self._profiler, self._is_recording = None, False
+            opened = "MindStudio Insight, chrome://tracing and https://ui.perfetto.dev open its trace_view.json"
+            if not any(self._folder.rglob("trace_view.json")):
+                opened = "MindSpore could not make a trace_view.json of them"
+            get_logger().info("profile: steps %d to %d are in %s; %s", self._first, state.step, self._folder, opened)
+        elif self._profiler and not (self._is_recording or state.is_over) and state.step >= self._first - 1:
+            self._first, self._is_recording = state.step + 1, True  # later than planned if steps are sunk
+            self._profiler.start()
+
+    def close(self) -> None:
+        if self._profiler:
+            get_logger().warning("warning: profile: the run ended before %d steps from step %d on were recorded",
+                                 self._steps, self._first)
+
+
 class LostImages(Hook):
     """Says at the end of each epoch which images could not be read."""
 
@@ -152,6 +186,7 @@ class Evaluate(Hook):
         top1 = evaluation.counts.top1()
         state.unevaluated = False
         state.row |= {"val_top1": top1, "val_top5": evaluation.counts.topk()}
+        state.row["val_seconds"] = len(self._reader) / (evaluation.images_per_s or math.inf)  # if it were whole
         if state.best_top1 is not None and top1 <= state.best_top1:
             return
         # a best one that could not be saved must not keep the next one from being saved

@@ -29,6 +29,7 @@ from src.training.hooks import (
     LostImages,
     MetricsLog,
     PlateauWarning,
+    Profile,
     Progress,
     SaveCheckpoints,
     Saver,
@@ -44,9 +45,12 @@ from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
 
-def train(config: Config, signals: StopSignals) -> None:
-    """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal."""
-    rank = set_up_device(config)
+def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> TrainState:
+    """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal.
+
+    `rank` is that of a process whose device is set up, which cannot be done twice.
+    """
+    rank = rank or set_up_device(config)
     point = find_point(config, rank)  # the state to resume from, if any
     start = without_file(config, point.record["settings"]) if point else open_pre_trained(config)
     config = start.config  # with what the weights to start from say of their model
@@ -82,11 +86,13 @@ def train(config: Config, signals: StopSignals) -> None:
             hooks.append(Evaluate(config, rank, network, test, info, saver, signals))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, saver, state))
+        if config.profile:
+            hooks.append(Profile(config, rank, state, folder / "profile"))
         if rank.rank == 0 or not config.is_save_on_master:
             hooks.append(SaveCheckpoints(config, rank, network, info, saver))
         hooks.append(SaveStates(config, rank, run, model, saver, signals, state))
 
-        signals.is_training = True
+        signals.is_training = not config.dry_run  # what a dry run has done is not worth saving
         state.unevaluated &= test is not None
         if state.is_over and not state.unevaluated:
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
@@ -97,7 +103,7 @@ def train(config: Config, signals: StopSignals) -> None:
             run_epochs(data, model, callback)
         if state.pace.seconds_per_step:
             get_logger().info(state.pace.summary(state.images_per_step))
-        if state.is_over and not (state.unevaluated or state.unsaved) and rank.rank == 0:
+        if state.is_over and not (state.unevaluated or state.unsaved) and rank.rank == 0 and not config.dry_run:
             for line in what_next(config, folder, state):
                 get_logger().info(line)
         if state.unsaved:
@@ -106,6 +112,7 @@ def train(config: Config, signals: StopSignals) -> None:
         if state.stop_signal and (state.unevaluated or not state.is_over):
             when = f"after step {state.step}" + (", before the end of its evaluation" if state.unevaluated else "")
             raise stopped(state.stop_signal, f"{when}; {how_to_go_on(folder, rank, state)}")
+    return state
 
 
 def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:

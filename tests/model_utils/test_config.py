@@ -131,6 +131,12 @@ def test_lr_with_the_step_schedule_sets_its_peak(flags, rates, notes):
     assert (config.lr_init, config.lr_max) == rates and len(config.notes) == notes
 
 
+def test_an_lr_in_a_file_that_the_step_schedule_does_not_read_is_reported(tmp_path):
+    for text, notes in (("lr: 0.05", 1), ("lr: 0.05\nlr_max: 0.2", 0), ("lr: 0.05\nlr_scheduler: exponential", 0)):
+        assert len(read_recipe(tmp_path, text).notes) == notes
+    assert not read_recipe(tmp_path, "lr: 0.05", "--lr=0.2").notes[1:]
+
+
 @pytest.mark.parametrize(("flags", "idle"), [
     (("--label_smooth_factor=0.1",), ["label_smooth_factor"]), (("--label_smooth=1",), ["label_smooth"]),
     (("--label_smooth=1", "--label_smooth_factor=0.1"), []), (("--label_smooth=0",), []),

@@ -36,7 +36,10 @@ MEANINGS = [  # what people of other projects type -> what it means here
     ("-b 3", {"batch_size": 3}), ("-j 3", {"num_parallel_workers": 3}), ("--device=cuda", {"device_target": "GPU"}),
     ("--device=NPU", {"device_target": "Ascend"}), ("--sched=cosine", {"lr_scheduler": "cosine_annealing"}),
     ("--lr_scheduler=MultiStepLR", {"lr_scheduler": "multi_step"}), ("--model=vgg19", {"network": "vgg19"}),
-    ("--model=vgg16_bn", {"network": "vgg16", "batch_norm": True}),
+    ("--model=vgg16_bn", {"network": "vgg16", "batch_norm": True}), ("--data=/d", {"data_dir": "/d"}),
+    ("--network=VGG11_BN --dataset=imagenet2012", {"network": "vgg11", "batch_norm": True}),
+    ("--network=vgg11 --dataset=imagenet2012", {"network": "vgg11", "batch_norm": False}),
+    ("--accelerator=gpu", {"device_target": "GPU"}), ("--use-deterministic-algorithms", {"deterministic": True}),
     ("--dataset=custom", {"dataset": "imagenet2012", "max_epoch": 150}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
 ]
@@ -56,7 +59,8 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
 def test_another_name_of_a_key(name, ours):
-    value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU"}.get(ours, 3)
+    value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
+             "network": "vgg11", "interpolation": "area", "hflip": 0.2}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 
@@ -125,6 +129,8 @@ def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
     assert (config.num_classes, config.lr_scheduler, config.T_max) == (1000, "cosine_annealing", 103)
     assert mindcv(tmp_path, "dataset: cifar10").num_classes == 10
+    assert mindcv(tmp_path, "dataset: cifar100").num_classes == 100
+    assert read_recipe(tmp_path, "model: vgg16_bn\nopt: momentum\n").batch_norm
     assert mindcv(tmp_path, "num_classes: null").num_classes == 1000
 
 

@@ -170,8 +170,8 @@ def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps
     of each epoch.
 
     The order follows from (seed, epoch) for any number of ranks; crops, flips and colours from (seed, epoch, rank) and
-    the number of workers. A fresh iterator repeats the random numbers of the last one unless MindData is seeded again, so
-    this seeds it: create the iterator before the next call.
+    the number of workers. A fresh iterator repeats the random numbers of the last one unless MindData is seeded again,
+    so this seeds it: create the iterator before the next call.
     """
     ds.config.set_seed((config.seed * 1_000_003 + epoch * 8191 + rank.rank * 131) % 2**31)
     operations = train_transforms(config, photos=reader.photos, encoded=reader.encoded)

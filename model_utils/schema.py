@@ -103,8 +103,6 @@ def _height_and_width(sides: tuple[int, ...]) -> tuple[int, ...]:
     return sides
 
 
-AutoOrFlag = Annotated[Literal["auto", "True", "False"], BeforeValidator(_auto_or_flag)]
-ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 def _auto_augment(name: str) -> str:
     """A policy in the form of timm and MindCV; `src/dataset.py` reads the numbers in it."""
     name = re.sub("^rand(?=-|$)", "randaug", name.strip().lower())
@@ -114,6 +112,8 @@ def _auto_augment(name: str) -> str:
     return name
 
 
+AutoOrFlag = Annotated[Literal["auto", "True", "False"], BeforeValidator(_auto_or_flag)]
+ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
 Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
                     AfterValidator(lambda names: tuple(dict.fromkeys(names)))]

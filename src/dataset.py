@@ -44,23 +44,42 @@ def _flip(probability: float) -> Callable:
     return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), probability)]])
 
 
-def _colours(config: Config, *, photos: bool) -> list[Callable]:
-    """The policy of auto_augment, which also turns, shears and shifts, or color_jitter. How many random numbers these
-    take differs from that of crops and flips, so they are independent of them."""
-    name, jitter = config.auto_augment or "", config.color_jitter
-    look = {"interpolation": Inter.BILINEAR, "fill_value": tuple(round(value) for value in config.preset.scaled[0])}
+def _changes(level: float, fill: int, *, wide: bool) -> list[Callable]:
+    """The operations of RandAugment, or with `wide` those of TrivialAugment, at a level from 0 to 1 in both directions.
+
+    MindData's own RandAugment and TrivialAugmentWide shift images out of sight: they give pixels to an operation that
+    takes shares of the width.
+    """
+    turn, shear, shift, bits, change = (135.0, 0.99, 0.15, 6, 0.99) if wide else (30.0, 0.3, 0.45, 4, 0.9)
+    operations: list[Callable] = []
+    for signed in (level, -level):
+        degrees, slope, share, no = turn * signed, math.degrees(math.atan(shear * signed)), shift * signed, (0.0, 0.0)
+        operations += [vision.Affine(*moves, Inter.BILINEAR, fill) for moves in (
+            (degrees, no, 1.0, no), (0.0, (share, 0.0), 1.0, no), (0.0, (0.0, share), 1.0, no),
+            (0.0, no, 1.0, (slope, 0.0)), (0.0, no, 1.0, (0.0, slope)))]
+        operations += [adjust(1 + change * signed) for adjust in (
+            vision.AdjustBrightness, vision.AdjustContrast, vision.AdjustSaturation, vision.AdjustSharpness)]
+        operations += [vision.Posterize(8 - round(bits * level)), vision.Solarize((round(255 * (1 - level)), 255)),
+                       vision.AutoContrast(), vision.Equalize(), vision.Posterize(8) if wide else vision.Invert()]
+    return operations
+
+
+def _colours(config: Config) -> list[Callable]:
+    """The policy of auto_augment, which also turns, shears and shifts, or color_jitter. What these draw for an image
+    does not depend on what crops, flips and cutout draw (see `_flip`): they take another count of random numbers, and
+    `trivial` looks only at the one with which a flip chooses among its single policy."""
+    name, jitter, fill = config.auto_augment or "", config.color_jitter, round(np.mean(config.preset.scaled[0]))
     if not name:
         return [vision.RandomColorAdjust(*jitter * (3 if len(jitter) == 1 else 1))] if any(jitter) else []
-    if name == "trivial":
-        return [vision.TrivialAugmentWide(**look)]
     if name.startswith("autoaug"):
-        policies = vision.AutoAugmentPolicy
-        return [vision.AutoAugment(policies.IMAGENET if photos else policies.CIFAR10, **look)]
-    numbers = {"m": 10, "n": 2} | {letter: int(number) for letter, number in re.findall(r"-([mn])(\d+)", name)}
-    # As in timm, each of the n operations is done with a probability of one half: of the 2^n ways that n coins fall,
-    # one is chosen. The magnitude is on timm's scale of 10, and MindData's is 30.
-    return [vision.RandomSelectSubpolicy([
-        [(vision.RandAugment(coins.bit_count(), 3 * numbers["m"], **look), 1.0)] for coins in range(2**numbers["n"])])]
+        return [vision.AutoAugment(vision.AutoAugmentPolicy.IMAGENET, Inter.BILINEAR, fill)]
+    if name == "trivial":
+        ways = [[(change, 1.0)] for level in range(31) for change in _changes(level / 30, fill, wide=True)]
+    else:
+        magnitude = re.search(r"-m(\d+)", name)
+        changes = _changes(int(magnitude[1]) / 10 if magnitude else 1.0, fill, wide=False)
+        ways = [[(first, 0.5), (second, 0.5)] for first in changes for second in changes]
+    return [vision.RandomSelectSubpolicy(ways)]
 
 
 def _cutout(side: int) -> list[Callable]:
@@ -74,7 +93,7 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
     preset = config.preset
     if not config.augment:
         return eval_transforms(preset, photos=photos, encoded=encoded)
-    after_crop = [_flip(config.hflip), *_colours(config, photos=photos)]
+    after_crop = [_flip(config.hflip), *_colours(config)]
     if photos:
         first = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
                                                Inter[INTERPOLATIONS[preset.interpolation]]), *after_crop]

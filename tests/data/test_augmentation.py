@@ -124,7 +124,8 @@ def test_colours_do_not_depend_on_crop_flip_and_cutout(tmp_path, workers):
     assert chi_squared(left, left) > 100 > 5 > chi_squared(left, top)
     for flag in ("--auto_augment=randaug", "--auto_augment=trivial", "--auto_augment=autoaug", "--color_jitter=0.4"):
         images = run("spot", spot, flag)
-        assert 0 < (images == plain).all(axis=(1, 2, 3)).mean() < 0.5  # the others are where they were
+        assert 0 < (images == plain).all(axis=(1, 2, 3)).mean() < 0.5
+        assert (np.ptp(images, axis=(1, 2, 3)) > 0.02).mean() > 0.95  # nearly all show something
         for shade in (images.max(axis=(1, 2, 3)), images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].sum(axis=(1, 2))):
             assert max(chi_squared(shade, place) for place in drawn) < 5, flag
             assert chi_squared(shade[whole], cut) < 5, flag
@@ -179,7 +180,7 @@ def test_erased_rectangles(tmp_path):
 
 
 def test_all_that_is_drawn_goes_on_in_the_middle_of_an_epoch():
-    flags = "--auto_augment=randaug-m5-n3", "--cutout=8", "--re_prob=0.5", "--mixup=0.5", "--cutmix=1"
+    flags = "--auto_augment=randaug-m5-n2", "--cutout=8", "--re_prob=0.5", "--mixup=0.5", "--cutmix=1"
     _, whole = soft_batches(*flags)
     _, rest = soft_batches(*flags, done_steps=3)
     _, alone = soft_batches(*flags, rank=Rank(0, 1, 1, "GPU"), done_steps=3)  # which makes no batches to drop them

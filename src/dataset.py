@@ -65,9 +65,9 @@ def _changes(level: float, fill: int, *, wide: bool) -> list[Callable]:
 
 
 def _colours(config: Config) -> list[Callable]:
-    """The policy of auto_augment, which also turns, shears and shifts, or color_jitter. What these draw for an image
-    does not depend on what crops, flips and cutout draw (see `_flip`): they take another count of random numbers, and
-    `trivial` looks only at the one with which a flip chooses among its single policy."""
+    """The policy of auto_augment, which also turns, shears and shifts, or color_jitter. Independent of crop, flip and
+    cutout (see `_flip`): `trivial` uses the one of two random numbers that a flip leaves unused, and the others draw
+    more of them, or fewer, for each image."""
     name, jitter, fill = config.auto_augment or "", config.color_jitter, round(np.mean(config.preset.scaled[0]))
     if not name:
         return [vision.RandomColorAdjust(*jitter * (3 if len(jitter) == 1 else 1))] if any(jitter) else []

@@ -61,6 +61,8 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "ckpt_interval": ("save_period",), "keep_checkpoint_max": ("checkpoint_hist",), "lr": ("learning_rate", "lr0"),
     "lr_scheduler": ("sched",), "lr_epochs": ("milestones", "decay_milestones"), "eta_min": ("min_lr", "lr_min"),
     "warmup_epochs": ("warmup", "lr_warmup_epochs"), "weight_decay": ("wd",), "dropout_rate": ("drop", "dropout"),
+    "auto_augment": ("aa",), "re_prob": ("reprob", "random_erase"), "mixup": ("mixup_alpha",),
+    "cutmix": ("cutmix_alpha",),
 }
 ALIASES: dict[str, Alias] = {
     **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
@@ -82,6 +84,7 @@ VALUES: dict[str, dict[str, str]] = {
     "device_target": {"cuda": "GPU", "npu": "Ascend"},
     "lr_scheduler": {"cosine": "cosine_annealing", "cosineannealinglr": "cosine_annealing", "multistep": "multi_step",
                      "multisteplr": "multi_step"},
+    "auto_augment": {"ta_wide": "trivial", "trivialaugwide": "trivial"},
 }
 
 # Flags of other projects that are no keys here: the answer -> the flags.
@@ -89,8 +92,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val", "patience",
                          "accumulate_grad_batches", "grad_accum_steps"),
     "is not supported: the optimizer is momentum, or --use_nesterov": ("opt", "optimizer"),
-    "is not supported: the augmentations are --scale, --ratio, --hflip and --cutout": (
-        "mixup", "mixup_alpha", "cutmix", "cutmix_alpha", "aa", "auto_augment", "color_jitter", "reprob"),
     "is not supported: metrics.csv and curves.png are written": ("log_wandb", "wandb", "tensorboard"),
     "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment", "exist_ok"),
     "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
@@ -184,6 +185,8 @@ MINDCV: dict[str, Meaning] = {
     "image_resize": "image_size",
     "mean": lambda values: {"image_mean": [float(value) / 255 for value in values]},
     "std": lambda values: {"image_std": [float(value) / 255 for value in values]},
+    "color_jitter": lambda value: {"color_jitter": 0 if value is None else value},
+    "cutmix_prob": "mixup_prob",
     "drop_rate": lambda value: {} if value is None else {"dropout_rate": value},
     "epoch_size": "max_epoch",
     "min_lr": "eta_min",
@@ -206,9 +209,9 @@ CHOICES = {"opt": ("momentum", "sgd"), "loss": ("CE",), "loss_scale_type": ("fix
 WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
     "pretrained": (False,), "resume_opt": (False,), "train_split": ("train",), "val_split": ("val", "validation"),
     "dataset_download": (False,), "shuffle": (True,), "num_samples": (None,), "drop_remainder": (True,),
-    "aug_repeats": (0, 1), "vflip": (0,), "color_jitter": (None, 0), "auto_augment": (None,), "re_prob": (0,),
+    "aug_repeats": (0, 1), "vflip": (0,),
     "re_scale": ([0.02, 0.33],), "re_ratio": ([0.3, 3.3],), "re_value": (0,), "re_max_attempts": (10,),
-    "cutmix": (0,), "cutmix_prob": (1,), "mixup": (0,), "drop_path_rate": (None, 0), "in_channels": (3,),
+    "drop_path_rate": (None, 0), "in_channels": (3,),
     "ckpt_save_policy": ("latest_k",), "ema": (False,), "ema_decay": (0.9999,), "clip_grad": (False,),
     "clip_value": (15,), "filter_bias_and_bn": (True,), "eps": (1e-10,), "drop_overflow_update": (False,),
     "warmup_factor": (0,), "lr_epoch_stair": (), "num_cycles": (1,), "cycle_decay": (1,), "aux_factor": (0,),
@@ -219,7 +222,7 @@ WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
 DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
             "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
-            "ckpt_path": "./ckpt"}
+            "color_jitter": (0.4,), "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
 
@@ -248,6 +251,8 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
     if values.get("num_classes", (None, ""))[0] is None:
         count = {"cifar10": 10, "cifar100": 100}.get(values["dataset"][0], 1000)
         values["num_classes"] = count, f"{path}: MindCV's default"
+    if str(values["dataset"][0]).startswith("cifar") and "color_jitter" not in layer:
+        del values["color_jitter"]  # MindCV's default is for photos only
     values |= _schedule(layer, values, path)
     if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
         ignored.append(f"loss_scale: {layer['loss_scale'][0]} (a dynamic one starts at 2**24)")

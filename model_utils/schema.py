@@ -106,8 +106,18 @@ def _height_and_width(sides: tuple[int, ...]) -> tuple[int, ...]:
     return sides
 
 
+def _auto_augment(name: str) -> str:
+    """A policy in the form of timm and MindCV; `src/dataset.py` reads the numbers in it."""
+    name = re.sub("^rand(?=-|$)", "randaug", name.strip().lower())
+    if not re.fullmatch(r"trivial|autoaug(-mstd[\d.]+)?|randaug(-(m(\d|10)|n2|mstd[\d.]+|inc1))*", name):
+        raise ValueError("must be none, trivial, autoaug, randaug, or randaug with a magnitude from 0 to 10 and two "
+                         "operations, such as randaug-m9-n2")
+    return name
+
+
 AutoOrFlag = Annotated[Literal["auto", "True", "False"], BeforeValidator(_auto_or_flag)]
 ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
+AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
 Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
                     AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
@@ -237,6 +247,19 @@ class DataKeys(Keys):
                                    needs="dataset=imagenet2012", resume="force")
     hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
     cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
+    auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
+                                           "randaug-m10-n2", needs="augment=True", resume="force")
+    color_jitter: tuple[float, ...] = key(
+        (0.0,), "largest change of brightness, contrast and saturation: one number, or one for each and perhaps for "
+        "hue; 0 is none, and so is auto_augment", needs="augment=True", resume="force")
+    re_prob: float = key(0.0, "probability that a random rectangle of an image is erased", ge=0, le=1,
+                         needs="augment=True", resume="force")
+    mixup: float = key(0.0, "alpha with which images of a batch are mixed in pairs; 0 is none", ge=0, le=1000,
+                       needs="augment=True", resume="force")
+    cutmix: float = key(0.0, "alpha with which rectangles are exchanged; with mixup, each in half of the batches", ge=0,
+                        le=1000, needs="augment=True", resume="force")
+    mixup_prob: float = key(1.0, "probability that a batch is mixed by mixup or cutmix", ge=0, le=1,
+                            needs="augment=True", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
@@ -428,6 +451,10 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                 raise ValueError(f"{name}: must be two positive values, the smaller first (scale: at most 1)")
         if self.cutout > min(self.image_size):
             raise ValueError(f"cutout: must be at most the {min(self.image_size)} pixels of image_size")
+        jitter = self.color_jitter
+        if len(jitter) not in (1, 3, 4) or min(jitter) < 0 or max(jitter) > 1 or len(jitter) == 4 and jitter[3] > 0.5:
+            raise ValueError("color_jitter: must be one, three or four numbers from 0 to 1 (the fourth, hue, to 0.5), "
+                             "such as 0.4")
         if list(self.lr_epochs) != sorted(self.lr_epochs) or any(epoch < 1 for epoch in self.lr_epochs):
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):

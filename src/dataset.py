@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader -> sampler -> transforms -> batches."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import mindspore.dataset as ds
+import numpy as np
 from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 
@@ -41,6 +44,44 @@ def _flip(probability: float) -> Callable:
     return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), probability)]])
 
 
+def _changes(level: float, fill: int, *, wide: bool) -> list[Callable]:
+    """The operations of RandAugment, or with `wide` those of TrivialAugment, at a level from 0 to 1 in both directions.
+
+    MindData's own RandAugment and TrivialAugmentWide shift images out of sight: they give pixels to an operation that
+    takes shares of the width.
+    """
+    turn, shear, shift, bits, change = (135.0, 0.99, 0.15, 6, 0.99) if wide else (30.0, 0.3, 0.45, 4, 0.9)
+    operations: list[Callable] = []
+    for signed in (level, -level):
+        degrees, slope, share, no = turn * signed, math.degrees(math.atan(shear * signed)), shift * signed, (0.0, 0.0)
+        operations += [vision.Affine(*moves, Inter.BILINEAR, fill) for moves in (
+            (degrees, no, 1.0, no), (0.0, (share, 0.0), 1.0, no), (0.0, (0.0, share), 1.0, no),
+            (0.0, no, 1.0, (slope, 0.0)), (0.0, no, 1.0, (0.0, slope)))]
+        operations += [adjust(1 + change * signed) for adjust in (
+            vision.AdjustBrightness, vision.AdjustContrast, vision.AdjustSaturation, vision.AdjustSharpness)]
+        operations += [vision.Posterize(8 - round(bits * level)), vision.Solarize((round(255 * (1 - level)), 255)),
+                       vision.AutoContrast(), vision.Equalize(), vision.Posterize(8) if wide else vision.Invert()]
+    return operations
+
+
+def _colours(config: Config) -> list[Callable]:
+    """The policy of auto_augment, which also turns, shears and shifts, or color_jitter. Independent of crop, flip and
+    cutout (see `_flip`): `trivial` uses the one of two random numbers that a flip leaves unused, and the others draw
+    more of them, or fewer, for each image."""
+    name, jitter, fill = config.auto_augment or "", config.color_jitter, round(np.mean(config.preset.scaled[0]))
+    if not name:
+        return [vision.RandomColorAdjust(*jitter * (3 if len(jitter) == 1 else 1))] if any(jitter) else []
+    if name.startswith("autoaug"):
+        return [vision.AutoAugment(vision.AutoAugmentPolicy.IMAGENET, Inter.BILINEAR, fill)]
+    if name == "trivial":
+        ways = [[(change, 1.0)] for level in range(31) for change in _changes(level / 30, fill, wide=True)]
+    else:
+        magnitude = re.search(r"-m(\d+)", name)
+        changes = _changes(int(magnitude[1]) / 10 if magnitude else 1.0, fill, wide=False)
+        ways = [[(first, 0.5), (second, 0.5)] for first in changes for second in changes]
+    return [vision.RandomSelectSubpolicy(ways)]
+
+
 def _cutout(side: int) -> list[Callable]:
     """A black square in the network's input. Independent of the crop because chance chooses one of two equal
     operations: a single `CutOut` would draw the same numbers as the crop (see `_flip`)."""
@@ -52,12 +93,13 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
     preset = config.preset
     if not config.augment:
         return eval_transforms(preset, photos=photos, encoded=encoded)
-    flip = _flip(config.hflip)
+    after_crop = [_flip(config.hflip), *_colours(config)]
     if photos:
         first = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
-                                               Inter[INTERPOLATIONS[preset.interpolation]]), flip]
+                                               Inter[INTERPOLATIONS[preset.interpolation]]), *after_crop]
     else:
-        first = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4)), flip, *_enlarge(preset)]
+        first = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4)), *after_crop,
+                 *_enlarge(preset)]
     return [*first, *_cutout(config.cutout), *_normalize(preset)]
 
 
@@ -80,6 +122,41 @@ def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, wo
     if track:
         dataset = dataset.map(reader.tracker.arrive, "label", num_parallel_workers=1)
     return dataset
+
+
+def change_batch(config: Config, rank: int, epoch: int, first_step: int, images: list[np.ndarray],
+                 labels: list[np.ndarray], info: ds.BatchInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Random erasing, then mixup or cutmix, of a finished batch. With one of these two, labels become the shares of
+    the classes, [N, classes]. What is drawn follows from (seed, epoch, step, rank) alone."""
+    random = np.random.default_rng((config.seed, epoch + info.get_epoch_num(), first_step + info.get_batch_num(), rank))
+    images, labels = np.stack(images), np.stack(labels)
+    count, _, height, width = images.shape
+    for image in np.flatnonzero(random.random(count) < config.re_prob):
+        area = random.uniform(0.02, 0.33) * height * width
+        aspect = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
+        rows, columns = min(height, round(math.sqrt(area * aspect))), min(width, round(math.sqrt(area / aspect)))
+        top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+        images[image, :, top:top + rows, left:left + columns] = 0  # the mean
+    if not (config.mixup or config.cutmix):
+        return images, labels
+
+    share = 1.0  # of the image itself; its partner is as far from the other end of the batch
+    if random.random() < config.mixup_prob:
+        cuts = random.random() < 0.5 if config.mixup and config.cutmix else config.cutmix > 0
+        share = random.beta(*[config.cutmix if cuts else config.mixup] * 2)
+        if cuts:
+            sides, centre = np.array((height, width)), random.integers((height, width))
+            half = sides * math.sqrt(1 - share) / 2
+            top, left = np.maximum(0, np.round(centre - half)).astype(int)
+            bottom, right = np.minimum(sides, np.round(centre + half)).astype(int)
+            images[:, :, top:bottom, left:right] = images[::-1, :, top:bottom, left:right]
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+        else:
+            images = images * np.float32(share) + images[::-1] * np.float32(1 - share)
+    shares = np.zeros((count, config.num_classes), np.float32)
+    shares[np.arange(count), labels] = share
+    shares[np.arange(count), labels[::-1]] += 1 - share
+    return images, shares
 
 
 class EpochSampler(ds.Sampler):
@@ -111,15 +188,19 @@ def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps
     """The shuffled training pipeline from `epoch` (0 is the first) on, with the whole batches `first_step` to `steps`
     of each epoch.
 
-    The order follows from (seed, epoch) for any number of ranks; crops and flips from (seed, epoch, rank) and the
-    number of workers. A fresh iterator repeats the random numbers of the last one unless MindData is seeded again, so
-    this seeds it: create the iterator before the next call.
+    The order follows from (seed, epoch) for any number of ranks; crops, flips and colours from (seed, epoch, rank) and
+    the number of workers. A fresh iterator repeats the random numbers of the last one unless MindData is seeded again,
+    so this seeds it: create the iterator before the next call.
     """
     ds.config.set_seed((config.seed * 1_000_003 + epoch * 8191 + rank.rank * 131) % 2**31)
     operations = train_transforms(config, photos=reader.photos, encoded=reader.encoded)
     sampler = EpochSampler(config, len(reader), rank, epoch, first_step, steps)
     dataset = _open(reader, sampler, operations, workers=rank.workers, on_bad_image=config.on_bad_image)
-    return dataset.batch(config.batch_size, drop_remainder=True, num_parallel_workers=rank.workers)
+    change = {}
+    if config.augment and (config.re_prob or config.mixup or config.cutmix):
+        change = {"per_batch_map": partial(change_batch, config, rank.rank, epoch, first_step),
+                  "input_columns": ["image", "label"]}
+    return dataset.batch(config.batch_size, drop_remainder=True, num_parallel_workers=rank.workers, **change)
 
 
 def create_eval_dataset(config: Config, reader: Reader, rank: Rank) -> ds.Dataset | None:

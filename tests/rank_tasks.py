@@ -30,7 +30,7 @@ PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--init
          "--is_save_on_master=False")
 FULL = ("--mode=train_and_evaluate", "--synthetic_test_images=37", "--synthetic_train_images=50", "--batch_size=8",
         "--max_epoch=2", "--lr_scale=linear", "--lr_base_batch=8", "--ckpt_interval_steps=1",
-        "--is_save_on_master=False")
+        "--is_save_on_master=False", "--mixup=0.2", "--re_prob=0.5")
 
 
 def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:

@@ -170,6 +170,10 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
         left_out = f"; they make {steps} of the {asked} steps of an epoch" if steps < asked else ""
         lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")
+    if config.auto_augment and any(config.color_jitter):
+        lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
+    if "mstd" in (config.auto_augment or ""):
+        lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")
     if config.warmup_epochs > config.max_epoch:
         lines.append(f"the warm-up of {config.warmup_epochs:g} epochs is longer than the run of {config.max_epoch}: "
                      "the learning rate does not reach its peak")

@@ -3,11 +3,12 @@
 
 import numpy as np
 import pytest
-from helpers import Split, batches, cifar_records, eval_batches, write_image
+from helpers import Split, batches, cifar_records, eval_batches, run_main, write_image
+from mindspore import Tensor
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
-from src.build import build_network, build_train_data
+from src.build import build_loss, build_network, build_train_data
 from src.data.formats import build_reader
 from src.weights.checkpoint import save_checkpoint
 from src.weights.load import agree, open_pre_trained, read_weights
@@ -86,6 +87,107 @@ def test_crop_flip_and_cutout_do_not_depend_on_each_other(tmp_path, workers):
         assert len(np.unique(place)) == 17
         for chance in (*moved, is_flipped):
             assert abs(np.corrcoef(place, chance[whole])[0, 1]) < 0.2
+
+
+def chi_squared(values, others):
+    """How far two draws per image are from independence, in standard deviations; the first in eighths of its range."""
+    eighths = np.digitize(values, np.unique(np.quantile(values, np.arange(1, 8) / 8)))
+    table = np.zeros((8, 64))
+    np.add.at(table, (eighths, np.unique(others, return_inverse=True)[1]), 1)
+    table = table[table.any(axis=1)][:, table.any(axis=0)]
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
+    freedom = np.prod(np.array(table.shape) - 1)
+    return (((table - expected) ** 2 / expected).sum() - freedom) / np.sqrt(max(1, 2 * freedom))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_colours_do_not_depend_on_crop_flip_and_cutout(tmp_path, workers):
+    """Each operation draws its own numbers, so what each run adds to the one before can be compared."""
+    spot = np.zeros((2000, 32, 32, 3), np.uint8)  # black as the border of a crop is, with a spot that has a left side
+    spot[:, 12:20, 12:20], spot[:, 12:20, 12:14] = 160, 80
+
+    def run(name, pixels, *flags):
+        folder = tmp_path / name / "cifar-10-batches-bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        records = cifar_records(Split(pixels, np.zeros(len(pixels), np.uint8)))
+        (folder / "data_batch_1.bin").write_bytes(records.tobytes())
+        config = get_config([f"--data_dir={folder.parent}", "--image_size=32", f"--batch_size={len(pixels)}",
+                             "--image_mean=0.2,0.2,0.2", "--image_std=1,1,1", *flags])
+        return batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0] + 0.2
+
+    plain = run("spot", spot)
+    left, top = ((plain[:, 0] > 0.1).any(axis=axis).argmax(axis=1) for axis in (1, 2))
+    drawn = left, top, plain[np.arange(len(left)), 0, top, left] > 0.5
+    black = run("white", np.full_like(spot, 255), "--cutout=8")[:, 0, 4:28, 4:28] < 0.1  # not of the border
+    whole = black.sum(axis=(1, 2)) == 64
+    cut = black[whole].any(axis=1).argmax(axis=1)
+    assert chi_squared(left, left) > 100 > 5 > chi_squared(left, top)
+    for flag in ("--auto_augment=randaug", "--auto_augment=trivial", "--auto_augment=autoaug", "--color_jitter=0.4"):
+        images = run("spot", spot, flag)
+        assert 0 < (images == plain).all(axis=(1, 2, 3)).mean() < 0.5
+        assert (np.ptp(images, axis=(1, 2, 3)) > 0.02).mean() > 0.95  # nearly all show something
+        for shade in (images.max(axis=(1, 2, 3)), images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].sum(axis=(1, 2))):
+            assert max(chi_squared(shade, place) for place in drawn) < 5, flag
+            assert chi_squared(shade[whole], cut) < 5, flag
+
+
+def soft_batches(*flags, rank=Rank(0, 1, 2, "CPU"), done_steps=0):  # noqa: B008
+    """Those of an epoch, of generated images."""
+    config = get_config(["--dataset=synthetic", "--synthetic_train_images=64", "--image_size=32", "--batch_size=8",
+                         "--image_mean=0,0,0", *flags])
+    return config, batches(build_train_data(config, rank).dataset(1, done_steps=done_steps))
+
+
+@pytest.mark.parametrize(("flags", "kinds"), [
+    (("--mixup=0.5",), {"mixed"}), (("--cutmix=1",), {"cut"}), (("--mixup=0.5", "--cutmix=1"), {"mixed", "cut"}),
+    (("--mixup=0.5", "--mixup_prob=0.5"), {"mixed", "plain"})])
+def test_mixed_images_have_the_shares_of_their_pixels_and_the_loss_of_both(flags, kinds):
+    config, plain = soft_batches("--label_smoothing=0.1")
+    _, mixed = soft_batches(*flags)
+    loss, random, found = build_loss(config), np.random.RandomState(0), set()
+    for (images, labels), (inputs, shares) in zip(plain, mixed, strict=True):
+        np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+        pairs = labels != labels[::-1]
+        share = shares[np.arange(8), labels][pairs][0] if pairs.any() else 1
+        others = images[::-1]
+        if share == 1:
+            found.add("plain")
+            assert np.array_equal(inputs, images)
+        elif np.allclose(inputs, share * images + (1 - share) * others, atol=1e-5):
+            found.add("mixed")
+        else:
+            found.add("cut")
+            changed = (inputs != images).any(axis=(0, 1))
+            changed = changed.any(axis=1)[:, None] & changed.any(axis=0)  # a few pixels of both may be equal
+            assert changed.mean() == pytest.approx(1 - share, abs=1e-6)
+            assert np.array_equal(inputs[:, :, changed], others[:, :, changed])
+        logits = Tensor(random.standard_normal((8, 10)).astype(np.float32))
+        own, partner, both = (float(loss(logits, Tensor(label))) for label in (labels, labels[::-1].copy(), shares))
+        assert both == pytest.approx(share * own + (1 - share) * partner, rel=1e-5)
+    assert found == kinds
+
+
+def test_erased_rectangles(tmp_path):
+    _, plain = soft_batches()
+    erased = np.concatenate([(images == 0).all(axis=1) & (before != 0).any(axis=1) for (images, _), (before, _) in
+                             zip(soft_batches("--re_prob=0.5")[1], plain, strict=True)])
+    areas = erased.mean(axis=(1, 2))
+    rectangles = erased.any(axis=2)[:, :, None] & erased.any(axis=1)[:, None, :]
+    assert 0.3 < (areas > 0).mean() < 0.7 and areas.max() < 0.34 and rectangles.mean(axis=(1, 2)).max() < 0.34
+    assert run_main("scripts.show_batch", "--dataset=synthetic", "--image_size=32", "--cutmix=1", "--re_prob=0.5",
+                    f"--output={tmp_path / 'batch.png'}").status == 0
+    assert (tmp_path / "batch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_that_is_drawn_goes_on_in_the_middle_of_an_epoch():
+    flags = "--auto_augment=randaug-m5-n2", "--cutout=8", "--re_prob=0.5", "--mixup=0.5", "--cutmix=1"
+    _, whole = soft_batches(*flags)
+    _, rest = soft_batches(*flags, done_steps=3)
+    _, alone = soft_batches(*flags, rank=Rank(0, 1, 1, "GPU"), done_steps=3)  # which makes no batches to drop them
+    for one, two, three in zip(whole[3:], rest, alone, strict=True):
+        assert all(map(np.array_equal, one, two)) and np.array_equal(one[1], three[1])
+    _, other = soft_batches(*flags, "--batch_size=4", rank=Rank(1, 2, 2, "CPU"))
+    assert len({float(shares.max(axis=1).min()) for _, shares in whole + other}) > 12  # a ratio for each step and rank
 
 
 def test_cutout_is_the_side_of_a_black_square(data_dir):

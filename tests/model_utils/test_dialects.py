@@ -40,6 +40,8 @@ MEANINGS = [  # what people of other projects type -> what it means here
     ("--network=VGG11_BN --dataset=imagenet2012", {"network": "vgg11", "batch_norm": True}),
     ("--network=vgg11 --dataset=imagenet2012", {"network": "vgg11", "batch_norm": False}),
     ("--accelerator=gpu", {"device_target": "GPU"}), ("--use-deterministic-algorithms", {"deterministic": True}),
+    ("--aa=rand-m9-mstd0.5-inc1", {"auto_augment": "randaug-m9-mstd0.5-inc1"}),
+    ("--auto_augment=ta_wide", {"auto_augment": "trivial"}), ("--auto_augment=none", {"auto_augment": None}),
     ("--dataset=custom", {"dataset": "imagenet2012", "max_epoch": 150}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
 ]
@@ -60,7 +62,8 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
 def test_another_name_of_a_key(name, ours):
     value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
-             "network": "vgg11", "interpolation": "area", "hflip": 0.2}.get(ours, 3)
+             "network": "vgg11", "interpolation": "area", "hflip": 0.2, "auto_augment": "randaug",
+             "re_prob": 0.2}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 
@@ -99,7 +102,7 @@ def test_two_files_that_mean_the_same_resolve_to_the_same(tmp_path):
     model_zoo = read_recipe(tmp_path, MODEL_ZOO)
     assert len(model_zoo.notes) == 3 and all(get_config([f"--{name}=1"]).notes for name in IGNORED)
     config = read_recipe(tmp_path, MINDCV)
-    assert config.model_dump() == model_zoo.model_dump() | {"file_name": None}
+    assert config.model_dump() == model_zoo.model_dump() | {"file_name": None, "color_jitter": (0.4,)}
     assert len(config.notes) == 1 and "epoch_size -> max_epoch" in config.notes[0]
     assert (config.network, config.max_epoch, config.image_size) == ("vgg16", 200, (224, 224))
     assert (config.mode, config.graph_mode, config.dataset) == ("train_and_evaluate", True, "imagenet2012")
@@ -154,7 +157,12 @@ def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
     ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
     ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
     ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),
-    ("per_batch_size: 7", {"per_batch_size": 7})])
+    ("per_batch_size: 7", {"per_batch_size": 7}),
+    ("auto_augment: randaug-m7-mstd0.5\ncolor_jitter: null\nre_prob: 0.1",
+     {"auto_augment": "randaug-m7-mstd0.5", "color_jitter": (0.0,), "re_prob": 0.1}),
+    ("mixup: 0.2\ncutmix: 1.0\ncutmix_prob: 0.5\ncolor_jitter: [0.4, 0.4, 0.4, 0.1]",
+     {"mixup": 0.2, "cutmix": 1.0, "mixup_prob": 0.5, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
+    ("dataset: cifar10", {"color_jitter": (0.0,)})])
 def test_a_mindcv_key_has_its_meaning(tmp_path, text, meaning):
     config = mindcv(tmp_path, text)
     assert {name: getattr(config, name) for name in meaning} == meaning and not warnings(config)

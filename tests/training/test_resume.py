@@ -127,13 +127,14 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_pat
     assert loss_lines(folder) == loss_lines(reference.folder)
 
 
-def test_photos_with_augmentation_go_on_exactly_too(tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--auto_augment=randaug-m9-n2", "--re_prob=0.5", "--mixup=0.4", "--cutmix=1")])
+def test_photos_with_augmentation_go_on_exactly_too(tmp_path, flags):
     classes = ("ant", "bee", "cow", "dog", "eel")
     own, data = write_class_folders(tmp_path / "own", classes=classes, each=8, splits=("train",)), tmp_path / "data"
     assert run_main("scripts.convert_dataset", "--to=mindrecord", f"--output={data}", f"--data_dir={own}",
                     "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1").status == 0
     whole = Reference(tmp_path / "whole", (
-        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8"))
+        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8", *flags))
     folder = whole.stopped_after(6, tmp_path / "again")
     assert "40 images" in whole.resumed(folder)
     assert_same_weights(folder, whole.folder)
@@ -252,7 +253,9 @@ FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_ra
              "--weight_decay=0.1", "--loss_scale=2", "--amp_level=O2", "--label_smooth=True",
              "--label_smooth_factor=0.2", "--pre_trained=other.ckpt", "--head_lr_multiplier=2", "--hflip=0.1",
              "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--resize_mode=squash",
-             "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1", "--ratio=1,1")
+             "--auto_augment=trivial", "--color_jitter=0.4", "--re_prob=0.2", "--mixup=0.2", "--cutmix=1",
+             "--mixup_prob=0.5", "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1",
+             "--ratio=1,1")
 
 
 @pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])

@@ -56,7 +56,8 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
 def test_another_name_of_a_key(name, ours):
-    value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU"}.get(ours, 3)
+    value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
+             "patience": 0}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 

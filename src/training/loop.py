@@ -85,7 +85,8 @@ def train(config: Config, signals: StopSignals) -> None:
             hooks.append(Evaluate(config, rank, network, test, info, saver, signals))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, saver, state))
-            hooks += [TensorBoard(config, saver, state)] * config.tensorboard
+            if config.tensorboard:
+                hooks.append(TensorBoard(config, saver, state))
         if rank.rank == 0 or not config.is_save_on_master:
             hooks.append(SaveCheckpoints(config, rank, network, info, saver))
         hooks.append(SaveStates(config, rank, run, model, saver, signals, state))

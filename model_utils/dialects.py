@@ -62,7 +62,7 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "lr_scheduler": ("sched",), "lr_epochs": ("milestones", "decay_milestones"), "eta_min": ("min_lr", "lr_min"),
     "warmup_epochs": ("warmup", "lr_warmup_epochs"), "weight_decay": ("wd",), "dropout_rate": ("drop", "dropout"),
     "auto_augment": ("aa",), "re_prob": ("reprob", "random_erase"), "mixup": ("mixup_alpha",),
-    "cutmix": ("cutmix_alpha",),
+    "cutmix": ("cutmix_alpha",), "patience": ("early_stopping_patience",),
 }
 ALIASES: dict[str, Alias] = {
     **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
@@ -89,11 +89,11 @@ VALUES: dict[str, dict[str, str]] = {
 
 # Flags of other projects that are no keys here: the answer -> the flags.
 ANSWERS: dict[str, tuple[str, ...]] = {
-    "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val", "patience",
+    "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val",
                          "accumulate_grad_batches", "grad_accum_steps"),
     "is not supported: the optimizer is momentum, or --use_nesterov": ("opt", "optimizer"),
-    "is not supported: metrics.csv and curves.png are written": ("log_wandb", "wandb", "tensorboard"),
     "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment", "exist_ok"),
+    "is not supported: --tensorboard=True writes event files": ("log_wandb", "wandb", "use_visualdl"),
     "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
         "devices", "gpus", "world_size", "nproc_per_node", "local_rank", "num_nodes", "dist_url", "backend",
         "strategy"),

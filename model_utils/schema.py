@@ -120,6 +120,7 @@ ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
 Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
                     AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
+ClassWeight = Literal["none", "balanced"] | Annotated[float, Field(gt=0)]
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
 
 
@@ -201,6 +202,7 @@ class RunKeys(Keys):
                        needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
+    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0)
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
 
@@ -322,6 +324,9 @@ class LossKeys(Keys):
     label_smooth: bool = key(False, "smooth the labels", needs="label_smooth_factor", resume="force")
     label_smooth_factor: float = key(0.0, "probability taken from the label", ge=0, lt=1,
                                      needs="label_smooth=True", resume="force")
+    class_weights: tuple[ClassWeight, ...] = key(
+        ("none",), "factors of the classes in the loss, such as 1,1,2; balanced: all classes count alike",
+        resume="force")
 
 
 class OutputKeys(Keys):
@@ -329,6 +334,7 @@ class OutputKeys(Keys):
 
     ckpt_path: str = key("outputs/", "root of the run folders")
     ckpt_interval: int = key(5, "epochs between two checkpoints", ge=1)
+    tensorboard: bool = key(False, "write losses, rates, accuracies and curves for TensorBoard to the run folder")
     keep_checkpoint_max: int = key(10, "number of checkpoints that are kept", ge=1)
     is_save_on_master: bool = key(True, "only rank 0 saves checkpoints")
     ckpt_interval_steps: int | None = key(None, "steps between two resume states, besides those of the epochs", ge=1)
@@ -459,6 +465,11 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):
             raise ValueError("log_name: is the name of another file or folder in the run folder")
+        if self.patience and self.mode == "train":
+            raise ValueError("patience: goes by the validation accuracy; give --mode=train_and_evaluate")
+        words = [word for word in self.class_weights if isinstance(word, str)]
+        if words and len(self.class_weights) > 1 or not words and len(self.class_weights) != self.num_classes:
+            raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes)")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
             raise ValueError("padding: must be 1 with pad_mode=pad, so that a 3x3 convolution keeps the image's size")
         return self

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> the parts of a run: data, network, loss, learning rates, optimizer."""
 
+from collections.abc import Sequence
 from math import ceil, log
 from pathlib import Path
 from typing import NamedTuple
@@ -150,11 +151,20 @@ def amp_level(config: Config, rank: Rank) -> str:
     return "O0" if rank.device_target == "CPU" else "O2"
 
 
-def build_loss(config: Config) -> nn.Cell:
-    return CrossEntropy(config.smoothing, config.num_classes)
+def build_loss(config: Config, labels: Sequence[int] | np.ndarray = ()) -> nn.Cell:
+    """The loss of a training on images with these labels, by which class_weights=balanced goes."""
+    weights = None if config.class_weights == ("none",) else config.class_weights
+    if weights == ("balanced",):
+        counts = np.bincount(labels, minlength=config.num_classes)
+        if not counts.all():
+            raise UserError(f"class_weights: is balanced (from {config.origin('class_weights')}), but there are no "
+                            f"training images of {listed([f'class {label}' for label in np.flatnonzero(counts == 0)])}")
+        weights = len(labels) / (config.num_classes * counts)
+    return CrossEntropy(config.smoothing, config.num_classes, weights)
 
 
-def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np.ndarray) -> mindspore.Model:
+def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np.ndarray,
+                labels: Sequence[int] | np.ndarray = ()) -> mindspore.Model:
     """Network, loss, optimizer and loss scale; the last two must know the same scale."""
     if config.loss_scale == "dynamic":
         if rank.device_target == "CPU":
@@ -169,7 +179,7 @@ def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np
             if parameter.name.endswith(".weight"):
                 parameter.comm_fusion = 2
     optimizer = build_optimizer(config, rank, network, learning_rates, scale)
-    return mindspore.Model(network, build_loss(config), optimizer, amp_level=amp_level(config, rank),
+    return mindspore.Model(network, build_loss(config, labels), optimizer, amp_level=amp_level(config, rank),
                            loss_scale_manager=manager)
 
 

@@ -119,6 +119,7 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
             if k == 1 or counts.num_classes > 5:  # top-5 of five classes says nothing
                 get_logger().info("after allreduce eval: top%d_correct=%d, tot=%d, acc=%.2f%%", k, correct, counts.seen,
                                   100 * correct / counts.seen)
+        get_logger().info("evaluation loss: %.6f", counts.loss())
     return evaluation
 
 
@@ -137,7 +138,7 @@ def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, .
     folder.mkdir(parents=True, exist_ok=True)
     counts = evaluation.counts
     metrics = {"top1": counts.top1(), f"top{top_k(counts.num_classes)}": counts.topk(), "images": counts.seen,
-               "images_per_s": round(evaluation.images_per_s, 1), **about}
+               "loss": round(counts.loss(), 6), "images_per_s": round(evaluation.images_per_s, 1), **about}
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     table = io.StringIO()
     rows = csv.writer(table)

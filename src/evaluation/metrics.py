@@ -7,6 +7,9 @@ import math
 
 import numpy as np
 
+MICRO = 10**6  # losses are summed as integers, so that their sum does not depend on batches and ranks
+MOST_LOSS = 10_000  # of an image; NaN and infinity count as this
+
 
 def top_k(num_classes: int) -> int:
     """The k of "top-k": 5, or with few classes one less than all of them, so that it says something."""
@@ -36,21 +39,21 @@ class Counts:
     """What an evaluation has counted so far."""
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes, self.topk_correct = num_classes, 0
+        self.num_classes, self.topk_correct, self._micro_loss = num_classes, 0, 0
         # [label, answer]; the last column is for rows whose label had a NaN logit: they have no answer
         self._table = np.zeros((num_classes, num_classes + 1), np.int64)
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Counts:
         """The inverse of `to_array`, also for the sum of several of them."""
-        counts = cls(math.isqrt(len(array)))  # the length is n * (n + 1) + 1
-        counts._table[:] = array[:-1].reshape(counts._table.shape)
-        counts.topk_correct = int(array[-1])
+        counts = cls(math.isqrt(len(array) - 2))  # the length is n * (n + 1) + 2
+        counts._table[:] = array[:-2].reshape(counts._table.shape)
+        counts.topk_correct, counts._micro_loss = array[-2:].tolist()
         return counts
 
     def to_array(self) -> np.ndarray:
         """All counters as one int64 vector; the sum of two vectors is the merger of their counters."""
-        return np.append(self._table, self.topk_correct)
+        return np.append(self._table, [self.topk_correct, self._micro_loss])
 
     @property
     def confusion(self) -> np.ndarray:
@@ -85,6 +88,11 @@ class Counts:
         answers = np.where(ranks < self.num_classes, _without_nan(logits).argmax(axis=1), self.num_classes)
         np.add.at(self._table, (labels, answers), 1)
         self.topk_correct += int(np.count_nonzero(ranks < top_k(self.num_classes)))
+        with np.errstate(invalid="ignore"):
+            beside = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+            losses = np.log(np.exp(beside).sum(axis=1)) - beside[np.arange(len(labels)), labels]
+        losses = np.nan_to_num(losses, nan=MOST_LOSS).clip(max=MOST_LOSS)
+        self._micro_loss += int(np.rint(MICRO * losses).astype(np.int64).sum())
 
     def top1(self) -> float:
         """The share of correct answers among the rows seen, of which there must be one."""
@@ -93,3 +101,7 @@ class Counts:
     def topk(self) -> float:
         """The share of labels among the `top_k` best classes."""
         return self.topk_correct / self.seen
+
+    def loss(self) -> float:
+        """The mean cross entropy, without label smoothing and weights of classes."""
+        return self._micro_loss / MICRO / self.seen

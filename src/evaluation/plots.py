@@ -88,7 +88,8 @@ def _short(name: object) -> str:
 def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a metrics.csv, as far as they are there.
 
-    Needs the columns epoch, loss, lr, val_top1 and val_top5, which is top-`k`; accuracies are 0 to 1.
+    Needs the columns epoch, loss, lr, val_top1 and val_top5, which is top-`k`; older files have no val_loss and
+    train_top1. Accuracies are 0 to 1.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -96,9 +97,12 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
         rows = list(csv.DictReader(file))
     epochs, loss, rate, top1, topk = (np.array([float(row[name] or "nan") for row in rows])
                                       for name in ("epoch", "loss", "lr", "val_top1", "val_top5"))
-    top1, topk = 100 * top1, 100 * topk
-    panels = [("training loss, mean of the epoch", [("", loss, BLUE)]),
-              ("accuracy on the test set, %", [(f"top-{k}", topk, ORANGE)] * (k > 1) + [("top-1", top1, GREEN)]),
+    val_loss, train_top1 = (np.array([float(row.get(name) or "nan") for row in rows])
+                            for name in ("val_loss", "train_top1"))
+    top1, topk, train_top1 = 100 * top1, 100 * topk, 100 * train_top1
+    panels = [("loss", [("training, mean of the epoch", loss, BLUE), ("validation", val_loss, GREEN)]),
+              ("accuracy, %", [("training, mean of the epoch", train_top1, BLUE)]
+               + [(f"validation, top-{k}", topk, ORANGE)] * (k > 1) + [("validation", top1, GREEN)]),
               ("learning rate at the end of the epoch", [("", rate, RED)])]
     figure = _figure(8, 8.4)
     all_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
@@ -113,7 +117,7 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color=GREY)
         elif len(curves) > 1:
-            axes.legend(loc="lower right", frameon=False, fontsize=9)
+            axes.legend(loc="best", frameon=False, fontsize=9)
     if np.isfinite(top1).any():
         best = int(np.nanargmax(top1))
         is_late = epochs[best] > np.nanmean(epochs)  # the text goes to the side with more space

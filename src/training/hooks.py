@@ -25,12 +25,14 @@ from src.training.optimizer import moving_statistics
 from src.training.state import Hook, TrainState
 from src.utils.files import check_free_space, write_atomically
 from src.utils.logging import get_logger
-from src.utils.ranks import average_parameters
+from src.utils.ranks import average_parameters, from_rank_0, sum_integers
 from src.utils.signals import StopSignals
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
-METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5")
+METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5", "val_loss", "train_top1")
+NOT_COUNTED = -2**30  # instead of 0, if the first steps of the epoch are not in the count
+CELLS = (len(METRICS) - 2, len(METRICS))  # of a row of metrics.csv: that of an older version lacks the last two
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"  # short: half of 80 columns is bar
 
 
@@ -59,6 +61,21 @@ class Saver:
         return False
 
 
+class TrainAccuracy(Hook):
+    """Adds the share of right answers in the epoch, which the loss cell counts, over all ranks."""
+
+    def __init__(self, rank: Rank, correct: mindspore.Parameter) -> None:
+        self._world_size, self._correct = rank.world_size, correct
+
+    def after_epoch(self, state: TrainState) -> None:
+        correct = int(self._correct.asnumpy())
+        if correct >= 0:  # else NOT_COUNTED
+            total = int(sum_integers([correct], self._world_size)[0])
+            state.row["train_top1"] = total / (state.images_per_step * (state.step_in_epoch - state.missing_steps))
+        if state.step % state.steps_per_epoch == 0:  # an epoch that the end of the run cuts may be finished later
+            self._correct.set_data(mindspore.Tensor(0, self._correct.dtype))
+
+
 class Progress(Hook):
     """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
 
@@ -79,9 +96,10 @@ class Progress(Hook):
             get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
 
     def after_epoch(self, state: TrainState) -> None:
-        get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g; epoch %d/%d",
+        accuracy = f", training accuracy {state.row['train_top1']:.2%}" if "train_top1" in state.row else ""
+        get_logger().info("epoch time: %.1f s, per step: %.1f ms, %.1f images/s, learning rate %.6g%s; epoch %d/%d",
                           *(state.row[name] for name in ("seconds", "ms_per_step", "images_per_s", "lr")),
-                          state.epoch, self._epochs)
+                          accuracy, state.epoch, self._epochs)
 
     def close(self) -> None:
         self._bar.close()
@@ -183,16 +201,21 @@ class Evaluate(Hook):
             return
         if evaluation is None:  # stopped; a resumed run begins with it
             return
-        top1 = evaluation.counts.top1()
+        counts = evaluation.counts
+        top1 = counts.top1()
         state.unevaluated = False
-        state.row |= {"val_top1": top1, "val_top5": evaluation.counts.topk()}
+        state.row |= {"val_top1": top1, "val_top5": counts.topk(), "val_loss": counts.loss()}
         state.row["val_seconds"] = len(self._reader) / (evaluation.images_per_s or math.inf)  # if it were whole
-        if state.best_top1 is not None and top1 <= state.best_top1:
-            return
-        # a best one that could not be saved must not keep the next one from being saved
-        best = self._saver.folder / "best.ckpt"
-        if self._rank.rank or self._saver(best, save_checkpoint, self._network, self._info):
-            state.best_top1, state.best_epoch = top1, state.epoch
+        if state.best_top1 is None or top1 > state.best_top1:
+            # a best one that could not be saved must not keep the next one from being saved
+            best = self._saver.folder / "best.ckpt"
+            if self._rank.rank or self._saver(best, save_checkpoint, self._network, self._info):
+                state.best_top1, state.best_epoch = top1, state.epoch
+        if self._config.patience and not state.is_over:
+            # all ranks go by rank 0's best epoch, which is that of the file
+            (state.best_epoch,) = from_rank_0([state.best_epoch], self._rank)
+            if line := state.end_early(self._config.patience, self._config.epochs_between_evals):
+                get_logger().info(line)
 
 
 class MetricsLog(Hook):
@@ -206,10 +229,10 @@ class MetricsLog(Hook):
             return
         # Of a resumed run, the rows up to its step stay: of whole epochs, and of one that was cut just there.
         for row in self._csv.read_text(encoding="utf-8", errors="replace").splitlines():
-            epoch, step, *_ = row.split(",") if row.count(",") == len(METRICS) - 1 else ("", "")
+            epoch, step, *rest = row.split(",") if row.count(",") + 1 in CELLS else ("", "")
             if epoch.isdecimal() and step.isdecimal() and (
                     int(epoch) <= state.step // state.steps_per_epoch or int(step) == state.step):
-                self._rows[int(epoch)] = row
+                self._rows[int(epoch)] = row + "," * (len(METRICS) - 2 - len(rest))
         self._saver(self._csv, self._write)
 
     def after_epoch(self, state: TrainState) -> None:
@@ -232,11 +255,16 @@ class SaveCheckpoints(Hook):
 
     def __init__(self, config: Config, rank: Rank, network: nn.Cell, info: ModelInfo, saver: Saver) -> None:
         self._interval, self._keep, self._rank = config.ckpt_interval, config.keep_checkpoint_max, rank.rank
-        self._network, self._info, self._saver = network, info, saver
+        self._network, self._info, self._saver, self._last_step = network, info, saver, 0
+
+    def after_save(self, state: TrainState) -> None:
+        if state.is_over and self._last_step != state.step:  # the evaluation has ended the run
+            self.after_epoch(state)
 
     def after_epoch(self, state: TrainState) -> None:
         if state.epoch % self._interval and not state.is_over:
             return
+        self._last_step = state.step
         path = self._saver.folder / f"ckpt_{self._rank}" / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
         if self._saver(path, save_checkpoint, self._network, self._info):
             steps: dict[Path, tuple[int, int]] = {}  # of the checkpoints of this rank; other names are the user's own

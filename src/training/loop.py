@@ -33,10 +33,12 @@ from src.training.hooks import (
     Progress,
     SaveCheckpoints,
     Saver,
+    TrainAccuracy,
 )
-from src.training.optimizer import set_step, state_parameters
+from src.training.optimizer import right_answers, set_step, state_parameters
 from src.training.resume import SaveStates, describe_run, find_point, resume
 from src.training.state import Hook, Pace, RunCallback, TrainState
+from src.training.tensorboard import TensorBoard
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
@@ -63,7 +65,7 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     test = build_test_reader(config, data.reader)
     network, lines = build_start(start, rank)
     learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
-    model = build_model(config, rank, network, learning_rates)
+    model = build_model(config, rank, network, learning_rates, data.reader.labels)
     state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,
                        read_every=1 if rank.device_target == "CPU" else config.log_interval,
                        pace=Pace(config.skip_steps))
@@ -79,13 +81,16 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     with open_run_folder(folder, config, rank, lines, log_name=config.log_name,
                          log_bytes=point.log_bytes(rank, config.log_name) if point else None):
         info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
-        hooks: list[Hook] = [Progress(config, rank, state), PlateauWarning(config), AverageStatistics(network, rank)]
+        hooks: list[Hook] = [TrainAccuracy(rank, right_answers(model)), Progress(config, rank, state),
+                             PlateauWarning(config), AverageStatistics(network, rank)]
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
         if test is not None:
             hooks.append(Evaluate(config, rank, network, test, info, saver, signals))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, saver, state))
+            if config.tensorboard:
+                hooks.append(TensorBoard(config, saver, state))
         if config.profile:
             hooks.append(Profile(config, rank, state, folder / "profile"))
         if rank.rank == 0 or not config.is_save_on_master:

@@ -18,6 +18,7 @@ from src.weights.names import HEAD
 
 RATE_TABLE = "learning_rate"  # and learning_rate_group_1 and so on, if the head has a rate of its own
 MOMENTUM = "momentum"
+CORRECT = "correct"  # the loss cell's count of the epoch's images that were right, of each rank
 FROZEN_PARTS = {"features": "layers.*", "classifier": "classifier.*"}
 
 
@@ -59,6 +60,10 @@ def set_step(model: mindspore.Model, step: int) -> None:
     """Tell the optimizer that so many steps are done: it takes the learning rate of the next one."""
     counter = next(item for item in model.train_network.get_parameters() if item.name == "global_step")
     counter.set_data(mindspore.Tensor(np.full(counter.shape, step), counter.dtype))
+
+
+def right_answers(model: mindspore.Model) -> mindspore.Parameter:
+    return next(item for item in model.train_network.get_parameters() if item.name == CORRECT)
 
 
 def freeze(network: nn.Cell, patterns: str | None) -> list[str]:

@@ -22,8 +22,8 @@ from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config, keys_for_resume
 from src.build import TrainData, amp_level
 from src.training.cpu_layers import TABLE_VERSION
-from src.training.hooks import Saver
-from src.training.optimizer import set_step, state_parameters
+from src.training.hooks import NOT_COUNTED, Saver
+from src.training.optimizer import CORRECT, right_answers, set_step, state_parameters
 from src.training.state import Hook, TrainState
 from src.utils.files import newest_first
 from src.utils.ranks import check_agreed, sum_integers
@@ -34,7 +34,6 @@ from src.weights.model_info import first_problem
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
-CORRECT = "correct"  # the count of the epoch's images that were right, of each rank
 # What begins anew if a state lacks it: that count, and a dynamic loss scale.
 OPTIONAL = (CORRECT, "scale_sense", "current_iterator_step", "last_overflow_iterator_step")
 KEPT_STATES = 2
@@ -291,6 +290,11 @@ def resume(point: ResumePoint, config: Config, rank: Rank, now: dict[str, Any], 
         lines.append(f"an epoch had {record['steps_per_epoch']} steps of {record['global_batch']} images and has "
                      f"{state.steps_per_epoch} of {state.images_per_step}: the run goes on from the end of epoch "
                      f"{epochs}, which is step {state.step}")
+    begins = state.step % state.steps_per_epoch == 0
+    if begins or CORRECT not in point.contents.arrays or record["environment"]["ranks"] != rank.world_size:
+        right_answers(model).set_data(mindspore.Tensor(0 if begins else NOT_COUNTED, mindspore.int32))
+    if ended := state.end_early(config.patience, config.epochs_between_evals):
+        lines.append(ended)
     before = record["settings"]["max_epoch"]
     if before != config.max_epoch and not state.is_over:
         lines.append(f"max_epoch was {before} and is {config.max_epoch}: the learning rate of the next step is "

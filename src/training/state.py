@@ -56,6 +56,7 @@ class TrainState:
     epoch_losses: list[float] = field(default_factory=list)  # the mean of each finished epoch
     best_top1: float | None = None
     best_epoch: int = 0  # 0 if it is not known
+    missing_steps: int = 0  # of this epoch, for lack of images
     unevaluated: bool = False  # the evaluation of the last epoch is still to come
     stop_signal: int = 0  # number of the signal that ends the run after this step
     problem: UserError | None = None  # ends the run on all ranks, once its state is saved
@@ -89,6 +90,16 @@ class TrainState:
     def next_epoch_step(self) -> int:
         """How many steps are finished when the next epoch begins, or the run is over."""
         return min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps)
+
+    def end_early(self, patience: int, epochs_between_evals: int) -> str | None:
+        """End the run here if so many epochs have passed between the best evaluation and the last one; the line that
+        says so. Nothing happens while an evaluation is still to come."""
+        evaluated = self.step // self.steps_per_epoch // epochs_between_evals * epochs_between_evals
+        if not (patience and self.best_epoch) or self.unevaluated or evaluated - self.best_epoch < patience:
+            return None
+        self.learning_rates = self.learning_rates[:self.step]
+        return (f"patience: no better validation accuracy in the {evaluated - self.best_epoch} epochs since epoch "
+                f"{self.best_epoch}, so training ends after epoch {self.epoch}")
 
     def read_losses(self) -> None:
         """Bring `losses` up to date; UserError for a loss that is NaN or infinite."""
@@ -163,9 +174,10 @@ class RunCallback(Callback):
         state = self.state
         if state.step % state.steps_per_epoch == 0:
             raise UserError("on_bad_image: without the images that cannot be read there is not one whole batch")
-        state.step = state.next_epoch_step
+        state.missing_steps, state.step = state.next_epoch_step - state.step, state.next_epoch_step
         state.read_losses()
         self._call_hooks()
+        state.missing_steps = 0
 
     def _call_hooks(self) -> None:
         state = self.state

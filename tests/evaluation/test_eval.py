@@ -200,7 +200,7 @@ def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_pat
         assert {item.name for item in part.iterdir()} == {"metrics.json", "per_class.csv", "confusion_matrix.png"}
 
     metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics) == {"top1", "top5", "images", "images_per_s", "checkpoint", "config"}
+    assert set(metrics) == {"top1", "top5", "images", "loss", "images_per_s", "checkpoint", "config"}
     assert metrics["images"] == TEST_COUNT and metrics["images_per_s"] > 0
     assert Path(metrics["checkpoint"]).name == "best.ckpt" and metrics["config"]["data_dir"] == str(data)
     assert metrics["config"]["width"] == 0.125  # of the checkpoint, not of the recipe

@@ -29,6 +29,8 @@ def test_ranks_match_a_stable_sort(batch):
 def test_counts_by_hand():
     logits = np.array([[3, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]], np.float32)
     counts = counted(logits, np.array([0, 1, 0, 1]))
+    shares = np.exp([0, -1, -2, 0]) / (1 + np.exp(-1) + np.exp(-2))  # the softmax of the labels
+    assert counts.loss() == pytest.approx(-np.log(shares).mean(), abs=1e-6)
     assert (counts.seen, counts.top1_correct, counts.topk_correct) == (4, 2, 3)  # k is 2 of 3
     assert counts.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
     assert counts.class_total.tolist() == [2, 2, 0]
@@ -49,7 +51,7 @@ def test_the_arrays_of_batches_add_up(batch):
     assert again.num_classes == 12 and np.array_equal(again.confusion, whole.confusion)
     assert whole.confusion.sum() == whole.class_total.sum() == 203
     assert whole.class_correct.sum() == whole.top1_correct
-    assert (again.seen, again.top1(), again.topk()) == (203, whole.top1(), whole.topk())
+    assert (again.seen, again.top1(), again.topk(), again.loss()) == (203, whole.top1(), whole.topk(), whole.loss())
     assert all(Counts.from_array(Counts(count).to_array()).num_classes == count for count in (1, 2, 7, 1000))
 
 
@@ -59,7 +61,7 @@ def test_nan_is_never_correct():
     labels = np.array([0, 0, 1, 2])
     assert label_ranks(logits, labels).tolist() == [3, 3, 0, 2]
     counts = counted(logits, labels)
-    assert (counts.seen, counts.top1_correct) == (4, 1)
+    assert (counts.seen, counts.top1_correct) == (4, 1) and 1000 < counts.loss() < np.inf
     assert counts.confusion.sum() == 2 and counts.class_total.tolist() == [2, 1, 1]
 
 

@@ -36,6 +36,9 @@ def test_curves(drawn, tmp_path):
     figures = [curves(*EPOCHS[:count]) for count in (0, 1, 3)] + [curves(*EPOCHS, k=2)]
     assert all(min(pixels.shape[:2]) > 500 and pixels.std() > 5 for pixels in figures)
     assert all(not np.array_equal(one, other) for one, other in zip(figures, figures[1:], strict=False))
+    (tmp_path / "new.csv").write_text(HEADER.replace("\n", ",val_loss,train_top1\n") + EPOCHS[0].replace(
+        "\n", ",2.9,0.4\n") + EPOCHS[1])
+    assert not np.array_equal(drawn(plot_curves, tmp_path / "new.csv"), curves(*EPOCHS[:2]))
     curves("1,10,nan,0.1,900,1.5,,\n", "2,20,inf,0.1,900,1.5,0.1,0.5\n", "3,30,2.")  # not finite, cells missing
 
 

@@ -134,6 +134,8 @@ def test_two_ranks_with_half_the_batch_train_as_one(job):
         name = parameter.name
         np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=1e-5, err_msg=name)
         assert np.abs(alone[name] - parameter.asnumpy()).max() > 1e-4, name  # it has moved at all
+    logs = [(only_folder(job(size).folder / "plain") / "metrics.csv").read_text() for size in (1, 2)]
+    assert len({log.strip().rpartition(",")[2] for log in logs}) == 1  # the training accuracy
 
 
 @pytest.mark.parametrize(("size", "name"), [

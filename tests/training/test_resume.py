@@ -68,7 +68,9 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
-    return Reference(tmp_path_factory.mktemp("reference"), (*FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate"))
+    return Reference(tmp_path_factory.mktemp("reference"), (
+        *FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate", "--class_weights=balanced", "--patience=2",
+        "--tensorboard"))
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,9 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
     lines = LOSS.findall(done.out)
     assert [line.partition(",")[0] for line in lines] == [f"epoch: 2 step: {step}" for step in (2, 3, 4, 5)]
     assert [float(line.split()[-1]) for line in lines] == pytest.approx(expected[6:], abs=1e-4)
+    header, *old_and_new = rows(folder)
+    assert header[-4:] == ["val_top1", "val_top5", "val_loss", "train_top1"] and len(old_and_new) == 2
+    assert [[bool(cell) for cell in row[-4:]] for row in old_and_new] == [[1, 1, 0, 0], [1, 1, 1, 0]]
 
 
 # --- which state
@@ -255,7 +260,7 @@ FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_ra
              "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--resize_mode=squash",
              "--auto_augment=trivial", "--color_jitter=0.4", "--re_prob=0.2", "--mixup=0.2", "--cutmix=1",
              "--mixup_prob=0.5", "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1",
-             "--ratio=1,1")
+             "--ratio=1,1", "--class_weights=none")
 
 
 @pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])

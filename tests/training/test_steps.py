@@ -153,6 +153,9 @@ def test_sunk_and_resumed_steps_are_those_of_a_run_that_is_not_sunk(tmp_path, mo
     got = train("sunk", f"--resume={only_folder(tmp_path / 'sunk')}")
     assert sizes == [6, 2, 4, 6, 6, 2]  # until the end of the first run, of that sink, epoch and epoch, and of the run
     assert all(np.array_equal(got[name], value) for name, value in expected.items())
+    accuracies = [[row.split(",")[-1] for row in next((tmp_path / name).glob("*/metrics.csv")).read_text().split()]
+                  for name in ("sunk", "not_sunk")]
+    assert accuracies[0] == accuracies[1] and all(accuracies[0])
 
 
 @pytest.mark.parametrize(("switch", "smoothing"), [(1, 0.2), (0, 0.0)])
@@ -160,6 +163,16 @@ def test_label_smoothing_reaches_the_loss(switch, smoothing):
     loss = build_loss(config(f"--label_smooth={switch}", "--label_smooth_factor=0.2", "--num_classes=5"))
     assert float(loss.label_target.asnumpy()) == pytest.approx(1 - smoothing)
     assert float(loss.other_target.asnumpy()) == pytest.approx(smoothing / 4)
+
+
+@pytest.mark.parametrize(("flag", "weights"), [("balanced", [0.5, 1, 2]), ("1,2,0.5", [1, 2, 0.5])])
+def test_classes_count_by_their_weights(flag, weights):
+    labels = np.array([0, 0, 0, 0, 1, 1, 2], np.int32)  # of the training set, and of a batch
+    logits = np.random.RandomState(0).randn(len(labels), 3).astype(np.float32)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    loss = build_loss(config(f"--class_weights={flag}", "--num_classes=3"), labels)
+    assert float(loss(mindspore.Tensor(logits), mindspore.Tensor(labels))) == pytest.approx(
+        np.average(losses, weights=np.array(weights)[labels]), rel=1e-5)
 
 
 # --- between the steps

@@ -152,7 +152,9 @@ def change_batch(config: Config, rank: int, epoch: int, first_step: int, images:
             images[:, :, top:bottom, left:right] = images[::-1, :, top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / (height * width)
         else:
-            images = images * np.float32(share) + images[::-1] * np.float32(1 - share)
+            partners = images[::-1] * np.float32(1 - share)
+            images *= np.float32(share)
+            images += partners
     shares = np.zeros((count, config.num_classes), np.float32)
     shares[np.arange(count), labels] = share
     shares[np.arange(count), labels[::-1]] += 1 - share

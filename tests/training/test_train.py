@@ -208,7 +208,7 @@ def evaluate(run: Run, root: Path, checkpoint: Path, *flags: str) -> list[str]:
 def test_eval_counts_every_image_as_numpy_does(run, tmp_path):
     checkpoint = run.folder / f"ckpt_0/0-{EPOCHS}_{STEPS}.ckpt"
     config = get_config(run.flags)
-    network = build.ModelLoader(config, set_up_device(config)).load(checkpoint).network.set_train(False)
+    network = build.load_model(config, set_up_device(config), checkpoint).network.set_train(False)
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
     pixels = ((run.cifar.test.images / 255 - mean) / std).transpose(0, 3, 1, 2)  # normalised here by hand
     best = np.argsort(-network(mindspore.Tensor(pixels, mindspore.float32)).asnumpy(), axis=1)

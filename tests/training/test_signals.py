@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, only_folder, run_main, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, only_folder, run_main, write_class_folders
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cifar10(tmp_path_factory.mktemp("cifar")).folder
+def data(cifar) -> Path:
+    return cifar.folder
 
 
 @contextmanager

@@ -79,11 +79,6 @@ def flags_for(cifar: Cifar, *more: str) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def cifar(tmp_path_factory) -> Cifar:
-    return write_cifar10(tmp_path_factory.mktemp("cifar"))
-
-
-@pytest.fixture(scope="module")
 def runs(cifar, tmp_path_factory) -> list[Run]:
     """Training with evaluation, and the same training without it in another current folder.
 

@@ -166,6 +166,8 @@ MINDCV: dict[str, Meaning] = {
     "min_lr": "eta_min",
     "lr_epoch_stair": lambda value: {"lr_step_unit": "epoch" if parse_flag(value) else "step"},
     "opt": lambda value: {"opt": value},
+    "ema": lambda value: {"ema": parse_flag(value)},
+    "clip_grad": lambda value: {"clip_grad": parse_flag(value)},
     "decay_rate": "lr_gamma",
     "label_smoothing": _label_smoothing,
     "smooth_factor": _label_smoothing,
@@ -181,8 +183,8 @@ MINDCV: dict[str, Meaning] = {
 CHOICES = {"opt": ("momentum", "sgd", "adamw"), "loss": ("CE",), "loss_scale_type": ("fixed", "dynamic"),
            "scheduler": ("cosine_decay", "warmup_cosine_decay", "step_decay", "multi_step_decay", "constant")}
 
-# Switches and their values, which are one key here, and MindCV's default of the value.
-SWITCHES = {"ema": ("ema_decay", "ema_decay", 0.9999), "clip_grad": ("clip_value", "clip_grad_norm", 15.0)}
+# The value of a switch -> the switch, our one key for both, and MindCV's default.
+SWITCHED = {"ema_decay": ("ema", "ema_decay", 0.9999), "clip_value": ("clip_grad", "clip_grad_norm", 15.0)}
 
 # Keys that have no effect here, and their values that mean what is done here. Other values are reported.
 WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
@@ -199,8 +201,8 @@ WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
 # What MindCV takes for keys that a file leaves out, if it differs from our default.
 DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
-            "eta_min": 1e-6, "lr_step_unit": "step", "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
-            "ckpt_path": "./ckpt"}
+            "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
+            "lr_step_unit": "step", "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
 
@@ -224,12 +226,12 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
             allowed = WITHOUT_COUNTERPART[name]
             if value not in allowed and not (None in allowed and str(value).lower() in NOTHING_WORDS):
                 ignored.append(f"{name}: {value}")
-        elif name in MINDCV or name not in (*CHOICES, *SWITCHES, "ema_decay", "clip_value", "decay_epochs", "multi_step_decay_milestones"):
+        elif name in MINDCV or name not in (*CHOICES, *SWITCHED, "decay_epochs", "multi_step_decay_milestones"):
             values |= convert(name, value, origin, MINDCV.get(name, name))
     if values.get("num_classes", (None, ""))[0] is None:
         values["num_classes"] = 10 if values["dataset"][0] == "cifar10" else 1000, f"{path}: MindCV's default"
-    for switch, (name, ours, default) in SWITCHES.items():
-        if convert(switch, *layer.get(switch, (False, "")), lambda on: {switch: True} if parse_flag(on) else {}):
+    for name, (switch, ours, default) in SWITCHED.items():
+        if values.pop(switch, (False, ""))[0]:
             values[ours] = layer.get(name, (default, f"{path}: MindCV's default"))
     values |= _schedule(layer, values, path)
     if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":

@@ -18,7 +18,8 @@ def warmup_cosine_annealing_lr(
 ) -> np.ndarray:
     """One learning rate per step: warm-up from 0 to `lr`, then a half cosine from `lr` to `eta_min`.
 
-    The cosine is constant within an epoch, unless it falls with `every_step`, and counts epochs from the start of the run, warm-up included.
+    The cosine is constant within an epoch unless it falls with `every_step`. It counts epochs from the start of the
+    run, warm-up included.
     It is at `eta_min` at epoch `T_max`, by default `max_epoch`, and stays there: it never climbs again.
     """
     period = max_epoch if T_max is None else T_max

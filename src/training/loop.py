@@ -159,7 +159,7 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {whole} "
                      "steps: an epoch takes all of it")
     if (every := config.gradient_accumulation_steps) > 1:
-        lines.append(f"gradient accumulation: the weights change after every {every} steps, so for the mean gradient of "
+        lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
                      f"{every * config.batch_size * world_size} images")
     if config.max_train_steps and config.max_train_steps > config.max_epoch * steps:
         lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "

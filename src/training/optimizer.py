@@ -76,10 +76,10 @@ class ExtendedOptimizer(nn.Optimizer):
         if self.every == 1:
             self.update(gradients)
             return True
-        for total, gradient in zip(self.sums, gradients):  # noqa: B905: a graph knows no strict
-            ops.assign_add(total, gradient)
+        for index, gradient in enumerate(gradients):
+            ops.assign_add(self.sums[index], gradient)
         ops.assign_add(self.summed_steps, 1)
-        if self.summed_steps == self.every:
+        if self.summed_steps == self.every:  # parameters of this branch see ops.assign from outside, but no set_data
             self.update(self.sums)
             for total in self.sums:
                 ops.assign(total, ops.zeros_like(total))
@@ -89,11 +89,11 @@ class ExtendedOptimizer(nn.Optimizer):
     def update(self, gradients: tuple[Tensor, ...]) -> None:
         factor = Tensor(1 / self.every, mindspore.float32)
         if self.clip_norm:
-            squares = Tensor(0, mindspore.float32)
+            squares = Tensor(0, mindspore.float32)  # no += and *= here: a graph keeps what they make of a constant
             for gradient in gradients:
-                squares += ops.square(gradient.astype(mindspore.float32)).sum()
+                squares = squares + ops.square(gradient.astype(mindspore.float32)).sum()
             norm = ops.sqrt(squares) * (factor / self.inner.loss_scale)
-            factor *= ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)  # as torch.nn.utils.clip_grad_norm_
+            factor = factor * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)  # as torch.nn.utils.clip_grad_norm_
         if self.clip_norm or self.every > 1:
             scaled = ()
             for gradient in gradients:
@@ -109,8 +109,8 @@ class ExtendedOptimizer(nn.Optimizer):
         if self.ema_decay:
             updates = self.inner.global_step.astype(mindspore.float32).reshape(())
             kept = ops.minimum((1 + updates) / (10 + updates), self.ema_decay)  # as timm: the first weights fade fast
-            for average, parameter in zip(self.averages, self.averaged):  # noqa: B905
-                ops.assign(average, average * kept + parameter * (1 - kept))
+            for index, average in enumerate(self.averages):
+                ops.assign(average, average * kept + self.averaged[index] * (1 - kept))
 
 
 def averages_of(model: mindspore.Model) -> Averages:
@@ -124,10 +124,10 @@ def averages_of(model: mindspore.Model) -> Averages:
 def swapped(averages: Averages) -> Iterator[None]:
     """The network has its averages in this block."""
     def swap() -> None:
-        for pair in averages:
-            arrays = [parameter.asnumpy().copy() for parameter in pair]
-            for parameter, array in zip(pair, reversed(arrays), strict=True):
-                parameter.set_data(Tensor(array))
+        for parameter, average in averages:
+            before, after = Tensor(parameter.asnumpy().copy()), Tensor(average.asnumpy().copy())
+            ops.assign(parameter, after)
+            ops.assign(average, before)
 
     swap()
     try:
@@ -157,7 +157,7 @@ def set_step(model: mindspore.Model, step: int) -> None:
     """Tell the optimizer that so many steps are done: it takes the learning rate of the next one."""
     updates = step // getattr(model.train_network.optimizer, "every", 1)
     counter = next(item for item in model.train_network.get_parameters() if item.name == "global_step")
-    counter.set_data(mindspore.Tensor(np.full(counter.shape, updates), counter.dtype))
+    ops.assign(counter, Tensor(np.full(counter.shape, updates), counter.dtype))  # as in average_parameters
 
 
 def freeze(network: nn.Cell, patterns: str | None) -> list[str]:

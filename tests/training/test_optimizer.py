@@ -4,7 +4,6 @@
 import mindspore
 import numpy as np
 import pytest
-from helpers import TEST_COUNT, TINY, only_folder, run_main, weights_of
 from mindspore import Parameter, Tensor, nn
 
 from model_utils.config import get_config

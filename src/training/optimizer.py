@@ -115,7 +115,7 @@ class ExtendedOptimizer(nn.Optimizer):
 
 
 def averages_of(model: mindspore.Model) -> Averages:
-    """None without `ema_decay`."""
+    """Empty without `ema_decay`."""
     named = {parameter.name: parameter for parameter in model.train_network.get_parameters()}
     return [(named[name.removeprefix(f"{AVERAGE}.")], average) for name, average in named.items()
             if name.startswith(f"{AVERAGE}.")]

@@ -49,7 +49,7 @@ def test_every_command_takes_it(splits, tmp_path):
     write_image(tmp_path / "a.png", splits["test"][0][0])
     done = run_main("infer", "--model_path=model.onnx", "--input=a.png")
     assert done.status == 0 and "fine " in done.out, done
-    assert convert("data", "mindrecord", "packed", dataset="cifar100", classes=100).status == 0
+    assert convert("data", "packed", dataset="cifar100", classes=100).status == 0
     done = run_main("scripts.check_dataset", "--dataset=cifar100", "--data_dir=data", "--cifar100_labels=coarse")
     assert done.status == 0 and "20 images, 20 classes" in done.out, done
     # labels that do not fit

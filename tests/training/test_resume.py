@@ -208,7 +208,7 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
     assert not np.array_equal(last[HEAD], final[HEAD])
     done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={data}",
                     "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
-    assert f"{{'acc': {float(rows(whole.folder)[-1][-2]):.4f}}}" in done.out
+    assert f"{{'acc': {float(rows(whole.folder)[-1][-4]):.4f}}}" in done.out
     for step in (5, 6):
         folder = whole.stopped_after(step, tmp_path / str(step))
         whole.resumed(folder)

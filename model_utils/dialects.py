@@ -63,6 +63,9 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "warmup_epochs": ("warmup", "lr_warmup_epochs"), "weight_decay": ("wd",), "dropout_rate": ("drop", "dropout"),
     "auto_augment": ("aa",), "re_prob": ("reprob", "random_erase"), "mixup": ("mixup_alpha",),
     "cutmix": ("cutmix_alpha",), "patience": ("early_stopping_patience",),
+    "opt": ("optimizer",), "ema_decay": ("model_ema_decay",),
+    "clip_grad_norm": ("clip_grad", "gradient_clip_val"),
+    "gradient_accumulation_steps": ("accumulate_grad_batches", "grad_accum_steps"),
 }
 ALIASES: dict[str, Alias] = {
     **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
@@ -89,11 +92,9 @@ VALUES: dict[str, dict[str, str]] = {
 
 # Flags of other projects that are no keys here: the answer -> the flags.
 ANSWERS: dict[str, tuple[str, ...]] = {
-    "is not supported": ("model_ema", "ema", "clip_grad", "clip_grad_norm", "gradient_clip_val",
-                         "accumulate_grad_batches", "grad_accum_steps"),
-    "is not supported: the optimizer is momentum, or --use_nesterov": ("opt", "optimizer"),
     "is not supported: run folders are named by their start, in --ckpt_path": ("name", "experiment", "exist_ok"),
     "is not supported: --tensorboard=True writes event files": ("log_wandb", "wandb", "use_visualdl"),
+    "is --ema_decay=0.9999": ("model_ema", "ema"),
     "is not supported: msrun or scripts/run_distribute_train*.sh start one process per device": (
         "devices", "gpus", "world_size", "nproc_per_node", "local_rank", "num_nodes", "dist_url", "backend",
         "strategy"),
@@ -190,6 +191,10 @@ MINDCV: dict[str, Meaning] = {
     "drop_rate": lambda value: {} if value is None else {"dropout_rate": value},
     "epoch_size": "max_epoch",
     "min_lr": "eta_min",
+    "lr_epoch_stair": lambda value: {"lr_step_unit": "epoch" if parse_flag(value) else "step"},
+    "opt": lambda value: {"opt": value},
+    "ema": lambda value: {"ema": parse_flag(value)},
+    "clip_grad": lambda value: {"clip_grad": parse_flag(value)},
     "decay_rate": "lr_gamma",
     "label_smoothing": _label_smoothing,
     "smooth_factor": _label_smoothing,
@@ -202,8 +207,11 @@ MINDCV: dict[str, Meaning] = {
 }
 
 # Keys of which another value would be another training, and is refused.
-CHOICES = {"opt": ("momentum", "sgd"), "loss": ("CE",), "loss_scale_type": ("fixed", "dynamic"),
+CHOICES = {"opt": ("momentum", "sgd", "adamw"), "loss": ("CE",), "loss_scale_type": ("fixed", "dynamic"),
            "scheduler": ("cosine_decay", "warmup_cosine_decay", "step_decay", "multi_step_decay", "constant")}
+
+# The value of a switch -> the switch, our one key for both, and MindCV's default.
+SWITCHED = {"ema_decay": ("ema", "ema_decay", 0.9999), "clip_value": ("clip_grad", "clip_grad_norm", 15.0)}
 
 # Keys that have no effect here, and their values that mean what is done here. Other values are reported.
 WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
@@ -212,9 +220,8 @@ WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
     "aug_repeats": (0, 1), "vflip": (0,),
     "re_scale": ([0.02, 0.33],), "re_ratio": ([0.3, 3.3],), "re_value": (0,), "re_max_attempts": (10,),
     "drop_path_rate": (None, 0), "in_channels": (3,),
-    "ckpt_save_policy": ("latest_k",), "ema": (False,), "ema_decay": (0.9999,), "clip_grad": (False,),
-    "clip_value": (15,), "filter_bias_and_bn": (True,), "eps": (1e-10,), "drop_overflow_update": (False,),
-    "warmup_factor": (0,), "lr_epoch_stair": (), "num_cycles": (1,), "cycle_decay": (1,), "aux_factor": (0,),
+    "ckpt_save_policy": ("latest_k",), "filter_bias_and_bn": (True,), "eps": (1e-10,), "drop_overflow_update": (False,),
+    "warmup_factor": (0,), "num_cycles": (1,), "cycle_decay": (1,), "aux_factor": (0,),
     "reduction": ("mean",), "multi_data_url": (None,),
 }
 
@@ -222,7 +229,7 @@ WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
 DEFAULTS = {"dataset": "imagenet2012", "batch_norm": False, "has_bias": False, "pad_mode": "pad", "padding": 1,
             "initialize_mode": "KaimingNormal", "batch_size": 128, "amp_level": "O0", "max_epoch": 90, "lr": 0.001,
             "eta_min": 1e-6, "warmup_epochs": 3, "weight_decay": 1e-6, "seed": 42, "ckpt_interval": 1,
-            "color_jitter": (0.4,), "ckpt_path": "./ckpt"}
+            "color_jitter": (0.4,), "lr_step_unit": "step", "ckpt_path": "./ckpt"}
 DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
 
@@ -246,13 +253,16 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
             allowed = WITHOUT_COUNTERPART[name]
             if value not in allowed and not (None in allowed and str(value).lower() in NOTHING_WORDS):
                 ignored.append(f"{name}: {value}")
-        elif name in MINDCV or name not in (*CHOICES, "decay_epochs", "multi_step_decay_milestones"):
+        elif name in MINDCV or name not in (*CHOICES, *SWITCHED, "decay_epochs", "multi_step_decay_milestones"):
             values |= convert(name, value, origin, MINDCV.get(name, name))
     if values.get("num_classes", (None, ""))[0] is None:
         count = {"cifar10": 10, "cifar100": 100}.get(values["dataset"][0], 1000)
         values["num_classes"] = count, f"{path}: MindCV's default"
     if str(values["dataset"][0]).startswith("cifar") and "color_jitter" not in layer:
         del values["color_jitter"]  # MindCV's default is for photos only
+    for name, (switch, ours, default) in SWITCHED.items():
+        if values.pop(switch, (False, ""))[0]:
+            values[ours] = layer.get(name, (default, f"{path}: MindCV's default"))
     values |= _schedule(layer, values, path)
     if "loss_scale" in layer and values["loss_scale"][0] == "dynamic":
         ignored.append(f"loss_scale: {layer['loss_scale'][0]} (a dynamic one starts at 2**24)")

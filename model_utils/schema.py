@@ -308,6 +308,8 @@ class ScheduleKeys(Keys):
     eta_min: float = key(0.0, "end of the cosine", ge=0, needs="lr_scheduler=cosine_annealing", resume="force")
     T_max: int | None = key(None, "epochs of the cosine; max_epoch unless given", ge=1,
                             needs="lr_scheduler=cosine_annealing", resume="force")
+    lr_step_unit: Literal["epoch", "step"] = key("epoch", "how often the cosine falls",
+                                                 needs="lr_scheduler=cosine_annealing", resume="force")
     lr_scale: Literal["none", "linear"] = key("none", "linear: rates grow with the global batch", resume="force")
     lr_base_batch: int = key(64, "global batch of these rates", ge=1, needs="lr_scale=linear", resume="force")
     warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS, resume="force")
@@ -316,8 +318,14 @@ class ScheduleKeys(Keys):
 class LossKeys(Keys):
     """Loss and optimizer"""
 
-    momentum: float = key(0.9, "momentum", ge=0, lt=1, resume="force")
-    use_nesterov: bool = key(False, "Nesterov momentum", resume="force")
+    opt: Literal["momentum", "sgd", "adamw"] = key("momentum", "sgd is momentum", resume="fixed")
+    momentum: float = key(0.9, "momentum", ge=0, lt=1, needs="opt=momentum|sgd", resume="force")
+    use_nesterov: bool = key(False, "Nesterov momentum", needs="opt=momentum|sgd", resume="force")
+    clip_grad_norm: float = key(0.0, "largest norm of all gradients together; 0 is no limit", ge=0, resume="force")
+    gradient_accumulation_steps: int = key(1, "steps whose mean gradient makes one change of the weights", ge=1,
+                                           le=MOST_BATCH, resume="fixed")
+    ema_decay: float = key(0.0, "share kept of the moving average of the weights, which is evaluated and saved; 0 is "
+                           "none", ge=0, lt=1, resume="fixed")
     head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, resume="force")
     weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, resume="force")
     loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)", resume="force")

@@ -136,13 +136,15 @@ def build_learning_rates(config: Config, steps: int, world_size: int = 1) -> np.
     elif config.schedule == "exponential":
         rates = warmup_step_lr(lr=config.lr, lr_epochs=config.lr_epochs, lr_gamma=config.lr_gamma, **common)
     else:
-        rates = warmup_cosine_annealing_lr(lr=config.lr, eta_min=config.eta_min, T_max=config.T_max, **common)
+        rates = warmup_cosine_annealing_lr(lr=config.lr, eta_min=config.eta_min, T_max=config.T_max,
+                                           every_step=config.lr_step_unit == "step", **common)
     return (rates * np.float32(learning_rate_factor(config, world_size)))[:config.max_train_steps]
 
 
 def learning_rate_factor(config: Config, world_size: int) -> float:
-    """1, or how many times `lr_base_batch` the global batch is."""
-    return config.batch_size * world_size / config.lr_base_batch if config.lr_scale == "linear" else 1.0
+    """1, or how many times `lr_base_batch` the global batch is: the images behind one change of the weights."""
+    images = config.batch_size * world_size * config.gradient_accumulation_steps
+    return images / config.lr_base_batch if config.lr_scale == "linear" else 1.0
 
 
 def amp_level(config: Config, rank: Rank) -> str:

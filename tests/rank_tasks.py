@@ -29,8 +29,9 @@ PLAIN = ("--batch_norm=False", "--has_dropout=False", "--augment=False", "--init
          "--lr_scheduler=exponential", "--lr=0.05", f"--synthetic_train_images={GLOBAL_BATCH * STEPS}", "--max_epoch=1",
          "--is_save_on_master=False")
 FULL = ("--mode=train_and_evaluate", "--synthetic_test_images=37", "--synthetic_train_images=50", "--batch_size=8",
-        "--max_epoch=2", "--patience=1", "--lr_scale=linear", "--lr_base_batch=8", "--ckpt_interval_steps=1",
-        "--is_save_on_master=False", "--mixup=0.2", "--re_prob=0.5")
+        "--max_epoch=2", "--patience=1", "--lr_scale=linear", "--lr_base_batch=16", "--gradient_accumulation_steps=2",
+        "--clip_grad_norm=1", "--ema_decay=0.9", "--ckpt_interval_steps=1", "--is_save_on_master=False",
+        "--mixup=0.2", "--re_prob=0.5")
 
 
 def evaluate_counts(folder: Path, rank: Rank) -> dict[str, np.ndarray]:

@@ -63,6 +63,14 @@ def test_milestones_in_any_order_and_within_the_warmup():
     assert early[7] == pytest.approx(0.1) and early[8] == pytest.approx(0.01)  # 1 is passed while the rate climbs
 
 
+@pytest.mark.parametrize(("step", "rate"), [(4, 0.02 + 0.04 * (1 + math.cos(math.pi / 10))), (20, 0.06), (
+    39, 0.02 + 0.04 * (1 + math.cos(0.975 * math.pi)))])
+def test_cosine_points_of_every_step(step, rate):
+    config = get_config(["--lr_scheduler=cosine_annealing", "--lr_step_unit=step", "--lr=0.1", "--eta_min=0.02",
+                         "--warmup_epochs=1", "--max_epoch=10"])
+    assert build_learning_rates(config, 4)[step] == pytest.approx(rate, rel=1e-6)
+
+
 def test_the_cosine_never_climbs_again():
     rates = cosine(T_max=4, max_epoch=12, warmup_epochs=0)
     assert np.all(np.diff(rates) <= 0)
@@ -98,5 +106,7 @@ def test_rates_grow_with_the_global_batch_and_a_cut_run_keeps_its_schedule():
     flags = ["--batch_size=16", "--lr_base_batch=8", "--max_epoch=3"]
     plain, linear, cut = (build_learning_rates(get_config([*flags, *more]), 4, 3)
                           for more in ([], ["--lr_scale=linear"], ["--max_train_steps=7"]))
+    both = build_learning_rates(get_config([*flags, "--lr_scale=linear", "--gradient_accumulation_steps=2"]), 4, 3)
+    np.testing.assert_allclose(both, 2 * linear, rtol=1e-6)
     np.testing.assert_allclose(linear, 6 * plain, rtol=1e-6)
     assert np.array_equal(cut, plain[:7])

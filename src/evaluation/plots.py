@@ -100,8 +100,9 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     val_loss, train_top1 = (np.array([float(row.get(name) or "nan") for row in rows])
                             for name in ("val_loss", "train_top1"))
     top1, topk, train_top1 = 100 * top1, 100 * topk, 100 * train_top1
+    best = f" (best {np.nanmax(top1):.2f} in epoch {epochs[np.nanargmax(top1)]:.0f})" if np.isfinite(top1).any() else ""
     panels = [("loss", [("training, mean of the epoch", loss, BLUE), ("validation", val_loss, GREEN)]),
-              ("accuracy, %", [("training, mean of the epoch", train_top1, BLUE)]
+              (f"accuracy, %{best}", [("training, mean of the epoch", train_top1, BLUE)]
                + [(f"validation, top-{k}", topk, ORANGE)] * (k > 1) + [("validation", top1, GREEN)]),
               ("learning rate at the end of the epoch", [("", rate, RED)])]
     figure = _figure(8, 8.4)
@@ -117,13 +118,7 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color=GREY)
         elif len(curves) > 1:
-            axes.legend(loc="best", frameon=False, fontsize=9)
-    if np.isfinite(top1).any():
-        best = int(np.nanargmax(top1))
-        is_late = epochs[best] > np.nanmean(epochs)  # the text goes to the side with more space
-        all_axes[1].annotate(f"best {top1[best]:.2f}%, epoch {epochs[best]:.0f}", (epochs[best], top1[best]),
-                             xytext=(-6 if is_late else 6, -18), textcoords="offset points",
-                             ha="right" if is_late else "left", color=GREEN, fontsize=9, fontweight="bold")
+            axes.legend(frameon=False, fontsize=9)
     all_axes[2].set_xlabel("epoch")
     all_axes[2].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _write(figure, out)

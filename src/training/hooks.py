@@ -21,13 +21,13 @@ from src.data.base import Reader
 from src.evaluation.evaluate import evaluate_and_log, report_lost
 from src.evaluation.metrics import top_k
 from src.evaluation.plots import plot_curves
-from src.training.optimizer import moving_statistics
+from src.training.optimizer import Averages, moving_statistics, swapped
 from src.training.state import Hook, TrainState
 from src.utils.files import check_free_space, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import average_parameters, from_rank_0, sum_integers
 from src.utils.signals import StopSignals
-from src.weights.checkpoint import save_checkpoint
+from src.weights.checkpoint import is_statistic, save_checkpoint
 from src.weights.model_info import ModelInfo
 
 METRICS = ("epoch", "step", "loss", "lr", "images_per_s", "seconds", "val_top1", "val_top5", "val_loss", "train_top1")
@@ -41,8 +41,8 @@ class Saver:
 
     def __init__(self, config: Config, folder: Path, parameters: Sequence[mindspore.Parameter]) -> None:
         self.folder, self._stops = folder, config.on_save_error == "stop"
-        # a resume state, and a checkpoint without the moments
-        self._needed_bytes = sum(parameter.nbytes * (1 if parameter.name.startswith("moments.") else 2)
+        # a resume state, and a checkpoint with the weights alone
+        self._needed_bytes = sum(parameter.nbytes * (2 if parameter.name.startswith(("layers.", "classifier.")) else 1)
                                  for parameter in parameters)
         check_free_space(folder, self._needed_bytes, "ckpt_path", "one save of this run")
 
@@ -132,8 +132,9 @@ class PlateauWarning(Hook):
 class AverageStatistics(Hook):
     """Gives every rank the mean of all ranks' moving statistics: each rank has seen other images."""
 
-    def __init__(self, network: nn.Cell, rank: Rank) -> None:
+    def __init__(self, network: nn.Cell, rank: Rank, averages: Averages) -> None:
         self._statistics, self._world_size = moving_statistics(network), rank.world_size
+        self._statistics += [average for parameter, average in averages if is_statistic(parameter.name)]
 
     def after_epoch(self, state: TrainState) -> None:
         average_parameters(self._statistics, self._world_size)
@@ -186,14 +187,18 @@ class Evaluate(Hook):
     """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
 
     def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, info: ModelInfo, saver: Saver,
-                 signals: StopSignals) -> None:
+                 signals: StopSignals, averages: Averages = ()) -> None:
         self._config, self._rank, self._network, self._reader = config, rank, network, reader
-        self._info, self._saver, self._signals = info, saver, signals
+        self._info, self._saver, self._signals, self._averages = info, saver, signals, averages
 
     def after_epoch(self, state: TrainState) -> None:
         state.unevaluated = state.epoch % self._config.epochs_between_evals == 0 or state.is_over
 
     def after_save(self, state: TrainState) -> None:
+        with swapped(self._averages):
+            self._evaluate(state)
+
+    def _evaluate(self, state: TrainState) -> None:
         try:
             evaluation = evaluate_and_log(self._config, self._rank, self._network, self._reader, self._signals)
         except UserError as error:  # nothing of the run so far must be lost by a broken test image
@@ -253,7 +258,9 @@ class SaveCheckpoints(Hook):
     """A checkpoint every `ckpt_interval` epochs and after the last one; then the oldest are removed, so that
     `keep_checkpoint_max` are left."""
 
-    def __init__(self, config: Config, rank: Rank, network: nn.Cell, info: ModelInfo, saver: Saver) -> None:
+    def __init__(self, config: Config, rank: Rank, network: nn.Cell, info: ModelInfo, saver: Saver,
+                 averages: Averages = ()) -> None:
+        self._averages = averages
         self._interval, self._keep, self._rank = config.ckpt_interval, config.keep_checkpoint_max, rank.rank
         self._network, self._info, self._saver, self._last_step = network, info, saver, 0
 
@@ -266,7 +273,9 @@ class SaveCheckpoints(Hook):
             return
         self._last_step = state.step
         path = self._saver.folder / f"ckpt_{self._rank}" / f"{self._rank}-{state.epoch}_{state.step_in_epoch}.ckpt"
-        if self._saver(path, save_checkpoint, self._network, self._info):
+        with swapped(self._averages):
+            is_saved = self._saver(path, save_checkpoint, self._network, self._info)
+        if is_saved:
             steps: dict[Path, tuple[int, int]] = {}  # of the checkpoints of this rank; other names are the user's own
             for other in path.parent.glob("*.ckpt"):
                 match = re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", other.stem)

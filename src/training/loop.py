@@ -35,7 +35,7 @@ from src.training.hooks import (
     Saver,
     TrainAccuracy,
 )
-from src.training.optimizer import right_answers, set_step, state_parameters
+from src.training.optimizer import averages_of, right_answers, set_step, state_parameters
 from src.training.resume import SaveStates, describe_run, find_point, resume
 from src.training.state import Hook, Pace, RunCallback, TrainState
 from src.training.tensorboard import TensorBoard
@@ -81,12 +81,13 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     with open_run_folder(folder, config, rank, lines, log_name=config.log_name,
                          log_bytes=point.log_bytes(rank, config.log_name) if point else None):
         info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
+        averages = averages_of(model)  # what is evaluated and saved as a checkpoint
         hooks: list[Hook] = [TrainAccuracy(rank, right_answers(model)), Progress(config, rank, state),
-                             PlateauWarning(config), AverageStatistics(network, rank)]
+                             PlateauWarning(config), AverageStatistics(network, rank, averages)]
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
         if test is not None:
-            hooks.append(Evaluate(config, rank, network, test, info, saver, signals))
+            hooks.append(Evaluate(config, rank, network, test, info, saver, signals, averages))
         if rank.rank == 0:
             hooks.append(MetricsLog(config, saver, state))
             if config.tensorboard:
@@ -94,7 +95,7 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
         if config.profile:
             hooks.append(Profile(config, rank, state, folder / "profile"))
         if rank.rank == 0 or not config.is_save_on_master:
-            hooks.append(SaveCheckpoints(config, rank, network, info, saver))
+            hooks.append(SaveCheckpoints(config, rank, network, info, saver, averages))
         hooks.append(SaveStates(config, rank, run, model, saver, signals, state))
 
         signals.is_training = not config.dry_run  # what a dry run has done is not worth saving
@@ -164,6 +165,9 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
              f"per epoch, {rank.workers} data workers"]
     if config.head_lr_multiplier != 1 and not config.pre_trained:
         lines.append("warning: pre_trained is not given, so this trains from scratch; --pre_trained=FILE fine-tunes")
+    if (every := config.gradient_accumulation_steps) > 1:
+        lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
+                     f"{every * config.batch_size * world_size} images")
     if data.sunk_steps:
         whole = len(data.reader) // (config.batch_size * world_size)
         asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
@@ -178,7 +182,7 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
                      "the learning rate does not reach its peak")
     if config.lr_scale != "none":
         lines.append(f"lr_scale=linear: every learning rate times {learning_rate_factor(config, world_size):g}, the "
-                     f"global batch {config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}")
+                     f"global batch {every * config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}")
     return lines
 
 

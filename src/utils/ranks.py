@@ -61,4 +61,5 @@ def average_parameters(parameters: Iterable[mindspore.Parameter], world_size: in
     reduce = _all_reduce()
     for parameter in parameters:
         total = reduce(Tensor(parameter.asnumpy().astype(np.float32)))
-        parameter.set_data(Tensor((total.asnumpy() / np.float32(world_size)).astype(parameter.asnumpy().dtype)))
+        mean = Tensor((total.asnumpy() / np.float32(world_size)).astype(parameter.asnumpy().dtype))
+        ops.assign(parameter, mean)  # a graph that uses the parameter in a branch alone would not see set_data

@@ -43,6 +43,7 @@ MEANINGS = [  # what people of other projects type -> what it means here
     ("--aa=rand-m9-mstd0.5-inc1", {"auto_augment": "randaug-m9-mstd0.5-inc1"}),
     ("--auto_augment=ta_wide", {"auto_augment": "trivial"}), ("--auto_augment=none", {"auto_augment": None}),
     ("--dataset=custom", {"dataset": "imagenet2012", "max_epoch": 150}),
+    ("--opt=SGD", {"opt": "sgd"}), ("--clip-grad=1", {"clip_grad_norm": 1.0}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
 ]
 
@@ -63,7 +64,7 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 def test_another_name_of_a_key(name, ours):
     value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
              "network": "vgg11", "interpolation": "area", "hflip": 0.2, "auto_augment": "randaug",
-             "re_prob": 0.2, "patience": 0}.get(ours, 3)
+             "re_prob": 0.2, "patience": 0, "opt": "adamw", "ema_decay": 0.9}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 
@@ -102,7 +103,8 @@ def test_two_files_that_mean_the_same_resolve_to_the_same(tmp_path):
     model_zoo = read_recipe(tmp_path, MODEL_ZOO)
     assert len(model_zoo.notes) == 3 and all(get_config([f"--{name}=1"]).notes for name in IGNORED)
     config = read_recipe(tmp_path, MINDCV)
-    assert config.model_dump() == model_zoo.model_dump() | {"file_name": None, "color_jitter": (0.4,)}
+    assert config.model_dump() == model_zoo.model_dump() | {"file_name": None, "color_jitter": (0.4,),
+                                                            "lr_step_unit": "step"}
     assert len(config.notes) == 1 and "epoch_size -> max_epoch" in config.notes[0]
     assert (config.network, config.max_epoch, config.image_size) == ("vgg16", 200, (224, 224))
     assert (config.mode, config.graph_mode, config.dataset) == ("train_and_evaluate", True, "imagenet2012")
@@ -155,6 +157,11 @@ def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
     ("scheduler: multi_step_decay\nmulti_step_decay_milestones: [10, 20]\nwarmup_epochs: 5", {"lr_epochs": (15, 25)}),
     ("scheduler: multi_step_decay", {"lr_epochs": (33, 63, 93), "lr_gamma": 0.9}),
     ("scheduler: constant", {"lr_scheduler": "exponential", "lr_epochs": ()}),
+    ("ema: True", {"ema_decay": 0.9999}), ("ema: True\nema_decay: 0.99", {"ema_decay": 0.99}),
+    ("ema_decay: 0.99\nclip_value: 5", {"ema_decay": 0.0, "clip_grad_norm": 0.0}),
+    ("clip_grad: True", {"clip_grad_norm": 15.0}), ("clip_grad: True\nclip_value: 5", {"clip_grad_norm": 5.0}),
+    ("gradient_accumulation_steps: 2", {"gradient_accumulation_steps": 2}),
+    ("lr_epoch_stair: True", {"lr_step_unit": "epoch"}), ("lr_epoch_stair: False", {"lr_step_unit": "step"}),
     ("ckpt_url: s3://a", {"checkpoint_url": "s3://a"}), ("distribute: True", {"is_distributed": True}),
     ("crop_pct: 0.9\nhflip: 0.1\ninterpolation: bicubic", {"crop_pct": 0.9, "hflip": 0.1, "interpolation": "bicubic"}),
     ("per_batch_size: 7", {"per_batch_size": 7}),
@@ -183,9 +190,10 @@ def test_mindcv_keys_without_effect_are_reported(tmp_path):
 def test_flags_and_recipes_override_a_mindcv_file(tmp_path):
     config = read_recipe(tmp_path, MINDCV, "--distribute", "False", "--data_dir=/d", "--max_epoch=3", "--mode=train")
     assert (config.is_distributed, config.data_dir, config.max_epoch, config.mode) == (False, "/d", 3, "train")
-    write_recipe(tmp_path, MINDCV, "theirs.yaml")
+    write_recipe(tmp_path, MINDCV.replace("'momentum'", "AdamW"), "theirs.yaml")
     config = read_recipe(tmp_path, "base: theirs.yaml\nmax_epoch: 3\nmode: train\n")
     assert (config.network, config.max_epoch, config.mode, config.batch_size) == ("vgg16", 3, "train", 32)
+    assert config.opt == "adamw"
     config = read_recipe(tmp_path, f"base: {ROOT / 'cifar10_config.yaml'}\nmodel: vgg19\nepochs: 3\n")  # no MindCV file
     assert (config.network, config.max_epoch, config.batch_norm, config.notes) == ("vgg19", 3, True, ())
 

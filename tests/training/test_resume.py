@@ -188,6 +188,44 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
     assert [[bool(cell) for cell in row[-4:]] for row in old_and_new] == [[1, 1, 0, 0], [1, 1, 1, 0]]
 
 
+def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_saved(data, tmp_path):
+    """Four steps make an update: the state of step 6 has half a sum, those of 4 and 8 are just behind an update."""
+    whole = Reference(tmp_path / "whole", (
+        *FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
+        "--gradient_accumulation_steps=4", "--clip_grad_norm=0.5", "--ema_decay=0.2", "--lr=0.001",
+        "--lr_scheduler=cosine_annealing", "--lr_step_unit=step"))
+    states = [state_of(whole.folder, step) for step in range(3, 9)]
+    names = [name for name in states[0] if f"average.{name}" in states[0]]
+    assert HEAD in names and any(name.endswith("moving_variance") for name in names)
+    for before, after, kept in ((states[0], states[1], 2 / 11), (states[4], states[5], 0.2)):
+        for name in names:
+            np.testing.assert_allclose(after[f"average.{name}"], rtol=1e-5, atol=1e-7, err_msg=name,
+                                       desired=kept * before[f"average.{name}"] + (1 - kept) * after[name])
+    assert not np.array_equal(states[0][HEAD], states[1][HEAD])
+    assert all(np.array_equal(states[1][HEAD], state[HEAD]) for state in states[2:5])
+    last, final = weights(whole.folder), state_of(whole.folder, 10)
+    assert all(np.array_equal(last[name], final[f"average.{name}"]) for name in names)
+    assert not np.array_equal(last[HEAD], final[HEAD])
+    done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={data}",
+                    "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
+    assert f"{{'acc': {float(rows(whole.folder)[-1][-4]):.4f}}}" in done.out
+    for step in (5, 6):
+        folder = whole.stopped_after(step, tmp_path / str(step))
+        whole.resumed(folder)
+        again = state_of(folder, 10)
+        assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)
+        assert_same_weights(folder, whole.folder)
+        assert rows(folder) == rows(whole.folder)
+
+
+def test_accumulated_steps_are_one_step_of_a_larger_batch(data, tmp_path):
+    flags = (*FLAGS, *PLAIN, f"--data_dir={data}", "--augment=False", "--lr_scheduler=exponential", "--warmup_epochs=0")
+    large, small = (Reference(tmp_path / str(every), (
+        *flags, f"--batch_size={40 // every}", f"--gradient_accumulation_steps={every}")) for every in (1, 4))
+    for name, value in weights(large.folder, "0-2_2.ckpt").items():
+        np.testing.assert_allclose(weights(small.folder, "0-2_8.ckpt")[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
 # --- which state
 
 
@@ -250,7 +288,8 @@ def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
 
 
 FIXED = ("--network=vgg13", "--num_classes=11", "--image_size=64", "--batch_norm=False", "--has_bias=True",
-         "--include_top=False", "--width=0.25", "--average_pool=True", "--freeze=features")
+         "--include_top=False", "--width=0.25", "--average_pool=True", "--freeze=features", "--opt=adamw",
+         "--gradient_accumulation_steps=2", "--ema_decay=0.9")
 FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_rate=0.2", "--image_mean=0.1,0.1,0.1",
              "--image_std=0.1,0.1,0.1", "--lr_scheduler=exponential", "--lr=0.1 --lr_scheduler=exponential",
              "--lr_init=0.001", "--lr_max=0.5", "--lr_epochs=1", "--lr_gamma=0.5", "--eta_min=0.001", "--T_max=1",
@@ -260,7 +299,7 @@ FORCEABLE = ("--seed=2", "--augment=False", "--has_dropout=False", "--dropout_ra
              "--cutout=8", "--crop_pct=0.5", "--interpolation=nearest", "--resize_mode=squash",
              "--auto_augment=trivial", "--color_jitter=0.4", "--re_prob=0.2", "--mixup=0.2", "--cutmix=1",
              "--mixup_prob=0.5", "--on_bad_image=replace", "--max_epoch=1", "--scale=0.5,1",
-             "--ratio=1,1", "--class_weights=none")
+             "--ratio=1,1", "--class_weights=none", "--lr_step_unit=step", "--clip_grad_norm=1")
 
 
 @pytest.mark.parametrize(("flags", "forceable"), [(FIXED, False), (FORCEABLE, True)])

@@ -138,7 +138,8 @@ def test_sunk_and_resumed_steps_are_those_of_a_run_that_is_not_sunk(tmp_path, mo
     def train(name: str, *flags: str) -> dict[str, np.ndarray]:
         loop.train(config("--dataset=synthetic", "--synthetic_train_images=62", "--batch_size=2", "--log_interval=6",
                           "--augment=False", "--has_dropout=False", "--amp_level=O0", "--max_epoch=2",
-                          "--warmup_epochs=0", "--max_train_steps=50",
+                          "--warmup_epochs=0", "--max_train_steps=50", "--gradient_accumulation_steps=4",
+                          "--ema_decay=0.9", "--clip_grad_norm=1",
                           f"--ckpt_path={tmp_path / name}", *flags), StopSignals("train.py"))
         return weights_of(max((only_folder(tmp_path / name) / "ckpt_0").iterdir()))
 

@@ -342,7 +342,7 @@ class OutputKeys(Keys):
 
     ckpt_path: str = key("outputs/", "root of the run folders")
     ckpt_interval: int = key(5, "epochs between two checkpoints", ge=1)
-    tensorboard: bool = key(False, "write losses, rates, accuracies and curves for TensorBoard to the run folder")
+    tensorboard: bool = key(False, "write losses, rates and accuracies for TensorBoard to the run folder")
     keep_checkpoint_max: int = key(10, "number of checkpoints that are kept", ge=1)
     is_save_on_master: bool = key(True, "only rank 0 saves checkpoints")
     ckpt_interval_steps: int | None = key(None, "steps between two resume states, besides those of the epochs", ge=1)

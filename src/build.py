@@ -195,30 +195,26 @@ class LoadedModel(NamedTuple):
     report: list[str]
 
 
-class ModelLoader:
-    """Networks of checkpoints, anyone's. Those of one model share a network, so that it is compiled once: a LoadedModel
-    holds its weights until the next one is loaded."""
+def load_model(config: Config, rank: Rank, path: Path, *, last: LoadedModel | None = None,
+               for_export: bool = False) -> LoadedModel:
+    """The network of a checkpoint, anyone's, with all of its weights. UserError if some are missing or do not fit.
 
-    def __init__(self, config: Config, rank: Rank, *, for_export: bool = False) -> None:
-        self._asked, self._rank, self._for_export = config, rank, for_export
-        self._config: Config | None = None
-        self._network: VGG | None = None
-
-    def load(self, path: Path) -> LoadedModel:
-        """The network of the checkpoint, with all of its weights. UserError if some are missing or do not fit."""
-        weights = read_weights(path)
-        config, taken = agree(self._asked, weights)
-        if self._network is None or config.model_dump() != self._config.model_dump():
-            with drawn_later():
-                self._network = build_network(config, self._rank, for_export=self._for_export)
-        self._config = config
-        match = match_weights(weights, self._network, swaps_head=False)
-        fill(self._network, weights, match)
-        lines = report(weights, match, self._network, taken)
-        if weights.trained_on is None and not config.is_flag("dataset"):
-            lines.append("warning: the file does not say what it was trained on; images are prepared as those of "
-                         f"dataset={config.dataset}, unless --dataset says otherwise")
-        return LoadedModel(config, self._network, weights.class_names, weights.trained_on, lines)
+    One of the same model as `last` takes its network, which is compiled already, and so the weights of `last` are gone.
+    """
+    weights = read_weights(path)
+    fitting, taken = agree(config, weights)
+    if last and fitting.model_dump() == last.config.model_dump():
+        network = last.network
+    else:
+        with drawn_later():
+            network = build_network(fitting, rank, for_export=for_export)
+    match = match_weights(weights, network, swaps_head=False)
+    fill(network, weights, match)
+    lines = report(weights, match, network, taken)
+    if weights.trained_on is None and not config.is_flag("dataset"):
+        lines.append("warning: the file does not say what it was trained on; images are prepared as those of "
+                     f"dataset={config.dataset}, unless --dataset says otherwise")
+    return LoadedModel(fitting, network, weights.class_names, weights.trained_on, lines)
 
 
 def describe_model(config: Config, network: nn.Cell) -> str:

@@ -69,12 +69,19 @@ def no_curves(cpu) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cifar_model(tmp_path_factory):
-    """A network for small images, exported as MINDIR and ONNX, with its data."""
-    from helpers import make_deployed, write_cifar10
+def cifar(tmp_path_factory):
+    """A CIFAR-10 tree, which is only read."""
+    from helpers import write_cifar10
 
-    folder = tmp_path_factory.mktemp("cifar_model")
-    return make_deployed(write_cifar10(folder / "data").folder, folder / "small")
+    return write_cifar10(tmp_path_factory.mktemp("cifar"))
+
+
+@pytest.fixture(scope="session")
+def cifar_model(cifar, tmp_path_factory):
+    """A network for small images, exported as MINDIR and ONNX, with its data."""
+    from helpers import make_deployed
+
+    return make_deployed(cifar.folder, tmp_path_factory.mktemp("cifar_model") / "small")
 
 
 @pytest.fixture(scope="session")

@@ -239,7 +239,7 @@ FORMATS: dict[str, tuple[Callable[[Arrays], Arrays], Callable[[Path, Arrays], Pa
 def load(path: Path, *flags: str) -> build.LoadedModel:
     """Op by op: a network is called once here, and compiling it would take longer."""
     config = get_config(["--device_target=CPU", "--graph_mode=False", *flags])
-    return build.ModelLoader(config, set_up_device(config)).load(path)
+    return build.load_model(config, set_up_device(config), path)
 
 
 def logits(path: Path, images: np.ndarray, *flags: str) -> np.ndarray:

@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
+from src.data.tfrecord import field, frame, varint
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--network=vgg11", "--width=0.125", "--image_size=32", "--device_target=CPU")  # a network that compiles fast
@@ -229,30 +229,11 @@ def write_coloured(root: Path) -> Path:
     return root
 
 
-def varint(value: int) -> bytes:
-    """An integer of the protobuf format: seven bits per byte, the lowest first."""
-    value %= 2**64
-    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint(value >> 7)
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A field of a protobuf message: bytes, a text or another message."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
 def encode_example(features: dict[str, bytes | int]) -> bytes:
     """A tf.train.Example with one value per feature."""
     values = {name: field(3, field(1, varint(value))) if isinstance(value, int) else field(1, field(1, value))
               for name, value in features.items()}
     return field(1, b"".join(field(1, field(1, name.encode()) + field(2, value)) for name, value in values.items()))
-
-
-def frame(record: bytes) -> bytes:
-    """A record as it is in a TFRecord file."""
-    from src.data.tfrecord import masked_crc
-
-    length = struct.pack("<Q", len(record))
-    return length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record))
 
 
 def write_tfrecords(folders: Path, output: Path, shards: int = 3) -> Path:

@@ -41,6 +41,23 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def frame(record: bytes) -> bytes:
+    """A record with its length and checksums."""
+    length = HEADER.pack(len(record), 0)[:8]
+    return length + FOOTER.pack(masked_crc(length)) + record + FOOTER.pack(masked_crc(record))
+
+
+def varint(value: int) -> bytes:
+    """An integer of the protobuf format, 64 bits long: seven bits per byte, the lowest first."""
+    value %= 2**64
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint(value >> 7)
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message: bytes, a text or another message."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
 def _part(file: BinaryIO, start: int, end: int) -> bytes:
     """A piece of a file that is read in blocks of 4 KB. Unlike mmap it lets other threads run while it waits."""
     file.seek(start)

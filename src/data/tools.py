@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from itertools import islice
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +38,16 @@ SAMPLE = 200
 Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
-def look(reader: Reader, index: int) -> tuple[str | None, tuple[int, int] | None, bytes]:
-    """What is wrong with an image; its width and height, if it is good; and the digest of its stored bytes."""
-    content, problem = reader.look(index)
-    digest = hashlib.blake2b(content.tobytes(), digest_size=12).digest()
-    if problem:
-        return problem, None, digest
-    return None, Image.open(BytesIO(content)).size if reader.encoded else content.shape[1::-1], digest
+def read_all(config: Config, reader: Reader, indices: Sequence[int],
+             doing: str) -> Iterator[tuple[int, np.ndarray, str | None]]:
+    """Each image as it is stored, with its index and what is wrong with it; read in several threads."""
+    with ThreadPoolExecutor(config.num_parallel_workers or usable_cores()) as pool, \
+            tqdm(total=len(indices), desc=doing, disable=None) as bar:
+        for start in range(0, len(indices), BATCH):
+            batch = indices[start:start + BATCH]
+            for index, (content, problem) in zip(batch, pool.map(reader.look, batch), strict=True):
+                yield index, content, problem
+            bar.update(len(batch))
 
 
 class Split:
@@ -53,23 +55,23 @@ class Split:
 
     def __init__(self, config: Config, split: str) -> None:
         self.split, self.reader = split, build_reader(config, split, lenient=True)
-        with ThreadPool(config.num_parallel_workers or usable_cores()) as pool:
-            facts = pool.imap(partial(look, self.reader), range(len(self.reader)), chunksize=16)
-            facts = list(tqdm(facts, f"reading {NAMES[split]} images", len(self.reader), disable=None))
-        self.good, self.sizes = [], np.array([size for _, size, _ in facts if size])
+        self.good, self.sizes = [], []  # indices; widths and heights
+        self.broken = [problem for problem in self.reader.problems if " the label " not in problem]
         groups: defaultdict[bytes, list[int]] = defaultdict(list)
-        for index, (problem, _, digest) in enumerate(facts):
-            if not problem:
-                self.good.append(index)
-                groups[digest].append(index)
+        indices = range(len(self.reader))
+        for index, content, problem in read_all(config, self.reader, indices, f"reading {NAMES[split]} images"):
+            if problem:
+                self.broken.append(problem)
+                continue
+            self.good.append(index)
+            self.sizes.append(Image.open(BytesIO(content)).size if self.reader.encoded else content.shape[1::-1])
+            groups[hashlib.blake2b(content.tobytes(), digest_size=12).digest()].append(index)
         self.digests, labels = set(groups), self.reader.labels
         several = [group for group in groups.values() if len(set(labels[group].tolist())) > 1]
         self.mislabelled = ["the same image under different labels: " + "; ".join(
             f"{self.reader.name(index)} ({self.reader.class_names[labels[index]]})" for index in group)
             for group in several]
         self.mislabelled += [problem for problem in self.reader.problems if " the label " in problem]
-        self.broken = [problem for problem in self.reader.problems if " the label " not in problem]
-        self.broken += [problem for problem, _, _ in facts if problem]
 
     def report(self, limit: int) -> list[str]:
         names = self.reader.class_names
@@ -83,7 +85,7 @@ class Split:
         if len(self.sizes):
             lines.append("sizes: " + "; ".join(
                 f"{side} {values.min()} to {values.max()}, median {np.median(values):g}"
-                for side, values in zip(("width", "height"), self.sizes.T, strict=True)))
+                for side, values in zip(("width", "height"), np.transpose(self.sizes), strict=True)))
         other_files = [entry.path for folder in getattr(self.reader, "folders", ())
                        for entry in sorted(os.scandir(folder), key=str) if entry.is_file() and not is_image(entry.name)]
         for title, items in (("broken", self.broken), ("mislabelled", self.mislabelled), ("other files", other_files)):
@@ -112,30 +114,23 @@ def check_dataset(options: argparse.Namespace, config: Config) -> int:
     return int(bool(wrong)) if splits else 2
 
 
-def load(reader: Reader, index: int) -> tuple[bytes, str | None]:
-    """The encoded image and what is wrong with it; an array becomes a PNG image, which keeps every pixel."""
-    content, problem = reader.look(index)
-    if not reader.encoded:
-        Image.fromarray(content).save(png := BytesIO(), "PNG")
-        return png.getvalue(), problem
-    return content.tobytes(), problem
+def encoded(reader: Reader, content: np.ndarray) -> bytes:
+    """An image as a file; an array becomes a PNG image, which keeps every pixel."""
+    if reader.encoded:
+        return content.tobytes()
+    Image.fromarray(content).save(png := BytesIO(), "PNG")
+    return png.getvalue()
 
 
 def good_images(config: Config, reader: Reader, left_out: dict[int, str], indices: Sequence[int]) -> Images:
-    """Images with their indices, read in several threads. UserError names a broken one, unless such are to be skipped:
-    then they are added to `left_out`."""
-    with ThreadPoolExecutor(config.num_parallel_workers or usable_cores()) as pool, \
-            tqdm(total=len(indices), desc="writing images", disable=None) as bar:
-        for start in range(0, len(indices), BATCH):
-            batch = indices[start:start + BATCH]
-            for index, (content, problem) in zip(batch, pool.map(partial(load, reader), batch), strict=True):
-                if not problem:
-                    yield index, content
-                elif config.on_bad_image == "skip":
-                    left_out[index] = problem
-                else:
-                    raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
-            bar.update(len(batch))
+    """UserError names a broken image, unless such are to be skipped: then they are added to `left_out`."""
+    for index, content, problem in read_all(config, reader, indices, "writing images"):
+        if not problem:
+            yield index, encoded(reader, content)
+        elif config.on_bad_image == "skip":
+            left_out[index] = problem
+        else:
+            raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
 
 
 def divide(labels: np.ndarray, share: float, seed: int) -> dict[str, list[int]]:
@@ -153,7 +148,7 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence
 
     count = len(indices)
     if shards < 1:
-        mean = np.mean([len(load(reader, index)[0]) for index in indices[::max(1, count // 50)]])
+        mean = np.mean([len(encoded(reader, reader.look(index)[0])) for index in indices[::max(1, count // 50)]])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}

@@ -15,7 +15,7 @@ from mindspore import Tensor, nn
 from model_utils.device_adapter import set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config, Preset
-from src.build import ModelLoader, describe_model
+from src.build import describe_model, load_model
 from src.data.shapes import draw_shapes
 from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
@@ -51,7 +51,7 @@ def export(config: Config) -> ModelCard:
                         "MINDIR works everywhere, and Ascend 310 runs it: --file_format=MINDIR")
     target = check_target(config.file_name) if config.file_name else None
     log = set_up_logging()
-    model = ModelLoader(config, rank, for_export=True).load(source)
+    model = load_model(config, rank, source, for_export=True)
     config, network = model.config, model.network.set_train(False)
     folder = Path(config.output_path) if config.enable_modelarts else source.parent
     target = target or check_target(str(folder / config.network))

@@ -207,9 +207,9 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
         model = model._replace(notes=(*model.notes, *notes, f"{engine.name} runs {path}"))
     elif config.engine in ("auto", "mindspore"):
         rank = set_up_device(config)
-        from src.build import ModelLoader  # needs MindSpore
+        from src.build import load_model  # needs MindSpore
 
-        loaded = ModelLoader(config, rank).load(path)
+        loaded = load_model(config, rank, path)
         model = KnownModel(loaded.config, loaded.class_names, DATASETS[loaded.trained_on or config.dataset].photos,
                            None, (*config.notes, *rank.notes, *loaded.report))
         engine = CellEngine(loaded.network, None)

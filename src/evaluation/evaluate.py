@@ -21,7 +21,7 @@ from tqdm import tqdm
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
-from src.build import LoadedModel, ModelLoader, describe_model
+from src.build import LoadedModel, describe_model, load_model
 from src.data.base import NoDataError, Reader, are_names
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader, check_kind, check_numbering, data_folder
@@ -194,13 +194,13 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
     """
     if DATASETS[config.dataset].formats:
         data_folder(config)  # a wrong one is found before much is loaded
-    loader = ModelLoader(config, rank)
     _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
+    model = None
     readers: dict[int, Reader] = {}  # by the number of classes: not every data set knows its own
     for path in paths:
         fits, refusal = False, None
         try:
-            model = loader.load(path)
+            model = load_model(config, rank, path, last=model)
             if not model.config.include_top:
                 raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
             if model.trained_on is not None:

@@ -165,17 +165,11 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
              f"per epoch, {rank.workers} data workers"]
     if config.head_lr_multiplier != 1 and not config.pre_trained:
         lines.append("warning: pre_trained is not given, so this trains from scratch; --pre_trained=FILE fine-tunes")
-    whole = len(data.reader) // (config.batch_size * world_size)
-    if config.training_step_per_epoch > whole:
-        lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {whole} "
-                     "steps: an epoch takes all of it")
     if (every := config.gradient_accumulation_steps) > 1:
         lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
                      f"{every * config.batch_size * world_size} images")
-    if config.max_train_steps and config.max_train_steps > config.max_epoch * steps:
-        lines.append(f"max_train_steps is {config.max_train_steps}, but max_epoch={config.max_epoch} ends the run "
-                     "earlier")
     if data.sunk_steps:
+        whole = len(data.reader) // (config.batch_size * world_size)
         asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
         left_out = f"; they make {steps} of the {asked} steps of an epoch" if steps < asked else ""
         lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")

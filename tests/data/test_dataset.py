@@ -55,13 +55,6 @@ def read(data_dir: Path, split: str = "train", *flags: str):
     return build_reader(photo_config(data_dir, *flags), split)
 
 
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    written = write_cifar10(tmp_path_factory.mktemp("cifar"))
-    assert len(set(map(bytes, (*written.train.images, *written.test.images)))) == TRAIN_COUNT + TEST_COUNT
-    return written  # no two images are the same, so that sets of them count right
-
-
 def cifar_config(folder, *flags):
     return get_config([f"--data_dir={folder}", "--image_size=32", "--batch_size=8", *PIXELS, *flags])
 
@@ -160,6 +153,7 @@ def test_a_global_batch_has_the_same_images_for_any_number_of_ranks(cifar):
         return [sorted(data for rank in ranks for data in as_bytes(rank[step][0])) for step in range(len(ranks[0]))]
 
     one_rank = global_batches(1)
+    assert len(set(map(bytes, cifar.train.images))) == TRAIN_COUNT  # so that sets of them count right
     seen = sum(one_rank, [])
     assert len(seen) == len(set(seen)) and set(seen) <= {image.tobytes() for image in cifar.train.images}
     assert one_rank == global_batches(2) == global_batches(3)

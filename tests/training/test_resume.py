@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, only_folder, run_main, run_python, weights_of, write_cifar10, write_class_folders
+from helpers import ROOT, TINY, only_folder, run_main, run_python, weights_of, write_class_folders
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -62,8 +62,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cifar10(tmp_path_factory.mktemp("data")).folder
+def data(cifar) -> Path:
+    return cifar.folder
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,16 @@ from model_utils.local_adapter import usable_cores
 from model_utils.reading import read_json, whole
 from src.utils.files import writing
 
-TASKS = ("steps", "operators", "startup")  # functions of that module; PyTorch takes part in all but the last
+TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory")  # functions of that module
+COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
+ALL = ("steps", "forward", "pipeline", "startup", "memory")  # of --what=all; the others take much time
 TITLES = {
-    "steps": "Training steps", "operators": "Forward and backward of each layer", "startup": "Start-up",
+    "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
+    "pipeline": "Data pipeline", "startup": "Start-up", "memory": "Peak memory",
     # in records of earlier versions:
-    "forward": "Forward pass", "pipeline": "Data pipeline", "memory": "Peak memory", "deploying": "Exported models",
-    "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading",
-    "freezing": "Training a part of the network", "formats": "Data formats", "scaling": "Several ranks"}
+    "deploying": "Exported models", "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading",
+    "matmul": "Matrix product", "freezing": "Training a part of the network", "formats": "Data formats",
+    "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_PRODUCT = "float32 product of "  # rows whose rate the others' GFLOP/s are a share of
@@ -64,25 +67,26 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The benchmark's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--what", type=lambda text: text.split(","), default=["steps"], metavar="NAME,...",
-                        help=f"what to measure: {', '.join(TASKS)} (default steps)")
+                        help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
                         help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=whole(1, 10_000), default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=whole(1, 10_000), default=20, help="steps per block")
-    parser.add_argument("--compare", choices=["torch"], help="measure PyTorch as well, for steps and operators")
+    parser.add_argument("--compare", choices=["torch"], help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; by default this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
+    options.what = [name for item in options.what for name in (ALL if item == "all" else [item])]
     if unknown := [name for name in options.what if name not in TASKS]:
-        parser.error(f"--what: unknown {unknown[0]!r}; known are {', '.join(TASKS)}")
+        parser.error(f"--what: unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
     if flags and options.table:
         parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
     if options.torch_python and not options.compare:
         parser.error("--torch_python: has no meaning without --compare=torch")
-    if options.compare and set(options.what) == {"startup"}:
-        parser.error("--compare: PyTorch is measured with --what=steps and --what=operators only")
+    if options.compare and not set(options.what) & set(COMPARED):
+        parser.error(f"--compare: PyTorch is measured with --what={', '.join(COMPARED)} only")
     return options, flags
 
 
@@ -130,12 +134,13 @@ def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, A
             time.sleep(PAUSE_S)
             values[name].append(contender.run())
     rows: dict[str, dict[str, Any]] = {}
-    for name, (_, images, gflop, unit) in contenders.items():
+    for name, (_, images, gflop, unit, cpu_seconds) in contenders.items():
         measured, factor = values[name][1:], 1000 if unit == "ms" else 1
         middle = statistics.median(measured)
         figures = {"median": factor * middle, "min": factor * min(measured), "max": factor * max(measured),
                    "images_per_s": images and images / middle,
-                   "gflop_per_step": gflop, "gflop_per_s": gflop and gflop / middle}
+                   "gflop_per_step": gflop, "gflop_per_s": gflop and gflop / middle,
+                   "cpu_ms": cpu_seconds and 1000 * statistics.median(cpu_seconds[1:])}
         rows[name] = {"unit": unit, "n": blocks, **{key: value for key, value in figures.items() if value}}
     limit = max((row["gflop_per_s"] for name, row in rows.items() if name.startswith(MATRIX_PRODUCT)), default=0)
     for name, row in rows.items():
@@ -223,8 +228,7 @@ def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> di
             "of the first": percent(row[compared] / first[compared]) if same_kind else "",
             "GFLOP": figure("gflop_per_step"), "GFLOP/s": figure("gflop_per_s"),
             "of the matrix rate": figure("share_of_matmul", percent),
-            # in records of earlier versions:
-            "efficiency": figure("efficiency", percent),
+            "efficiency": figure("efficiency", percent),  # in records of earlier versions
             "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms")}
 
 

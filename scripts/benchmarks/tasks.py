@@ -3,15 +3,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,12 +34,14 @@ import mindspore  # noqa: E402
 from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
 
 from src import build  # noqa: E402
+from src.dataset import create_eval_dataset  # noqa: E402
 from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
+FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
 PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
@@ -60,7 +64,8 @@ class Contender(NamedTuple):
     run: Callable[[], float]
     images: float | None = None  # per step
     gflop: float | None = None  # per step
-    unit: str = "ms"  # or s; `run` returns seconds
+    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
+    cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
 
 
 Contenders = dict[str, Contender]
@@ -179,7 +184,18 @@ def steps(task: Task) -> Contenders:
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
-# --- layers
+# --- the network, its layers, the pipelines
+
+
+def forward(task: Task) -> Contenders:
+    """The network alone, as it is used for inference and as it is in training, where other forms of layers are used."""
+    rank, config = set_up_device(task.config), task.config
+    images = random_images(config)
+    networks = [build.build_network(config, rank).set_train(mode) for mode in (False, True)]
+    runs = {name: partial(seconds_per_call, lambda network=network: network(images).asnumpy(), task.steps)
+            for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")
+    gflop = sum(layer.gflop for layer in layers_of(networks[0], config))
+    return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
 class Passes(nn.Cell):
@@ -236,7 +252,34 @@ def operators(task: Task) -> Contenders:
     return contenders | matmul(rank.device_target)
 
 
-# --- start-up
+def pipeline(task: Task) -> Contenders:
+    """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
+    rank, pipelines = set_up_device(task.config), {}
+    for name, augment in (("training, with augmentation", True), ("training, without augmentation", False)):
+        flags = [*task.flags, f"--augment={augment}", f"--training_step_per_epoch={task.steps}"]
+        data = build.build_train_data(get_config(flags, "benchmark.py"), rank)
+        pipelines[name] = data.dataset, data.steps_per_epoch, task.config.batch_size
+    # The share of one rank of many, of about as many steps; not the first steps of all images, because MindData would
+    # prepare far more than these.
+    test, size = build.build_reader(task.config, "test"), task.config.eval_batch_size
+    ranks = max(1, len(test) // (task.steps * size))
+    images, share = len(range(0, len(test), ranks)), rank._replace(rank=0, world_size=ranks)
+    steps = -(-images // size)
+    pipelines["evaluation"] = lambda _epoch: create_eval_dataset(task.config, test, share), steps, images / steps
+
+    def run(create: Callable[[int], Any], steps: int, epochs: Iterator[int], cpu_seconds: list[float]) -> float:
+        iterator = create(next(epochs)).create_tuple_iterator(num_epochs=1, output_numpy=True)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in iterator:
+            pass
+        cpu_seconds.append((time.process_time() - cpu_start) / steps)
+        return (time.perf_counter() - start) / steps
+
+    return {name: Contender(partial(run, create, steps, count(), cpu_seconds := []), images, cpu_seconds=cpu_seconds)
+            for name, (create, steps, images) in pipelines.items()}
+
+
+# --- fresh processes
 
 
 def startup(task: Task) -> Contenders:
@@ -244,8 +287,7 @@ def startup(task: Task) -> Contenders:
     parts: list[float] = []
 
     def bare() -> float:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a fresh process
-            parts[:] = pool.submit(seconds_of_phases, time.time(), task.flags).result()
+        parts[:] = in_fresh_process("startup", task)
         return sum(parts)
 
     def first_loss() -> float:
@@ -268,12 +310,27 @@ def startup(task: Task) -> Contenders:
     return {name: Contender(run, unit="s") for name, run in runs.items()}
 
 
-def seconds_of_phases(started: float, flags: Sequence[str]) -> list[float]:
+def memory(task: Task) -> Contenders:
+    """The most memory that training steps take."""
+    return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
+
+
+def in_fresh_process(what: str, task: Task) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_here, what, time.time(), task.steps, task.flags).result()
+
+
+def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
+    """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
     imported = time.time()
-    config, _, _, _, model = set_up(get_config(flags, "train.py"), with_data=False)
+    config, _, data, _, model = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
     built = time.time()
-    bare_step(config, model, 1)()
-    return [imported - started, built - imported, time.time() - built]
+    (train_loop(data, model, steps) if data else bare_step(config, model, 1 if what == "startup" else steps))()
+    if what == "startup":
+        return [imported - started, built - imported, time.time() - built]
+    # Not getrusage, whose peak counts the process that this one was forked from as well.
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024
 
 
 # --- PyTorch, in a process of its own that runs a block whenever it is asked to
@@ -282,7 +339,7 @@ def seconds_of_phases(started: float, flags: Sequence[str]) -> list[float]:
 def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], float]]:
     """PyTorch's blocks of the same network, each by its name; none if they are not asked for.
 
-    torch_worker.py gets all that it must know to build and train it; `mode` is train or operators.
+    torch_worker.py gets all that it must know to build and train it; `mode` is train, forward or operators.
     """
     if task.torch_python is None:
         return {}

@@ -52,9 +52,10 @@ def build_optimizer(network: nn.Module, about: dict[str, Any]) -> torch.optim.Op
                            nesterov=about["use_nesterov"])
 
 
-def build_step(about: dict[str, Any], memory_format: torch.memory_format, precision: Callable) -> Callable[[], float]:
-    """A training step on one fixed batch, whose loss is read as ours is."""
-    network = build_network(about).to(memory_format=memory_format).train()
+def build_step(about: dict[str, Any], memory_format: torch.memory_format, precision: Callable, *,
+               training: bool) -> Callable[[], object]:
+    """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
+    network = build_network(about).to(memory_format=memory_format).train(training)
     images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
     labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
@@ -67,7 +68,11 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format, precis
         optimizer.step()
         return loss.item()
 
-    return train
+    def forward() -> object:
+        with torch.inference_mode(), precision():
+            return network(images).float().numpy()
+
+    return train if about["mode"] == "train" else forward
 
 
 def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, is_first: bool) -> Callable[[], None]:
@@ -96,7 +101,9 @@ def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
     if torch.backends.cpu.get_cpu_capability() == "AVX512":  # others emulate bfloat16: a step takes minutes
         bfloat16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
         layouts["bfloat16 autocast, channels-last"] = torch.channels_last, bfloat16
-    return {f"PyTorch eager, {name}": build_step(about, *layout) for name, layout in layouts.items()}
+    modes = {"": about["mode"] == "train", **({", training mode": True} if about["mode"] == "forward" else {})}
+    return {f"PyTorch eager, {name}{mode}": build_step(about, *layout, training=training)
+            for mode, training in modes.items() for name, layout in layouts.items()}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ for line in sys.stdin:
 """
 ROWS = {  # task -> its rows, without those of the matrix product
     "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
+    "forward": ["forward pass, one fixed batch", "forward pass in training mode"],
+    "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
+    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
     "startup": ["bare: import, build, compile, first step", "of this: importing",
                 "of this: building the network and its optimizer", "of this: compiling and the first step",
                 "train.py, until its first loss"]}
@@ -46,7 +49,8 @@ def measured(tmp_path, *args: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("task", ["steps", pytest.param("startup", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] if task in ("startup", "memory") else [])
+                                  for task in ROWS])
 def test_each_task_gives_its_rows(tmp_path, task):
     record = measured(tmp_path, f"--what={task}")
     [result] = record["results"]
@@ -54,8 +58,8 @@ def test_each_task_gives_its_rows(tmp_path, task):
     assert all(0 < row["min"] <= row["median"] <= row["max"] and row["n"] == 2 for row in result["rows"].values())
     assert result["case"] == {"network": "vgg11", "width": 0.125, "image_size": [32, 32], "batch_size": 4,
                               "device": "CPU"}
-    gflop = pytest.approx(4 * (3 * FORWARD - FIRST) / 1e9, rel=1e-5) if task == "steps" else None
-    assert result["rows"][ROWS[task][0]].get("gflop_per_step") == gflop
+    gflop = {"steps": 4 * (3 * FORWARD - FIRST) / 1e9, "forward": 4 * FORWARD / 1e9}.get(task)
+    assert result["rows"][ROWS[task][0]].get("gflop_per_step") == (gflop and pytest.approx(gflop, rel=1e-5))
 
 
 @pytest.mark.slow
@@ -63,19 +67,19 @@ def test_operators_beside_pytorch_add_up_to_the_step(tmp_path):
     python = tmp_path / "python"
     python.write_text(TORCH)
     python.chmod(0o755)
-    record = measured(tmp_path, "--what=operators,steps", "--compare=torch", f"--torch_python={python}",
+    record = measured(tmp_path, "--what=operators,forward", "--compare=torch", f"--torch_python={python}",
                       "--cases=vgg11:32:4")
-    layers, steps = (result["rows"] for result in record["results"])
+    layers, forward = (result["rows"] for result in record["results"])
     ours = {name: row for name, row in layers.items() if name.endswith("x)") and "PyTorch" not in name}
     assert ours["convolution 64 to 64, 2x2 (2x)"] and "optimizer, all parameters" in layers
     total = sum(int(name[:-2].rpartition("(")[2]) * row.get("gflop_per_step", 0) for name, row in ours.items())
     assert total == pytest.approx(4 * (3 * FORWARD - FIRST) / 1e9, rel=1e-4)
-    assert {f"PyTorch: {name}" for name in ours} < set(layers) and steps["torch, plain"]["images_per_s"] == 8
+    assert {f"PyTorch: {name}" for name in ours} < set(layers) and forward["torch, plain"]["images_per_s"] == 8
     assert record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())
     assert {"has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov", "weight_decay",
             "dropout_rate", "seed"} <= set(asked)
-    assert asked["mode"] == "train" and [(kind, shape[1], out) for _, kind, shape, out in asked["layers"][-3:]] == [
+    assert asked["mode"] == "forward" and [(kind, shape[1], out) for _, kind, shape, out in asked["layers"][-3:]] == [
         ("dense", 64, 512), ("dense", 512, 512), ("dense", 512, 10)]
 
 
@@ -89,8 +93,8 @@ def test_tables_of_the_committed_records(monkeypatch, name):
 @pytest.mark.parametrize("args, message", [
     (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"), (["--cases=vgg16:32"], "'vgg16:32'"),
     (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
-    (["--compare=torch", "--torch_python=./none", *TINY, *DATA, "--steps=1"], "./none cannot be started"),
-    (["--compare=torch", f"--torch_python={sys.executable}", "--steps=1", *TINY, *DATA], "PyTorch does not answer"),
+    (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
+    (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
     (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: cannot be read"),
     (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),
     ([*TINY, *DATA[:1], "--synthetic_train_images=8", "--batch_size=4"], "--steps: 20 steps")])

@@ -92,7 +92,10 @@ class ListReader(EncodedReader):
             raise_problems(problems or [f"{self.path}: lists no image"])
         names = find_class_names([self.path.parent], np.array(labels), config.num_classes,
                                  _folder_names(self._files, labels))
-        super().__init__(f"list {self.path}", names, np.array(labels), photos=config.photos, problems=problems)
+        inside = tuple(os.path.join(root, "") for root in roots)
+        outside = sum(not file.startswith(inside) for file in self._files)
+        source = f"list {self.path}" + (f" ({outside} of its images are in other folders)" if outside else "")
+        super().__init__(source, names, np.array(labels), photos=config.photos, problems=problems)
 
     def file(self, index: int) -> str:
         return self._files[index]

@@ -175,6 +175,8 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")
     if config.auto_augment and any(config.color_jitter):
         lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
+    if config.augment and (config.mixup or config.cutmix):
+        lines.append("training accuracy: a mixed image is right if the class of its larger share is answered")
     if "mstd" in (config.auto_augment or ""):
         lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")
     if config.warmup_epochs > config.max_epoch:

@@ -285,7 +285,8 @@ def _idle_flags(config: Config, program: str) -> list[str]:
         if program in ("train.py", "eval.py") and name in (*ExportKeys.model_fields, *InferKeys.model_fields):
             lines.append(f"warning: --{name} has no effect in {program}")
         needed, _, allowed = (Config.model_fields[name].json_schema_extra["needs"] or "").partition("=")
-        met = not needed or (str(getattr(config, needed)) in allowed.split("|") if allowed else getattr(config, needed))
+        values = [getattr(config, other) for other in filter(None, needed.split("|"))]
+        met = not needed or (str(values[0]) in allowed.split("|") if allowed else any(values))
         if getattr(config, name) and not met:
             lines.append(f"warning: {config.origin(name)} has no effect without --{needed}{allowed and '=' + allowed}")
     return lines

@@ -169,7 +169,10 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
     if config.training_step_per_epoch > whole:
         lines.append(f"training_step_per_epoch is {config.training_step_per_epoch}, but the data has only {whole} "
                      "steps: an epoch takes all of it")
-    if (every := config.gradient_accumulation_steps) > 1:
+    if (every := config.gradient_accumulation_steps) > config.max_epoch * steps:
+        raise UserError(f"gradient_accumulation_steps: is {every}, but the whole run has {config.max_epoch * steps} "
+                        "steps: the weights would never change")
+    if every > 1:
         lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
                      f"{every * config.batch_size * world_size} images")
     if config.max_train_steps and config.max_train_steps > config.max_epoch * steps:
@@ -179,7 +182,9 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
         left_out = f"; they make {steps} of the {asked} steps of an epoch" if steps < asked else ""
         lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")
-    if config.auto_augment and any(config.color_jitter):
+    if config.augment and (config.mixup or config.cutmix):
+        lines.append("mixed images: the training accuracy counts the class with the larger share")
+    if config.augment and config.auto_augment and any(config.color_jitter):
         lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
     if "mstd" in (config.auto_augment or ""):
         lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")

@@ -285,7 +285,8 @@ def _idle_flags(config: Config, program: str) -> list[str]:
         if program in ("train.py", "eval.py") and name in (*ExportKeys.model_fields, *InferKeys.model_fields):
             lines.append(f"warning: --{name} has no effect in {program}")
         needed, _, allowed = (Config.model_fields[name].json_schema_extra["needs"] or "").partition("=")
-        met = not needed or (str(getattr(config, needed)) in allowed.split("|") if allowed else getattr(config, needed))
+        values = [getattr(config, other) for other in filter(None, needed.split("|"))]
+        met = not needed or (str(values[0]) in allowed.split("|") if allowed else any(values))
         if getattr(config, name) and not met:
             lines.append(f"warning: {config.origin(name)} has no effect without --{needed}{allowed and '=' + allowed}")
     return lines
@@ -305,7 +306,7 @@ def _apply_lr_flag(config: Config, notes: list[str]) -> Config:
         return config
     peak, note = {"lr_max": config.lr}, f"{flag}={config.lr:g} sets lr_max, the peak of the step schedule"
     if config.lr < config.lr_init and not config.is_flag("lr_init"):
-        peak["lr_init"] = config.lr
-        note += ", and lowers lr_init to it"
+        peak["lr_init"] = config.lr / 10
+        note += f", and lr_init, where the warm-up begins, to {config.lr / 10:g}"
     notes.append(note)
     return config.taking(peak, flag)

@@ -120,7 +120,7 @@ ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
 Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
                     AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
-ClassWeight = Literal["none", "balanced"] | Annotated[float, Field(gt=0)]
+ClassWeight = Literal["none", "balanced"] | float
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
 
 
@@ -130,7 +130,7 @@ def key(default: Any, help_text: str, *, bare: str | None = None, resume: Litera
 
     bare: what its flag means without a value.
     resume: "fixed" if a resumed run cannot change it, "force" if only with resume_force; None if it is free to.
-    needs: KEY, KEY=VALUE or KEY=VALUE|VALUE: the setting without which the flag has no effect.
+    needs: KEY, KEY|KEY, KEY=VALUE or KEY=VALUE|VALUE: the setting without which the flag has no effect.
     """
     return Field(default, description=help_text, json_schema_extra={"bare": bare, "resume": resume, "needs": needs},
                  **limits)
@@ -261,7 +261,7 @@ class DataKeys(Keys):
     cutmix: float = key(0.0, "alpha with which rectangles are exchanged; with mixup, each in half of the batches", ge=0,
                         le=1000, needs="augment=True", resume="force")
     mixup_prob: float = key(1.0, "probability that a batch is mixed by mixup or cutmix", ge=0, le=1,
-                            needs="augment=True", resume="force")
+                            needs="mixup|cutmix", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
@@ -476,8 +476,9 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         if self.patience and self.mode == "train":
             raise ValueError("patience: goes by the validation accuracy; give --mode=train_and_evaluate")
         words = [word for word in self.class_weights if isinstance(word, str)]
-        if words and len(self.class_weights) > 1 or not words and len(self.class_weights) != self.num_classes:
-            raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes)")
+        if len(self.class_weights) != (1 if words else self.num_classes) or not words and min(self.class_weights) <= 0:
+            raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
+                             "above 0")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
             raise ValueError("padding: must be 1 with pad_mode=pad, so that a 3x3 convolution keeps the image's size")
         return self

@@ -13,7 +13,9 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.build import (
     TrainData,
+    amp_level,
     build_learning_rates,
+    build_loss,
     build_model,
     build_start,
     build_train_data,
@@ -42,10 +44,11 @@ from src.training.tensorboard import TensorBoard
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
 from src.utils.signals import StopSignals, stopped
-from src.utils.util import command
+from src.utils.util import command, listed
 from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
 
+ADAMW_PEAK = 0.01  # of the learning rate; users of the other optimizers have ten times as much
 
 def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> TrainState:
     """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal.
@@ -107,7 +110,7 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
         with closing(RunCallback(state, hooks)) as callback, naming:
             callback.evaluate()  # what was stopped or killed before
             run_epochs(data, model, callback)
-        if state.pace.seconds_per_step:
+        if state.pace.seconds_per_step and not config.dry_run:
             get_logger().info(state.pace.summary(state.images_per_step))
         if state.is_over and not (state.unevaluated or state.unsaved) and rank.rank == 0 and not config.dry_run:
             for line in what_next(config, folder, state):
@@ -165,7 +168,10 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
              f"per epoch, {rank.workers} data workers"]
     if config.head_lr_multiplier != 1 and not config.pre_trained:
         lines.append("warning: pre_trained is not given, so this trains from scratch; --pre_trained=FILE fine-tunes")
-    if (every := config.gradient_accumulation_steps) > 1:
+    if (every := config.gradient_accumulation_steps) > config.max_epoch * steps:
+        raise UserError(f"gradient_accumulation_steps: is {every}, but the whole run has {config.max_epoch * steps} "
+                        "steps: the weights would never change")
+    if every > 1:
         lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
                      f"{every * config.batch_size * world_size} images")
     if data.sunk_steps:
@@ -173,12 +179,21 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         asked = min(whole, config.training_step_per_epoch if config.training_step_per_epoch > 0 else whole)
         left_out = f"; they make {steps} of the {asked} steps of an epoch" if steps < asked else ""
         lines.append(f"data sinking: {data.sunk_steps} step(s) at a time{left_out}")
-    if config.auto_augment and any(config.color_jitter):
-        lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
     if config.augment and (config.mixup or config.cutmix):
-        lines.append("training accuracy: a mixed image is right if the class of its larger share is answered")
+        lines.append("mixed images: the training accuracy counts the class with the larger share")
+    if config.augment and config.auto_augment and any(config.color_jitter):
+        lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
     if "mstd" in (config.auto_augment or ""):
         lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")
+    if config.class_weights != ("none",):
+        factors = zip(data.reader.class_names, build_loss(config, data.reader.labels).class_weights.asnumpy(), strict=True)
+        lines.append(f"class_weights: {listed(f'{name} {factor:.3g}' for name, factor in factors)}")
+    peak = config.lr_max if config.schedule == "step" else config.lr
+    if config.opt == "adamw" and peak > ADAMW_PEAK:
+        lines.append(f"warning: the learning rate climbs to {peak:g}, and AdamW rarely learns above {ADAMW_PEAK:g}; "
+                     "try --lr=0.001")
+    if rank.device_target == "CPU" and amp_level(config, rank) != "O0":
+        lines.append("warning: half precision (--amp_level) is slower than float32 on a CPU")
     if config.warmup_epochs > config.max_epoch:
         lines.append(f"the warm-up of {config.warmup_epochs:g} epochs is longer than the run of {config.max_epoch}: "
                      "the learning rate does not reach its peak")

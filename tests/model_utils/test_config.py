@@ -123,7 +123,7 @@ def test_help_lists_every_key_and_answers_at_once():
 
 
 @pytest.mark.parametrize(("flags", "rates", "notes"), [
-    (("--lr=0.05",), (0.01, 0.05), 1), (("--learning_rate=0.001",), (0.001, 0.001), 1),
+    (("--lr=0.05",), (0.01, 0.05), 1), (("--learning_rate=0.001",), (0.0001, 0.001), 1),
     (("--lr=0.001", "--lr_init=0.02"), (0.02, 0.001), 1), (("--lr=0.05", "--lr_max=0.2"), (0.01, 0.2), 1),
     (("--lr=0.05", "--lr_scheduler=cosine_annealing"), (0.01, 0.1), 0), ((), (0.01, 0.1), 0)])
 def test_lr_with_the_step_schedule_sets_its_peak(flags, rates, notes):
@@ -145,6 +145,7 @@ def test_an_lr_in_a_file_that_the_step_schedule_does_not_read_is_reported(tmp_pa
     (("--resume_force",), ["resume_force"]), (("--lr_base_batch=32",), ["lr_base_batch"]),
     (("--has_dropout=False", "--dropout_rate=0.3"), ["dropout_rate"]), (("--buffer_size=3",), ["buffer_size"]),
     (("--augment=False", "--hflip=1"), ["hflip"]), (("--cutout=8",), []), (("--scale=0.5,1",), ["scale"]),
+    (("--mixup_prob=0.5",), ["mixup_prob"]), (("--mixup_prob=0.5", "--cutmix=1"), []),
     (("--save=a.csv", "--file_format=ONNX"), ["file_format", "save"]), (("--dataset=imagenet2012", "--ratio=1,1"), [])])
 def test_a_flag_without_effect_is_reported(flags, idle):
     notes = [note for note in get_config(list(flags)).notes if "no effect" in note]

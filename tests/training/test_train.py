@@ -31,14 +31,17 @@ from helpers import (
     run_python,
     same,
     train_here,
+    weights_of,
     write_cifar10,
     write_class_folders,
+    write_recipe,
 )
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from src import build
 from src.data.broken_images import ImageTracker
+from src.weights.checkpoint import read_file
 
 BATCH, EPOCHS = 16, 4
 STEPS = TRAIN_COUNT // BATCH  # of an epoch
@@ -281,6 +284,31 @@ def test_no_image_is_read_in_vain(tmp_path, monkeypatch):
     whole = batches(data.dataset(1))
     reads.clear()
     assert same(batches(data.dataset(1, done_steps=4)), whole[4:]) and len(reads) == 8
+
+
+def test_mindcvs_recipe_trains_with_the_tools_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "data", each=4)
+    tools = "auto_augment: autoaug\nmixup: 0.2\nema: True\nema_decay: 0.5\nclip_grad: True\nclip_value: 1.0e-3\n"
+    write_recipe(tmp_path, (ROOT / "tests" / "files" / "recipes" / "mindcv.yaml").read_text() + tools)
+
+    def trained(runs: str, *flags: str) -> tuple[str, Path]:
+        done = run_main("train", "-c", "recipe.yaml", "--distribute=False", "--data_dir=data", "--num_classes=3",
+                        "--image_size=32", "--batch_size=4", "--width=0.014", "--device_target=CPU", "--amp_level=O0",
+                        "--weight_decay=0", "--graph_mode=False", "--max_train_steps=1", f"--ckpt_path={runs}", *flags)
+        assert done.status == 0 and "vgg16, " in done.out, done
+        return LOSS.search(done.out)[3], only_folder(Path(runs))
+
+    loss, folder = trained("runs")
+    assert len({loss, trained("calm", "--auto_augment=none")[0], trained("pure", "--mixup=0")[0]}) == 3
+    state = read_file(folder / "resume" / "step-00000001.state").arrays
+    rate = float(next(csv.DictReader((folder / "metrics.csv").open()))["lr"])
+    moments = {name.partition(".")[2]: array for name, array in state.items() if name.startswith("moments.")}
+    assert math.sqrt(sum((moment**2).sum() for moment in moments.values())) == pytest.approx(1e-3, rel=1e-3)
+    saved = weights_of(folder / "ckpt_0" / "0-1_1.ckpt")
+    for name, moment in moments.items():  # a share of 2 / 11 of the weights before the step
+        np.testing.assert_allclose(saved[name] - state[name], 2 / 11 * rate * moment, rtol=0, atol=1e-7)
+    assert not np.array_equal(saved["classifier.6.bias"], state["classifier.6.bias"])
 
 
 def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):

@@ -70,7 +70,9 @@ def summary(config: Config, rank: Rank, state: TrainState, checkpoint: Path) -> 
     steps = config.max_epoch * state.steps_per_epoch
     steps = min(steps, config.max_train_steps or steps)
     evaluations = ceil(steps / state.steps_per_epoch / config.epochs_between_evals)
-    seconds = steps * state.pace.seconds_per_step + evaluations * state.row.get("val_seconds", 0)
+    images, batches = state.row.get("val_images", 0), config.eval_step_per_epoch
+    images = images if batches < 0 else min(images, batches * config.eval_batch_size * rank.world_size)
+    seconds = steps * state.pace.seconds_per_step + evaluations * images / state.row.get("val_images_per_s", 1)
     return (f"dry run: ok; {sum(array.size for array in arrays.values()):,} parameters, {2e-9 * products:.3g} GFLOP "
             f"per image (forward), peak memory {peak}, {1000 * state.pace.seconds_per_step:.1f} ms per step; the whole "
             f"run of {steps:,} steps takes about {timedelta(seconds=round(seconds))} (h:mm:ss)")

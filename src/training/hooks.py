@@ -210,7 +210,7 @@ class Evaluate(Hook):
         top1 = counts.top1()
         state.unevaluated = False
         state.row |= {"val_top1": top1, "val_top5": counts.topk(), "val_loss": counts.loss()}
-        state.row["val_seconds"] = len(self._reader) / (evaluation.images_per_s or math.inf)  # if it were whole
+        state.row |= {"val_images": len(self._reader), "val_images_per_s": evaluation.images_per_s or math.inf}
         if state.best_top1 is None or top1 > state.best_top1:
             # a best one that could not be saved must not keep the next one from being saved
             best = self._saver.folder / "best.ckpt"

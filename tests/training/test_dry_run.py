@@ -29,6 +29,12 @@ def test_a_dry_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, gr
     assert LOSS.findall(real.out) == LOSS.findall(done.out)
 
 
+def test_the_expected_time_is_that_of_the_images_that_are_evaluated(tmp_path, graph_mode):
+    done = run_main("train", *FLAGS, "--graph_mode=False", "--dry_run", "--mode=train_and_evaluate",
+                    "--synthetic_test_images=20000", "--eval_step_per_epoch=2", f"--ckpt_path={tmp_path / 'runs'}")
+    assert done.status == 0 and "steps takes about 0:00:" in done.out, done
+
+
 def test_a_dry_run_that_fails_or_is_stopped_leaves_nothing(tmp_path):
     runs = tmp_path / "runs"
     done = run_main("train", *FLAGS, "--dry_run", "--lr=1e30", "--warmup_epochs=0", f"--ckpt_path={runs}")

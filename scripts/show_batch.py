@@ -42,7 +42,6 @@ def show(config: Config, output: Path) -> None:
                 if label.ndim else names[label] for label in labels[:32]]
     mean, std = (np.array(values, np.float32) for values in config.preset.scaled)
     pixels = np.clip(np.round(images[:32].transpose(0, 2, 3, 1) * std + mean), 0, 255).astype(np.uint8)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output):
         contact_sheet(output, list(pixels), captions)
     print(*config.notes, f"{len(pixels)} images of the first batch are in {output}", sep="\n")
@@ -51,8 +50,7 @@ def show(config: Config, output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=Path("outputs/batch.png"),
-                        help="the image to write (outputs/batch.png)")
+    parser.add_argument("--output", type=Path, default=Path("batch.png"), help="the image to write (batch.png)")
     options, flags = parser.parse_known_args(argv)
     return run_command(lambda: show(get_config(flags, "show_batch.py"), options.output), "show_batch.py")
 

@@ -186,7 +186,8 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
     if "mstd" in (config.auto_augment or ""):
         lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")
     if config.class_weights != ("none",):
-        factors = zip(data.reader.class_names, build_loss(config, data.reader.labels).class_weights.asnumpy(), strict=True)
+        factors = build_loss(config, data.reader.labels).class_weights.asnumpy()
+        factors = zip(data.reader.class_names, factors, strict=True)
         lines.append(f"class_weights: {listed(f'{name} {factor:.3g}' for name, factor in factors)}")
     peak = config.lr_max if config.schedule == "step" else config.lr
     if config.opt == "adamw" and peak > ADAMW_PEAK:

@@ -109,7 +109,7 @@ class ExtendedOptimizer(nn.Optimizer):
         self.inner(gradients)
         if self.ema_decay:
             updates = self.inner.global_step.astype(mindspore.float32).reshape(())
-            kept = ops.minimum((1 + updates) / (10 + updates), self.ema_decay)  # TensorFlow's: first weights fade fast
+            kept = ops.minimum(1 - (1 + updates) ** (-2 / 3), self.ema_decay)  # as timm: the first weights fade fast
             for index, average in enumerate(self.averages):
                 ops.assign(average, average * kept + self.averaged[index] * (1 - kept))
 

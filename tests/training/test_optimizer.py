@@ -29,7 +29,7 @@ def updated(config: Config, weights: Arrays, steps: list[Arrays]) -> tuple[Array
         count = step // every
         norm = np.sqrt(sum(((value / every) ** 2).sum() for value in sums.values()))
         limit = min(1.0, config.clip_grad_norm / (norm + 1e-6)) if config.clip_grad_norm else 1.0
-        kept = min(config.ema_decay, (1 + count) / (10 + count))
+        kept = min(config.ema_decay, 1 - (1 + count) ** (-2 / 3))
         for name, weight in weights.items():
             gradient, sums[name] = sums[name] / every * limit, np.zeros_like(weight)
             rate = RATES[step - 1] * (config.head_lr_multiplier if name.startswith("classifier.6.") else 1)

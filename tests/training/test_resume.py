@@ -192,12 +192,12 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
     """Four steps make an update: the state of step 6 has half a sum, those of 4 and 8 are just behind an update."""
     whole = Reference(tmp_path / "whole", (
         *FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
-        "--gradient_accumulation_steps=4", "--clip_grad_norm=0.5", "--ema_decay=0.2", "--lr=0.001",
+        "--gradient_accumulation_steps=4", "--clip_grad_norm=0.5", "--ema_decay=0.5", "--lr=0.001",
         "--lr_scheduler=cosine_annealing", "--lr_step_unit=step"))
     states = [state_of(whole.folder, step) for step in range(3, 9)]
     names = [name for name in states[0] if f"average.{name}" in states[0]]
     assert HEAD in names and any(name.endswith("moving_variance") for name in names)
-    for before, after, kept in ((states[0], states[1], 2 / 11), (states[4], states[5], 0.2)):
+    for before, after, kept in ((states[0], states[1], 1 - 2 ** (-2 / 3)), (states[4], states[5], 0.5)):
         for name in names:
             np.testing.assert_allclose(after[f"average.{name}"], rtol=1e-5, atol=1e-7, err_msg=name,
                                        desired=kept * before[f"average.{name}"] + (1 - kept) * after[name])

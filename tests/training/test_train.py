@@ -306,8 +306,8 @@ def test_mindcvs_recipe_trains_with_the_tools_that_it_names(tmp_path, monkeypatc
     moments = {name.partition(".")[2]: array for name, array in state.items() if name.startswith("moments.")}
     assert math.sqrt(sum((moment**2).sum() for moment in moments.values())) == pytest.approx(1e-3, rel=1e-3)
     saved = weights_of(folder / "ckpt_0" / "0-1_1.ckpt")
-    for name, moment in moments.items():  # a share of 2 / 11 of the weights before the step
-        np.testing.assert_allclose(saved[name] - state[name], 2 / 11 * rate * moment, rtol=0, atol=1e-7)
+    for name, moment in moments.items():  # this share of the weights before the step is kept
+        np.testing.assert_allclose(saved[name] - state[name], (1 - 2 ** (-2 / 3)) * rate * moment, rtol=0, atol=1e-7)
     assert not np.array_equal(saved["classifier.6.bias"], state["classifier.6.bias"])
 
 

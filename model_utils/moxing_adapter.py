@@ -49,7 +49,10 @@ def _unzip(folder: Path, name: str) -> None:
         print(f"ModelArts: unpacking {path}", flush=True)
         try:
             with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)  # which keeps names like ../x in the folder
+                for member in archive.namelist():
+                    if not (folder / member).resolve().is_relative_to(folder.resolve()):
+                        raise UserError(f"{path}: holds {member!r}, which is outside the folder; nothing was unpacked")
+                archive.extractall(folder)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, cut short, encrypted
             raise UserError(f"{path}: cannot be unpacked: {error}") from error
     if not any(path.is_file() for path in archives):

@@ -138,6 +138,12 @@ def device_address(device_id: int) -> str:
 def server_by_flags(options: argparse.Namespace) -> ServerDevices:
     """The server and the addresses that the flags name; what they leave out is asked for on this host."""
     device_ids = device_range(options.device_num)
+    if options.visible_devices:
+        try:
+            device_ids = [int(options.visible_devices.split(",")[number]) for number in device_ids]
+        except (ValueError, IndexError):
+            raise UserError("--visible_devices: must be device ids such as 4,5,6,7, in which --device_num counts from "
+                            f"0, not {brief(options.visible_devices)}") from None
     server = options.server_ip or host_address()
     addresses = options.device_ips.split(",") if options.device_ips else list(map(device_address, device_ids))
     if len(addresses) != len(device_ids):
@@ -177,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--server_ip", help="address of the server (default: of this one)")
     parser.add_argument("--device_ips", help="its devices' addresses, by comma (default: asked for on this server)")
     parser.add_argument("--device_num", default="8", help="count, [first,end) or list of device ids (default 8)")
+    parser.add_argument("--visible_devices", default="", help="device ids by comma; --device_num then counts in them")
     parser.add_argument("--output", type=Path, help="file to write (default hccl_<ranks>p.json)")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check this table instead")
     return run_command(_run, "hccl_tools.py", parser.parse_args(argv))

@@ -20,13 +20,20 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 from model_utils.reading import read_json, whole
 from model_utils.schema import MOST_DRAWN, MOST_SIDE
 from src.utils.files import writing
 
 MOST_PIXELS = 2**30  # of a split, which is drawn in memory
-RECORD = "shapes.json"  # in a complete set: what was asked for
+RECORD = "shapes.json"  # what was asked for, and every file with its size
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Every file but the record, with its size."""
+    paths = (path for path in folder.rglob("*") if not path.is_dir() and path != folder / RECORD)
+    return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in sorted(paths)}
 
 
 def make_shapes(args: argparse.Namespace) -> bool:
@@ -38,12 +45,18 @@ def make_shapes(args: argparse.Namespace) -> bool:
     wanted["generator"] = GENERATOR
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder}: is there already and is no folder; name another one")
+    there, record = files_below(folder), {}
     if (folder / RECORD).is_file():
         record = read_json(folder / RECORD)
-        if isinstance(record, dict) and record.get("wanted") == wanted:
-            return False
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files, or a set that was made with other flags; remove it, or name "
+    with suppress(TypeError, KeyError, AttributeError):  # another record
+        if record["files"].items() <= there.items():
+            others = [f"--{name}={value}" for name, value in record["wanted"].items() if wanted.get(name) != value]
+            if not others:
+                return False
+            raise UserError(f"{folder} holds a set that was made with {' '.join(others)}; give the same, remove the "
+                            "folder, or name another one")
+    if there:
+        raise UserError(f"{folder} holds other files, such as {min(there)}, or a damaged set; remove it, or name "
                         "another folder")
     if args.layout == "cifar10" and (args.size, args.classes) != (32, 10):
         raise UserError("--layout=cifar10 has 10 classes of 32x32 pixels; others need --layout=folders")
@@ -58,7 +71,8 @@ def make_shapes(args: argparse.Namespace) -> bool:
             write_cifar10(new, **counts)
         else:
             write_folders(new, **counts, size=args.size, classes=args.classes)
-        (new / RECORD).write_text(json.dumps({"wanted": wanted}, indent=1) + "\n", encoding="utf-8")
+        record = {"wanted": wanted, "files": files_below(new)}
+        (new / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         new.rename(folder)
     return True
 

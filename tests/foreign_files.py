@@ -229,7 +229,9 @@ FORMATS: dict[str, tuple[Callable[[Arrays], Arrays], Callable[[Path, Arrays], Pa
     "MindCV": (mindcv, write_ckpt, ".ckpt"),
     "torchvision": (torchvision, write_pth, ".pth"),
     "torchvision before PyTorch 1.6": (torchvision, write_legacy_pth, ".pth"),
+    "torchvision safetensors": (torchvision, write_safetensors, ".safetensors"),
     "timm": (timm, write_safetensors, ".safetensors"),
+    "timm pth": (timm, write_pth, ".pt"),
 }
 
 

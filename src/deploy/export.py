@@ -4,6 +4,7 @@
 import inspect
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +50,12 @@ def export(config: Config) -> ModelCard:
     if "AIR" in formats and rank.device_target != "Ascend":
         raise UserError(f"file_format: AIR is written on Ascend devices only, and this is {rank.device_target}; "
                         "MINDIR works everywhere, and Ascend 310 runs it: --file_format=MINDIR")
-    target = check_target(config.file_name) if config.file_name else None
+    target = check_target(config.file_name, formats) if config.file_name else None
     log = set_up_logging()
     model = load_model(config, rank, source, for_export=True)
     config, network = model.config, model.network.set_train(False)
     folder = Path(config.output_path) if config.enable_modelarts else source.parent
-    target = target or check_target(str(folder / config.network))
+    target = target or check_target(str(folder / config.network), formats)
     for line in (*config.notes, *rank.notes, describe_model(config, network), *model.report):
         log.info(line)
     weight_bytes = sum(parameter.nbytes for parameter in network.get_parameters())
@@ -90,13 +91,16 @@ def export(config: Config) -> ModelCard:
     return card
 
 
-def check_target(name: str) -> Path:
+def check_target(name: str, formats: Sequence[str]) -> Path:
     """The path of the files without their ending. UserError for one that cannot be written."""
     target = Path(name)
     if name.endswith("/") or target.is_dir() or target.name == "..":
         raise UserError(f"file_name: {name} is a folder; name the files in it, such as {target / 'vgg16'}")
     if target.suffix.lower() in SUFFIXES.values():
         target = target.with_suffix("")
+    for suffix in (*(SUFFIXES[item] for item in formats), ".json"):
+        if (path := target.with_name(target.name + suffix)).is_dir():
+            raise UserError(f"file_name: {path} is a folder; give another name")
     find_card(target.with_name(f"{target.name}.mindir"))  # NAME.json may belong to something else
     return target
 

@@ -8,8 +8,8 @@ import csv
 import io
 import json
 import math
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -149,9 +149,13 @@ def check_request(config: Config) -> None:
     if config.save and (Path(config.save).suffix.lower() not in (".csv", ".json") or Path(config.save).is_dir()):
         raise UserError(f"save: {config.save} must be a file that ends in .csv or .json")
     save_folder = config.save and Path(config.save).absolute().parent
-    for folder in filter(None, (config.annotate, config.time_dir, config.result_dir, save_folder)):
-        if not os.access(make_folder(Path(folder)), os.W_OK):
-            raise UserError(f"{folder}: nothing can be written there")
+    for key, folder in (("annotate", config.annotate), ("time_dir", config.time_dir),
+                        ("result_dir", config.result_dir), ("save", save_folder)):
+        try:
+            if folder:
+                tempfile.TemporaryFile(dir=make_folder(Path(folder))).close()
+        except OSError as error:
+            raise UserError(f"{key}: nothing can be written in {folder}: {error.strerror}") from None
 
 
 def check_outputs(config: Config, items: Sequence[Item]) -> None:

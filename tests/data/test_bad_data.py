@@ -4,12 +4,14 @@
 Images that cannot be decoded: a run ends with their names, or goes on without them and says so.
 """
 
+import struct
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import (
+    CLASSES,
     encode_example,
     eval_batches,
     frame,
@@ -18,6 +20,7 @@ from helpers import (
     train_here,
     write_image,
     write_mindrecord,
+    write_tfrecords,
 )
 
 from model_utils.config import get_config
@@ -78,6 +81,17 @@ def test_a_wrong_line_of_a_list(copy_of, line, said):
 def test_a_damaged_file(copy_of, name, damage, said):
     damage(copy_of(name))
     check_refused(said)
+
+
+def test_a_wrong_checksum_of_an_image_is_found_when_it_is_read(copy_of):
+    path = copy_of("tfrecord") / "train-00001-of-00003"
+    content = bytearray(path.read_bytes())
+    size = struct.unpack("<Q", content[:8])[0]
+    content[12 + size + 4 + 12 + 60] ^= 1  # in the second record
+    path.write_bytes(content)
+    outcome = train_here()
+    assert outcome.status == 2 and "data/train-00001-of-00003: record 1 has a wrong checksum" in outcome.err
+    assert "on_bad_image=skip" in outcome.err and "Traceback" not in outcome.err
 
 
 def example(**features: bytes | int) -> bytes:
@@ -208,6 +222,24 @@ def test_skipping_is_refused_with_several_devices_or_data_sinking(formats):
     with pytest.raises(UserError, match="--dataset_sink_mode=False"):
         build_train_data(config, Rank(0, 1, 1, "Ascend"))
     build_train_data(config, Rank(0, 1, 1, "CPU"))  # where nothing is sunk anyway
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "mindrecord"])
+def test_broken_images_in_records_are_named_and_replaced_too(copy_of, tmp_path, kind):
+    folders, packed = copy_of("folder"), tmp_path / kind
+    (folders / "train/ant/image 07.png").write_bytes(b"no image")
+    if kind == "tfrecord":
+        write_tfrecords(folders, packed, shards=1)
+    else:
+        rows = [{"image": path.read_bytes(), "label": label} for label, name in enumerate(CLASSES)
+                for path in sorted((folders / "train" / name).iterdir())]
+        write_mindrecord(packed, rows, image="bytes", label="int32")
+    config = photo_config(packed)
+    reader = build_reader(config, "train")
+    with pytest.raises(UserError, match=r"(record|row) 7: cannot be decoded"), naming_bad_images(reader):
+        train_batches(config, reader)
+    images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
+    assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
 
 
 def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):

@@ -48,11 +48,17 @@ from src.dataset import create_dataset
 pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
 TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])
 PACKED = ("list", "tfrecord", "mindrecord")
+every_format = pytest.mark.parametrize("name", ["folder", *PACKED])
 packed_format = pytest.mark.parametrize("name", PACKED)
 
 
 def read(data_dir: Path, split: str = "train", *flags: str):
     return build_reader(photo_config(data_dir, *flags), split)
+
+
+def greys(rows) -> list[int]:
+    """The numbers of the coloured images in these batches."""
+    return [round(float(image.mean()) / 10) for images, _ in rows for image in images]
 
 
 def cifar_config(folder, *flags):
@@ -153,7 +159,8 @@ def test_a_global_batch_has_the_same_images_for_any_number_of_ranks(cifar):
         return [sorted(data for rank in ranks for data in as_bytes(rank[step][0])) for step in range(len(ranks[0]))]
 
     one_rank = global_batches(1)
-    assert len(set(map(bytes, cifar.train.images))) == TRAIN_COUNT  # so that sets of them count right
+    # no two images are the same, so that sets of them count right
+    assert len(set(map(bytes, (*cifar.train.images, *cifar.test.images)))) == TRAIN_COUNT + TEST_COUNT
     seen = sum(one_rank, [])
     assert len(seen) == len(set(seen)) and set(seen) <= {image.tobytes() for image in cifar.train.images}
     assert one_rank == global_batches(2) == global_batches(3)
@@ -239,10 +246,27 @@ def test_cifar_records_and_what_is_packed_of_them_give_the_same_batches(tmp_path
     assert len(found[0]) == 8 and same(*found)
 
 
+# Exactly once
+
+
+@every_format
+def test_every_rank_trains_on_as_many_and_evaluates_its_own(formats, name):
+    config = photo_config(formats[name], "--batch_size=3", "--augment=False")
+    reader, test = build_reader(config, "train"), build_reader(config, "test")
+    for world_size in (1, 2, 3):
+        ranks = [Rank(rank, world_size, 1) for rank in range(world_size)]
+        trained = [greys(train_batches(config, reader, rank)) for rank in ranks]
+        steps = TRAIN // (3 * world_size)
+        assert {len(rank) for rank in trained} == {3 * steps}
+        assert len({number for rank in trained for number in rank}) == 3 * steps * world_size
+        evaluated = [greys(eval_batches(config, test, rank)) for rank in ranks]
+        assert sorted(number for rank in evaluated for number in rank) == list(range(VAL))
+
+
 # Found by itself
 
 
-@pytest.mark.parametrize("name", ["folder", *PACKED])
+@every_format
 def test_the_format_is_found_and_said(formats, name):
     for split in ("train", "test"):
         found, asked = read(formats[name], split), read(formats[name], split, f"--dataset_format={name}")
@@ -335,7 +359,7 @@ def test_a_list_takes_spaces_tabs_and_paths_from_either_folder_or_absolute_ones(
         f"\ufefftrain/my cat/a b.png 0\r\n\r\ntrain/my cat/a b.png\t2\ndog/c.png   1\n./train/dog/c.png 1\n"
         f"{absolute} 1".encode())
     reader = read(tmp_path)
-    assert reader.file(4) == absolute
+    assert "1 of its images are in other folders" in reader.source and reader.file(4) == absolute
     assert reader.labels.tolist() == [0, 2, 1, 1, 1]
     assert [reader.name(index).rsplit(":")[-1] for index in range(5)] == ["1)", "3)", "4)", "5)", "6)"]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from model_utils.config import get_config
 from src.data.formats import build_reader
-from src.data.shapes import SHAPE_NAMES, draw_shapes, draw_splits
+from src.data.shapes import SHAPE_NAMES, draw_shapes, draw_splits, write_cifar10
 
 
 def test_bytes_are_the_same_everywhere():
@@ -19,21 +19,28 @@ def test_bytes_are_the_same_everywhere():
     assert digest == "fa704b6d5a4623d404a35613f1f66b7d26d2be6f5c7f931d1da345500eae1173"
 
 
-def test_command_leaves_a_complete_set_alone_and_refuses_another_one(tmp_path):
-    folder = tmp_path / "a folder" / "shapes"
-    command = "scripts.make_shapes", folder, "--train=23", "--test=7"
-    assert "written to" in run_main(*command).out
-    for split, (images, labels) in draw_splits(23, 7, seed=1).items():
-        reader = build_reader(get_config([f"--data_dir={folder}"]), split)
+def test_records_read_back_byte_for_byte(tmp_path):
+    write_cifar10(tmp_path, train_count=23, test_count=7, seed=5)
+    for split, (images, labels) in draw_splits(23, 7, seed=5).items():
+        reader = build_reader(get_config([f"--data_dir={tmp_path}"]), split)
         assert reader.labels.tolist() == labels.tolist() and reader.class_names == SHAPE_NAMES
         assert all(np.array_equal(reader.read(index), image) for index, image in enumerate(images))
-    assert len(list(folder.rglob("*.*"))) == 8  # with shapes.json; nothing temporary is left
+    assert len(list(tmp_path.rglob("*.*"))) == 7  # nothing temporary is left
+
+
+def test_command_leaves_a_complete_set_alone_and_refuses_a_broken_one(tmp_path):
+    folder = tmp_path / "a folder" / "shapes"
+    command = "scripts.make_shapes", folder, "--train=20", "--test=5"
+    assert "written to" in run_main(*command).out
     batch = folder / "cifar-10-batches-bin" / "data_batch_1.bin"
     written_at = batch.stat().st_mtime_ns
     assert "are in" in run_main(*command).out
     assert batch.stat().st_mtime_ns == written_at
     other = run_main(*command[:2], "--train=30", "--test=5", "--seed=2")
-    assert other.status == 2 and "made with other flags" in other.err
+    assert other.status == 2 and "made with --train=20 --seed=1;" in other.err
+    batch.write_bytes(batch.read_bytes()[:-1])
+    refused = run_main(*command)
+    assert refused.status == 2 and "damaged" in refused.err
     assert [path.name for path in folder.parent.iterdir()] == ["shapes"]
 
 

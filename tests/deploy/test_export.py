@@ -77,22 +77,30 @@ def test_without_a_name_files_get_that_of_the_network_and_go_to_the_checkpoint(c
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Deployed, tmp_path, monkeypatch):
-    good = cifar_model.checkpoint
+    content = bytearray(cifar_model.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged, good = tmp_path / "damaged.ckpt", cifar_model.checkpoint
+    damaged.write_bytes(content)
     (tmp_path / "package.json").write_text('{"name": "mine", "version": 1}')  # not a card: must not be overwritten
+    (tmp_path / "folder.mindir").mkdir()
     new, before = tmp_path / "new" / "x", sorted(tmp_path.iterdir())
 
-    def refused(name: Path, *flags: str) -> str:
-        done = export(good, name, *flags)
+    def refused(checkpoint: Path, name: Path, *flags: str) -> str:
+        done = export(checkpoint, name, *flags)
         assert done.status == 2 and "Traceback" not in done.err, done
         assert [path for path in sorted(tmp_path.rglob("*")) if path != new.parent] == before
         return done.err
 
     for flag, words in (("--file_format=MINDIR,AIR", "file_format: AIR"), ("--dynamic_batch", "dynamic_batch"),
                         ("--num_classes=5", "--num_classes says 5"), ("--image_size=64", "image_size")):
-        assert words in refused(new, flag)
-    assert "package.json" in refused(tmp_path / "package")
+        assert words in refused(good, new, flag)
+    assert "package.json" in refused(good, tmp_path / "package")
+    assert "is a folder" in refused(good, tmp_path)
+    assert "folder.mindir is a folder" in refused(good, tmp_path / "folder")
+    for checkpoint in (damaged, tmp_path / "absent.ckpt"):
+        assert checkpoint.name in refused(checkpoint, new)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
-    assert "1 MiB free" in refused(new)
+    assert "1 MiB free" in refused(good, new)
 
 
 def test_the_network_is_computed_on_the_cpu_beside_a_card(tmp_path, monkeypatch):

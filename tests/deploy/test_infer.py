@@ -159,7 +159,9 @@ def test_what_cannot_be_answered_is_refused(cifar_model: Deployed, copied, image
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for words, *flags in (
             ("input: ", model, "--input=absent.jpg"), ("input: ", model, f"--input={tmp_path / 'empty.txt'}"),
-            ("save: ", model, source, "--save=x.xls"), ("num_classes: ", model, source, "--num_classes=5"),
+            ("save: ", model, source, "--save=x.xls"), ("save: ", model, source, "--save=/proc/x.csv"),
+            ("engine: ", model, source, "--engine=lite"), ("num_classes: ", model, source, "--num_classes=5"),
+            ("num_classes: ", f"--model_path={cifar_model.checkpoint}", source, "--num_classes=5"),
             ("annotate: ", model, f"--input={tmp_path / 'photos'}", f"--annotate={tmp_path / 'photos'}"),
             ("is read", f"--model_path={copied}", source, f"--save={copied.with_suffix('.json')}"),
             ("result_dir: ", model, f"--input={prepared}", f"--result_dir={prepared}"),

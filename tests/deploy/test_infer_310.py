@@ -40,6 +40,18 @@ def counts(folder: Path) -> tuple[int, int, int]:
     return top1, topk, total
 
 
+def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
+    (tmp_path / "the data").symlink_to(cifar_model.data)
+    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", "../the data", "y", ENGINE="mindspore")
+    assert done.returncode == 0, done.stderr
+    assert counts(tmp_path / "w") == cifar_model.counts
+    for words in ("'acc': 0.", f"mindspore runs {cifar_model.mindir}"):
+        assert words in done.stdout
+    assert len(list((tmp_path / "w" / "result_Files").glob("*_0.bin"))) == cifar_model.counts[2]
+    times = (tmp_path / "w" / "time_Result" / "test_perform_static.txt").read_text()
+    assert f"infer_count {cifar_model.counts[2]}\n" in times
+
+
 def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deployed, without_mindspore, tmp_path):
     """Inputs and labels of one call belong together, whatever their folder is called."""
     here, expected, prepared = tmp_path / "w", cifar_model.counts, tmp_path / "w" / "preprocess_Result"
@@ -84,6 +96,21 @@ def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, t
                   ENGINE="lite")
     assert done.returncode == 0, done.stderr
     assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
+
+
+def test_bad_arguments(cifar_model: Deployed, tmp_path):
+    onnx, data = cifar_model.onnx, cifar_model.data
+    for *args, message in (("absent.mindir", "cifar10", data, "y", "MODEL_PATH: there is no file absent.mindir"),
+                           (onnx, "mnist", data, "y", "DATASET_NAME: "),
+                           (onnx, "cifar10", "absent", "y", "DATASET_PATH: "),
+                           (onnx, "cifar10", data, "maybe", "NEED_PREPROCESS: "),
+                           (onnx, "cifar10", data, "n", "NEED_PREPROCESS=n: "),
+                           (onnx, "cifar10", data, "y", "-1", "DEVICE_ID: "),
+                           (onnx, "cifar10", data, "y", "--result-dir=x", "--result-dir=x: this script sets it"),
+                           (onnx, "cifar10", data, "usage: bash run_infer_310.sh")):
+        done = device(tmp_path / "w", *args)
+        assert done.returncode == 2 and message in done.stderr
+        assert not list((tmp_path / "w").iterdir())
 
 
 @pytest.mark.parametrize("script, log, status", [("preprocess", "preprocess.log", 3), ("infer", "infer.log", 7),

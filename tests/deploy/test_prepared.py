@@ -27,6 +27,17 @@ def test_inputs_follow_the_recipe_without_a_model(cifar_model: Deployed, tmp_pat
     assert labels.dtype == np.int32
 
 
+def test_inputs_of_an_earlier_call_are_removed(cifar_model: Deployed, tmp_path):
+    flags = (f"--data_dir={cifar_model.data}", "--image_size=32")
+    assert preprocess(tmp_path, *flags, "--batch_size=1").status == 0
+    assert preprocess(tmp_path, *flags, "--batch_size=30").status == 0
+    (tmp_path / "00_data" / "thesis.doc").touch()
+    before = sorted(tmp_path.rglob("*"))
+    done = preprocess(tmp_path, *flags)
+    assert done.status == 2 and "thesis.doc" in done.err
+    assert sorted(tmp_path.rglob("*")) == before and len(before) == 6  # the folder has two files and the other one
+
+
 @pytest.fixture
 def results(tmp_path) -> Path:
     """Three files of two images and one of one, seven in all; the answers for classes 1, 3 and 5 are wrong."""
@@ -69,6 +80,12 @@ def test_labels_by_name(results):
 
 
 def test_results_and_labels_that_do_not_fit_are_refused(results):
+    class Intruder:
+        """What a pickle does when it is read."""
+
+        def __reduce__(self):
+            return Path.touch, (results / "was here",)
+
     def refused(words: str, *flags: str, labels: str = "labels.npy") -> None:
         done = postprocess(results, *flags, labels=labels)
         assert done.status == 2 and words in done.err and "Traceback" not in done.err and "acc" not in done.out, done
@@ -85,6 +102,9 @@ def test_results_and_labels_that_do_not_fit_are_refused(results):
         refused(middle.name)
     middle.write_bytes(whole)
 
+    np.save(results / "pickled.npy", np.array([Intruder()], dtype=object), allow_pickle=True)
+    refused("not pickled", labels="pickled.npy")
+    assert not (results / "was here").exists()
     for text, words in (('{"a": "cat"}', "must hold labels"), ("[1.5]", "must hold labels"),
                         ('{"a.jpg": 0, "a.png": 1}', "label_dir: two images"), ("[0, 1, 2, 3, 4, 5, 10]", "label 10")):
         (results / "bad.json").write_text(text)

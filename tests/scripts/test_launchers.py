@@ -142,8 +142,8 @@ def test_addresses_are_asked_for_on_the_host(tmp_path, monkeypatch, has_tool):
     else:
         lines = (f"address_{n}=192.168.{n}.1\nnetmask_{n}=255.0.0.0\n" for n in range(8))
         hccl_tools.HCCN_CONF.write_text("".join(lines))
-    for devices, ids in ("[0,8)", range(8)), ("4,5", (4, 5)):
-        assert hccl_tools.main([f"--device_num={devices}", "--output=table.json"]) == 0
+    for flags, ids in (["--device_num=[0,8)"], range(8)), (["--device_num=[0,2)", "--visible_devices=4,5,6,7"], (4, 5)):
+        assert hccl_tools.main([*flags, "--output=table.json"]) == 0
         [server] = read_rank_table(Path("table.json")).server_list
         assert server.server_id == "10.0.0.9"
         assert [(item.device_id, item.device_ip) for item in server.device] == [(n, f"192.168.{n}.1") for n in ids]

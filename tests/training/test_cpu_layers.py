@@ -32,8 +32,13 @@ def half() -> list[np.ndarray]:
     return masks(RepeatableDropout(0.5, seed=1).set_train(), 8)
 
 
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """In units of its own standard deviation for independent masks, so that more than 4.5 is no accident."""
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1] * np.sqrt(first.size))
+
+
 def expected_mask(scrambled_seed: int, step: int, keep_below: int) -> np.ndarray:
-    """The definition, in Python's own integers. The masks never change, so how random they are was looked at once."""
+    """The definition, in Python's own integers."""
 
     def mixed(x: int) -> int:
         x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
@@ -47,9 +52,25 @@ def test_masks_are_those_of_the_definition(half):
     seed = int(np.random.SeedSequence((1,)).generate_state(1)[0])
     for step in (0, 7):
         assert np.array_equal(half[step].ravel(), expected_mask(seed, step, 2**31))
-    values = RepeatableDropout(0.2, seed=1).set_train()(ONES).asnumpy().ravel()
-    expected = expected_mask(seed, 0, round(0.8 * 2**32))
-    assert np.allclose(values, expected / 0.8) and expected.mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_keep_rate_and_scale(p):
+    cell = RepeatableDropout(p, seed=2).set_train()
+    values = np.stack([cell(ONES).asnumpy() for _ in range(4)])
+    kept = values != 0
+    assert np.allclose(values[kept], 1 / (1 - p))
+    assert abs(kept.mean() - (1 - p)) < 4.5 * np.sqrt(p * (1 - p) / kept.size)
+    rows, columns = kept.mean(axis=(0, 2)), kept.mean(axis=(0, 1))
+    assert np.abs(rows - (1 - p)).max() < 5 * np.sqrt(p * (1 - p) / (4 * 512))
+    assert np.abs(columns - (1 - p)).max() < 5 * np.sqrt(p * (1 - p) / (4 * 64))
+
+
+def test_steps_and_neighbours_are_independent(half):
+    assert max(abs(correlation(half[i], half[j])) for i in range(8) for j in range(i)) < 4.5
+    for shift in ((0, 1), (0, 2), (0, 16), (0, 256), (1, 0), (2, 0), (1, 1)):
+        found = [correlation(mask, np.roll(mask, shift, axis=(0, 1))) for mask in half]
+        assert max(map(abs, found)) < 4.5 and abs(np.mean(found)) * np.sqrt(8) < 4.5, shift
 
 
 def test_layers_ranks_and_seeds_drop_other_units(half):
@@ -58,7 +79,8 @@ def test_layers_ranks_and_seeds_drop_other_units(half):
         return [int(network.classifier[index].seed.asnumpy()) for index in (2, 5)]
 
     assert seeds(0) == seeds(0) and len({*seeds(0), *seeds(1), *seeds(0, seed=8)}) == 6
-    assert np.mean(half[0] == masks(RepeatableDropout(0.5, seed=2).set_train(), 1)[0]) == pytest.approx(0.5, abs=0.02)
+    (other,) = masks(RepeatableDropout(0.5, seed=2).set_train(), 1)
+    assert abs(correlation(half[0], other)) < 4.5
 
 
 def test_a_counter_that_is_set_continues_the_masks(half):

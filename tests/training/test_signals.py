@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT, TINY, only_folder, run_main, write_class_folders
+
+from model_utils.device_adapter import Rank
+from src.training.loop import how_to_go_on
+from src.training.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,14 @@ def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
     assert (folder / "ckpt_0" / "0-1_2.ckpt").is_file() and not (folder / "best.ckpt").exists()
     done = run_main("train", f"--resume={folder}", "--eval_step_per_epoch=5")
     assert done.status == 0 and "tot=5," in done.out and (folder / "best.ckpt").is_file(), done
+
+
+def test_a_stop_promises_only_what_was_saved(tmp_path):
+    state = TrainState(10, np.zeros(10), 1, step=5)
+    assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)
+    state.saved_step = 3
+    assert "step 3" in how_to_go_on(tmp_path, Rank(), state)
+    assert how_to_go_on(tmp_path, Rank(), state).endswith(f"\n  python train.py --resume={tmp_path}")
 
 
 def test_a_signal_before_training_ends_the_process_at_once():

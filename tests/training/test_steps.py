@@ -18,7 +18,7 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.build import amp_level, build_loss, build_model, build_network, build_train_data, sink_size
 from src.training import loop, resume
-from src.training.hooks import PlateauWarning, Progress, SaveCheckpoints
+from src.training.hooks import MetricsLog, PlateauWarning, Progress, SaveCheckpoints, Saver
 from src.training.state import Hook, RunCallback, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.signals import StopSignals
@@ -179,6 +179,19 @@ def test_classes_count_by_their_weights(flag, weights):
 # --- between the steps
 
 
+class Recorder(Hook):
+    """Notes when it is called."""
+
+    def __init__(self) -> None:
+        self.steps, self.epochs = [], []
+
+    def after_step(self, state: TrainState) -> None:
+        self.steps.append(state.step)
+
+    def after_epoch(self, state: TrainState) -> None:
+        self.epochs.append((state.epoch, state.step, list(state.losses)))
+
+
 def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_epoch: int, read_every: int = 1,
           start: int = 0) -> TrainState:
     """What MindSpore does with the callback when it reports every `per_call` steps with the last one's loss."""
@@ -194,6 +207,15 @@ def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_ep
         params.net_outputs = mindspore.Tensor(loss, mindspore.float32)
         callback.on_train_step_end(context)
     return state
+
+
+@pytest.mark.parametrize("per_call", [1, 5])
+def test_every_step_is_counted_sunk_or_not(per_call):
+    recorder = Recorder()
+    state = drive([4, 3, 2, 1], recorder, per_call=per_call, steps_per_epoch=2 * per_call)
+    assert recorder.steps == [per_call * number for number in (1, 2, 3, 4)]
+    assert recorder.epochs == [(1, 2 * per_call, [4, 3]), (2, 4 * per_call, [2, 1])]
+    assert state.epoch_losses == [3.5, 1.5] and state.step == 4 * per_call
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -227,6 +249,22 @@ def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == warnings
     assert all("warning: epoch 1 " in line and "2.303" in line and "--batch_norm=True" in line for line in lines)
+
+
+def metrics_log(folder: Path, first_step: int) -> MetricsLog:
+    return MetricsLog(config(), Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
+
+
+def metrics_rows(folder: Path) -> list[list[str]]:
+    return [row.split(",")[:3] for row in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
+    """Two runs into the same file, the first of which ended in the middle of its second epoch."""
+    drive([3, 3, 2], metrics_log(tmp_path, 0), steps_per_epoch=2)
+    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "3", "2"]]
+    drive([1], metrics_log(tmp_path, 3), steps_per_epoch=2, start=3)
+    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "4", "1"]]
 
 
 class FakeSaver:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards, files that are whole or not there, and the log of a run."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from model_utils.errors import UserError
+from model_utils.errors import UserError, run_command
 from src.utils.files import remove_unfinished, replaced_when_whole, write_atomically
 from src.utils.sampler import epoch_order, eval_shard, train_shard
 
@@ -55,6 +56,15 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     with pytest.raises(UserError, match="not a regular file"), replaced_when_whole(tmp_path / "best.ckpt") as temporary:
         temporary.touch()
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path, capsys):
+    def write() -> None:
+        with replaced_when_whole(tmp_path / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run_command(write, "infer.py") == 2
+    assert str(tmp_path / "a.json") in capsys.readouterr().err
 
 
 PROGRAM = """

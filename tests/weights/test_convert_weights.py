@@ -94,10 +94,12 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path, source):
     partial = write_pth(tmp_path / "partial.pth", arrays)
     (tmp_path / "there.ckpt").touch()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    for read, written, said in ((partial, "out.ckpt", "without layers.5.moving_mean"),
-                                (source, "there.ckpt", "--overwrite"),
-                                (source, "absent/out.ckpt", "cannot be written")):
-        outcome = convert(read, tmp_path / written)
+    for args, said in (((partial, "out.ckpt"), "without layers.5.moving_mean"),
+                       ((source, "out.onnx"), "must end in .ckpt or .safetensors"),
+                       ((source, "out.ckpt", "--names=timm"), "torchvision"), ((source, "there.ckpt"), "--overwrite"),
+                       ((source, "absent/out.ckpt"), "cannot be written"),
+                       (("absent.pth", "out.ckpt"), "no such file")):
+        outcome = convert(tmp_path / args[0], tmp_path / args[1], *args[2:])
         assert outcome.status == 2 and said in outcome.err and not outcome.out, outcome
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert convert(source, tmp_path / "there.ckpt", "--overwrite").status == 0

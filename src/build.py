@@ -130,6 +130,9 @@ def build_learning_rates(config: Config, steps: int, world_size: int = 1) -> np.
 
     `max_train_steps` cuts the schedule of `max_epoch` epochs and changes nothing else.
     """
+    if (every := config.gradient_accumulation_steps) > config.max_epoch * steps:
+        raise UserError(f"gradient_accumulation_steps: is {every}, but the whole run has {config.max_epoch * steps} "
+                        "steps: the weights would never change")
     common = {"warmup_epochs": config.warmup_epochs, "max_epoch": config.max_epoch, "steps_per_epoch": steps}
     if config.schedule == "step":
         rates = lr_steps(lr_init=config.lr_init, lr_max=config.lr_max, **common)
@@ -165,8 +168,8 @@ def build_loss(config: Config, labels: Sequence[int] | np.ndarray = ()) -> nn.Ce
     return CrossEntropy(config.smoothing, config.num_classes, weights)
 
 
-def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np.ndarray,
-                labels: Sequence[int] | np.ndarray = ()) -> mindspore.Model:
+def build_model(config: Config, rank: Rank, network: nn.Cell, loss: nn.Cell,
+                learning_rates: np.ndarray) -> mindspore.Model:
     """Network, loss, optimizer and loss scale; the last two must know the same scale."""
     if config.loss_scale == "dynamic":
         if rank.device_target == "CPU":
@@ -181,8 +184,7 @@ def build_model(config: Config, rank: Rank, network: nn.Cell, learning_rates: np
             if parameter.name.endswith(".weight"):
                 parameter.comm_fusion = 2
     optimizer = build_optimizer(config, rank, network, learning_rates, scale)
-    return mindspore.Model(network, build_loss(config, labels), optimizer, amp_level=amp_level(config, rank),
-                           loss_scale_manager=manager)
+    return mindspore.Model(network, loss, optimizer, amp_level=amp_level(config, rank), loss_scale_manager=manager)
 
 
 class LoadedModel(NamedTuple):

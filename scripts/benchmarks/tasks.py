@@ -140,7 +140,8 @@ def set_up(config: Config, *, with_data: bool = True) -> tuple[Config, Rank, Any
     data = build.build_train_data(start.config, rank) if with_data else None
     network, _ = build.build_start(start, rank)
     rates = build.build_learning_rates(start.config, data.steps_per_epoch if data else 100, rank.world_size)
-    return start.config, rank, data, network, build.build_model(start.config, rank, network, rates)
+    loss = build.build_loss(start.config, data.reader.labels if data else ())
+    return start.config, rank, data, network, build.build_model(start.config, rank, network, loss, rates)
 
 
 def bare_step(config: Config, model: mindspore.Model, steps: int) -> Callable[[], float]:

@@ -169,8 +169,8 @@ def naming_bad_images(reader: Reader, *, is_sunk: bool = False) -> Iterator[None
     """Turns an error of the reader's pipeline about an image into a UserError that names the image. The copy of it
     that MindData leaves is removed.
 
-    With sunk data the error says, after a long time-out, only that the device has waited in vain. So a thread looks for
-    a broken image when no more images are requested.
+    With sunk data the error comes after a long time-out, and says only that the device got no data. So a thread looks
+    for a broken image when no more images are requested.
     """
     there, is_over = set(_left_by_minddata()), threading.Event()
     if is_sunk and reader.tracker:

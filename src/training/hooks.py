@@ -187,7 +187,7 @@ class Evaluate(Hook):
     """Evaluates every `epochs_between_evals` epochs and after the last one, and keeps the best checkpoint."""
 
     def __init__(self, config: Config, rank: Rank, network: nn.Cell, reader: Reader, info: ModelInfo, saver: Saver,
-                 signals: StopSignals, averages: Averages = ()) -> None:
+                 signals: StopSignals, averages: Averages) -> None:
         self._config, self._rank, self._network, self._reader = config, rank, network, reader
         self._info, self._saver, self._signals, self._averages = info, saver, signals, averages
 

@@ -68,12 +68,13 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     test = build_test_reader(config, data.reader)
     network, lines = build_start(start, rank)
     learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
-    model = build_model(config, rank, network, learning_rates, data.reader.labels)
+    loss = build_loss(config, data.reader.labels)
+    model = build_model(config, rank, network, loss, learning_rates)
     state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,
                        read_every=1 if rank.device_target == "CPU" else config.log_interval,
                        pace=Pace(config.skip_steps))
     lines += note_on_test_set(data.reader, test) if test else []
-    lines += describe(config, rank, data, network)
+    lines += describe(config, rank, data, network, loss)
     run = describe_run(config, rank, data)
     if point:
         lines += resume(point, config, rank, run, model, state)
@@ -159,7 +160,7 @@ def run_epochs(data: TrainData, model: mindspore.Model, callback: RunCallback) -
             model.train(sinks, dataset, callbacks=[callback], dataset_sink_mode=True, sink_size=size)
 
 
-def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> list[str]:
+def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell, loss: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
     steps, world_size = data.steps_per_epoch, rank.world_size
     head = f", the last layer learns {config.head_lr_multiplier:g} times as fast"
@@ -168,10 +169,7 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
              f"per epoch, {rank.workers} data workers"]
     if config.head_lr_multiplier != 1 and not config.pre_trained:
         lines.append("warning: pre_trained is not given, so this trains from scratch; --pre_trained=FILE fine-tunes")
-    if (every := config.gradient_accumulation_steps) > config.max_epoch * steps:
-        raise UserError(f"gradient_accumulation_steps: is {every}, but the whole run has {config.max_epoch * steps} "
-                        "steps: the weights would never change")
-    if every > 1:
+    if (every := config.gradient_accumulation_steps) > 1:
         lines.append(f"gradient accumulation: the weights change every {every} steps, for the mean gradient of "
                      f"{every * config.batch_size * world_size} images")
     if data.sunk_steps:
@@ -185,9 +183,8 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell) -> l
         lines.append(f"color_jitter is left out: auto_augment={config.auto_augment} changes colours itself")
     if "mstd" in (config.auto_augment or ""):
         lines.append(f"auto_augment={config.auto_augment}: mstd has no effect here, the magnitude is always the same")
-    if config.class_weights != ("none",):
-        factors = build_loss(config, data.reader.labels).class_weights.asnumpy()
-        factors = zip(data.reader.class_names, factors, strict=True)
+    if loss.class_weights is not None:
+        factors = zip(data.reader.class_names, loss.class_weights.asnumpy(), strict=True)
         lines.append(f"class_weights: {listed(f'{name} {factor:.3g}' for name, factor in factors)}")
     peak = config.lr_max if config.schedule == "step" else config.lr
     if config.opt == "adamw" and peak > ADAMW_PEAK:

@@ -34,7 +34,7 @@ from src.weights.model_info import first_problem
 
 FOLDER = "resume"
 LOSSES = "run.losses"  # of the epoch in progress
-# What begins anew if a state lacks it: the count of right answers, and a dynamic loss scale.
+# Their initial values serve if a state lacks them: the count of right answers, and a dynamic loss scale.
 OPTIONAL = (CORRECT, "scale_sense", "current_iterator_step", "last_overflow_iterator_step")
 KEPT_STATES = 2
 MAIN_FILE = re.compile(r"step-(\d{8,})\.state")

@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
-from src.build import build_model, build_network
+from src.build import build_loss, build_model, build_network
 from src.training.cpu_layers import RepeatableDropout, TiledConv, use_cpu_layers
 from src.vgg import vgg16
 
@@ -192,7 +192,7 @@ RATES = np.array([0.1, 0.05, 0.02], np.float32)
 
 def optimizer_of(rank: Rank, *flags: str) -> nn.Optimizer:
     config = get_config([*TINY, "--use_nesterov", *flags])
-    return build_model(config, rank, build_network(config, CPU), RATES)._optimizer
+    return build_model(config, rank, build_network(config, CPU), build_loss(config), RATES)._optimizer
 
 
 @pytest.mark.parametrize("flags", [(), ("--head_lr_multiplier=2",)])

@@ -137,7 +137,7 @@ def test_the_head_learns_faster_by_the_multiplier(bench, tmp_path):
         mindspore.set_seed(3)
         network = build_network(config, Rank())
         before = {parameter.name: parameter.asnumpy().copy() for parameter in network.trainable_params()}
-        optimizer = build_model(config, Rank(), network, np.full(4, 0.01, np.float32))._optimizer
+        optimizer = build_model(config, Rank(), network, build_loss(config), np.full(4, 0.01, np.float32))._optimizer
         assert sorted(item.name for item in optimizer.parameters) == sorted(before)  # each in one group
         step = nn.TrainOneStepCell(nn.WithLossCell(network, build_loss(config)), optimizer).set_train()
         images = np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32)

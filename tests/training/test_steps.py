@@ -32,7 +32,7 @@ def config(*flags: str) -> Config:
 
 
 def model(*flags: str, rank: Rank = CPU) -> mindspore.Model:
-    return build_model(config(*flags), rank, build_network(config(*flags), CPU), RATES)
+    return build_model(config(*flags), rank, build_network(config(*flags), CPU), build_loss(config(*flags)), RATES)
 
 
 # --- optimizer, loss scale, precision, sinking

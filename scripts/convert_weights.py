@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="convert_weights.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN", help="weights of any of these projects, or their name in download_weights.py")
+    parser.add_argument("source", metavar="IN", help="weights of these projects, or a name such as mindcv:vgg16")
     parser.add_argument("target", metavar="OUT", type=Path, help="the new file, .ckpt or .safetensors")
     parser.add_argument("--names", choices=("ours", "torchvision", "mindcv"),
                         help="whose names OUT has (default: ours in a .ckpt, torchvision's in a .safetensors)")

@@ -30,7 +30,7 @@ WEIGHTS = {f"{project}:{file.partition('-')[0]}": f"https://{folder}/{file}" for
 
 
 def weights_file(named: str, *, retries: int = 5, timeout: int = 30) -> Path:
-    """The file that a path or the name of published weights means; those are downloaded to the cache first if needed.
+    """The file of this path or, for the name of published weights, in the cache; downloaded before if it is missing.
 
     UserError for an unknown name, and as `fetch`.
     """
@@ -38,13 +38,11 @@ def weights_file(named: str, *, retries: int = 5, timeout: int = 30) -> Path:
         return Path(named)
     if named not in WEIGHTS:
         raise UserError(f"{named}: there are no such weights; published are {', '.join(WEIGHTS)}")
-    url = WEIGHTS[named]
-    file = url.rpartition("/")[2]
-    if mirror := os.environ.get("VGG_MIRROR"):  # a folder with these files on another server
-        url = f"{mirror.rstrip('/')}/{file}"
+    folder, _, file = WEIGHTS[named].rpartition("/")
+    folder = (os.environ.get("VGG_MIRROR") or folder).rstrip("/")
     cache = os.environ.get("VGG_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vgg_mindspore")
     path = Path(os.path.expanduser(cache), file)
-    fetch(url, path, path.stem.rpartition("-")[2], retries=retries, timeout=timeout)
+    fetch(f"{folder}/{file}", path, path.stem.rpartition("-")[2], retries=retries, timeout=timeout)
     return path
 
 
@@ -55,9 +53,15 @@ def fetch(url: str, path: Path, digest: str = "", algorithm: str = "sha256", *, 
     want the same file wait for it. UserError if the server refuses, sends another file, or breaks off too often.
     """
     if path.is_file():  # people may have put it there
-        _check_digest(path, digest, algorithm)
-        return
-    _check_address(url)
+        return _check_digest(path, digest, algorithm)
+    if not re.match(r"(https?|file)://[^/@]*/", url, re.IGNORECASE):  # a password would never be sent
+        raise UserError("an address (--url, VGG_MIRROR) must begin with http://, https:// or file://, without a "
+                        "password (***@)")
+    if url.lower().startswith("file:"):
+        local = Path(url2pathname(url[7:].removeprefix("localhost")))
+        if not local.exists():
+            raise UserError(f"{url}: there is no file {local}")
+        check_regular(local, MOST_BYTES)
     part = path.with_name(f"{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +72,7 @@ def fetch(url: str, path: Path, digest: str = "", algorithm: str = "sha256", *, 
                 print(f"another process downloads {path}; waiting for it", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if path.is_file():
-                part.unlink(missing_ok=True)
-                return
+                return part.unlink(missing_ok=True)
             if not os.fstat(file.fileno()).st_nlink:  # the other process has removed it
                 raise UserError(f"{url}: another process could not download it", 1)
             try:
@@ -90,29 +93,31 @@ def _check_digest(path: Path, digest: str, algorithm: str, url: str = "") -> Non
         advice = "; it looks like a web page, as a proxy or login sends it" if content.lstrip()[:1] == b"<" else ""
         if url:
             path.unlink()
-        else:
-            advice += "; remove it"
         raise UserError(f"{url or path}: is not the file wanted: {algorithm.upper()} {found} instead of {digest}, "
-                        f"{len(content):,} bytes{advice}", 1)
-
-
-def _check_address(url: str) -> None:
-    if not re.match(r"(https?|file)://[^/@]*/", url, re.IGNORECASE):  # a password would never be sent
-        raise UserError("an address (--url, VGG_MIRROR) must begin with http://, https:// or file://, without a "
-                        "password (***@)")
-    if url.lower().startswith("file:"):
-        local = Path(url2pathname(url[7:].removeprefix("localhost")))
-        if not local.exists():
-            raise UserError(f"{url}: there is no file {local}")
-        check_regular(local, MOST_BYTES)
+                        f"{len(content):,} bytes{advice}{'' if url else '; remove it'}", 1)
 
 
 def _download(url: str, path: Path, file: BinaryIO, retries: int, timeout: int) -> None:
     """Append to `file` what it lacks. UserError if that fails once more than `retries` times."""
     print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
     for failures in range(retries + 1):
+        done = os.fstat(file.fileno()).st_size
+        headers = {"User-Agent": "vgg-mindspore"} | ({"Range": f"bytes={done}-"} if done else {})
         try:
-            return _append(url, file, timeout)
+            with urlopen(Request(url, headers=headers), timeout=timeout) as response:
+                if not (response.headers["Content-Range"] or "").startswith(f"bytes {done}-"):  # all of it
+                    done = file.truncate(0)
+                length = response.headers["Content-Length"]
+                total = done + int(length) if length else MOST_BYTES
+                if total > MOST_BYTES:
+                    raise UserError(f"{url}: has more than {MOST_BYTES:,} bytes", 1)
+                with tqdm(total=length and total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
+                    while done < total and (content := response.read1(2**16)):
+                        done += file.write(content)
+                        bar.update(len(content))
+            if not length or done == total:
+                return
+            raise ConnectionError(f"the server broke off after {done:,} of {total:,} bytes")
         except ValueError as error:
             raise UserError(f"{url}: {error}") from None
         except (OSError, HTTPException) as error:
@@ -128,27 +133,3 @@ def _download(url: str, path: Path, file: BinaryIO, retries: int, timeout: int) 
             time.sleep(min(2**failures, 30))
     raise UserError(f"{url}: {reason}\n  the same command goes on with the download; a file that was downloaded "
                     f"elsewhere is taken as {path}", 1)
-
-
-def _append(url: str, file: BinaryIO, timeout: int) -> None:
-    done = os.fstat(file.fileno()).st_size
-    headers = {"User-Agent": "vgg-mindspore"} | ({"Range": f"bytes={done}-"} if done else {})
-    with urlopen(Request(url, headers=headers), timeout=timeout) as response:
-        if not (response.headers["Content-Range"] or "").startswith(f"bytes {done}-"):  # all of it
-            file.truncate(0)
-            done = 0
-        length = response.headers["Content-Length"]
-        total = done + int(length) if length else None
-        with tqdm(total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
-            while total is None or done < total:
-                if max(total or 0, done) > MOST_BYTES:
-                    file.truncate(0)
-                    raise UserError(f"{url}: has more than {MOST_BYTES:,} bytes", 1)
-                content = response.read1(2**16)
-                if not content:
-                    break
-                file.write(content)
-                done += len(content)
-                bar.update(len(content))
-    if total and done < total:
-        raise ConnectionError(f"the server broke off after {done:,} of {total:,} bytes")

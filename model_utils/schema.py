@@ -287,7 +287,8 @@ class NetworkKeys(Keys):
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
     average_pool: bool = key(False, "pool the last feature map to 7x7, for any image size", resume="fixed")
     pre_trained: str | None = key(None, "weights to start from or to evaluate: .ckpt, .safetensors, .pth or .pt of "
-                                  "this project, the model zoo, MindCV, torchvision or timm", resume="force")
+                                  "this project, the model zoo, MindCV, torchvision or timm, or a name such as "
+                                  "torchvision:vgg16_bn", resume="force")
     pre_trained_strict: bool = key(True, "False: train even if pre_trained lacks more than the head")
     freeze: str | None = key(None, "frozen: features, classifier, or patterns such as layers.[0-9].*", resume="fixed")
 
@@ -355,7 +356,7 @@ class OutputKeys(Keys):
 class ExportKeys(Keys):
     """Export and Ascend 310"""
 
-    ckpt_file: str | None = key(None, "checkpoint to export")
+    ckpt_file: str | None = key(None, "checkpoint to export; file or name, as in pre_trained")
     file_name: str | None = key(None, "exported files, without ending; else the network's name, beside the checkpoint")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
@@ -371,7 +372,7 @@ class ExportKeys(Keys):
 class InferKeys(Keys):
     """Inference"""
 
-    model_path: str | None = key(None, "exported model (.mindir or .onnx), or a checkpoint")
+    model_path: str | None = key(None, "exported model (.mindir or .onnx), or a checkpoint as in pre_trained")
     input: str | None = key(None, "image, folder of images, list of images (.txt), or folder of prepared .bin files")
     engine: Literal["auto", "lite", "mindspore", "onnxruntime"] = key("auto", "what runs it; auto goes by its format")
     top: int = key(5, "number of classes named for each image", ge=1)

@@ -147,7 +147,7 @@ def _build_parser(program: str, *, shows_all: bool) -> argparse.ArgumentParser:
 
     parser.add_argument("--help-all", action="help", help="show all keys of this command and exit")
     parser.add_argument("-c", "--config_path", "--config", metavar="FILE", default=argparse.SUPPRESS,
-                        help="recipe, which replaces the defaults; <dataset>_config.yaml unless given")
+                        help="recipe, which replaces the defaults; that of --dataset unless given")
     sections = {group.__doc__: group.model_fields for group in GROUPS} if shows_all else {
         "common keys": first, "other keys": [name for name in Config.model_fields if name not in first]}
     for title, names in sections.items():

@@ -244,19 +244,6 @@ class DataKeys(Keys):
     synthetic_test_images: int = key(1000, "size of the generated test set", ge=1, le=MOST_DRAWN)
 
 
-class ImageKeys(Keys):
-    """Images"""
-
-    image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
-    image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
-    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
-    interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
-    resize_mode: Literal["short_side", "squash"] = key(
-        "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
-        "model zoo does", needs="dataset=imagenet2012", resume="force")
-    crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
-
-
 class AugmentKeys(Keys):
     """Augmentation of the training images"""
 
@@ -280,6 +267,19 @@ class AugmentKeys(Keys):
                         le=1000, needs="augment=True", resume="force")
     mixup_prob: float = key(1.0, "probability that a batch is mixed by mixup or cutmix", ge=0, le=1,
                             needs="mixup|cutmix", resume="force")
+
+
+class ImageKeys(Keys):
+    """Images"""
+
+    image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
+    image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
+    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
+    interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
+    resize_mode: Literal["short_side", "squash"] = key(
+        "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
+        "model zoo does", needs="dataset=imagenet2012", resume="force")
+    crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
 
 
 class NetworkKeys(Keys):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML and command line -> one frozen Config; which command reads which keys, and the help that follows from it.
-
-`python -m model_utils.config > docs/options.md` writes the page of all keys.
-"""
+"""YAML and command line -> one frozen Config. `python -m model_utils.config` prints docs/options.md."""
 
 import argparse
 import difflib
@@ -21,75 +18,11 @@ from model_utils import dialects, local_adapter
 from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.reading import brief, read_text
-from model_utils.schema import (
-    DATASETS,
-    GROUPS,
-    NOTHING_WORDS,
-    AugmentKeys,
-    Config,
-    DataKeys,
-    DeviceKeys,
-    ExportKeys,
-    ImageKeys,
-    InferKeys,
-    LossKeys,
-    ModelArtsKeys,
-    NetworkKeys,
-    OutputKeys,
-    RunKeys,
-    ScheduleKeys,
-    short,
-    shown,
-    type_of,
-)
+from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, PROGRAMS, Config, keys_of, short, shown, type_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_YAML_BYTES = 2**18  # fifty times the longest recipe; PyYAML takes seconds for more
 MOST_YAML_LEVELS = 20
-# What a command does, the keys that its --help shows, and the groups of which it reads the others as well. All commands
-# take all keys, so that one recipe serves them.
-PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
-    "train.py": (
-        "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
-        "data_dir dataset num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler lr "
-        "warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
-        "resume dry_run",
-        (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys)),
-    "eval.py": (
-        "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
-        "pre_trained data_dir dataset dataset_format num_classes network image_size batch_size per_batch_size "
-        "interpolation resize_mode crop_pct on_bad_image eval_step_per_epoch device_target device_id "
-        "num_parallel_workers is_distributed ckpt_path",
-        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys)),
-    "export.py": (
-        "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
-        "ckpt_file file_name file_format export_batch_size dynamic_batch parity_check network num_classes image_size "
-        "dataset device_target",
-        (DeviceKeys, ImageKeys, NetworkKeys, ExportKeys)),
-    "infer.py": (
-        "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
-        "model_path input data_dir dataset top save annotate engine result_dir time_dir export_batch_size num_classes "
-        "image_size device_target device_id num_parallel_workers",
-        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys, InferKeys)),
-    "preprocess.py": (
-        "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
-        "data_dir dataset_name dataset model_path result_path batch_size per_batch_size network",
-        (DataKeys, ImageKeys)),
-    "postprocess.py": (
-        "Count how many results of an inference are right: those in --result_dir.",
-        "result_dir label_dir result_path dataset_name dataset model_path num_classes", ()),
-}
-# Keys of these groups that other commands than train.py read only if they are named above.
-TRAINING = ("amp_level dataset_sink_mode sink_size on_bad_image batch_size per_batch_size buffer_size initialize_mode "
-            "synthetic_train_images has_dropout dropout_rate pre_trained pre_trained_strict freeze")
-
-
-def keys_of(program: str) -> list[str]:
-    """The keys that a command reads, in the order of the schema. Scripts that are not in the table may read any."""
-    _, common, groups = PROGRAMS.get(program, ("", "", GROUPS))
-    read = {name for group in (*groups, ModelArtsKeys) for name in group.model_fields}
-    read -= {*TRAINING.split()} if program in PROGRAMS and program != "train.py" else set()
-    return [name for name in Config.model_fields if name in read.union(common.split())]
 
 
 def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
@@ -160,8 +93,9 @@ def _build_parser(program: str, *, shows_all: bool) -> argparse.ArgumentParser:
                     name in (read if shows_all else first))
     section = parser.add_argument_group("Names that other projects use")
     for name, alias in ALIASES.items():
-        add(section, name, "VALUE", _meaning(alias), "True" if alias.is_switch else None,
-            shows_all and (not isinstance(alias.meaning, str) or alias.meaning in read))
+        text = _meaning(alias)
+        is_read = not {*re.findall(r"\w+", text)}.isdisjoint(read)
+        add(section, name, "VALUE", text, "True" if alias.is_switch else None, shows_all and is_read)
     for name, reason in IGNORED.items():
         add(section, name, "VALUE", f"has no effect: {reason}", None, shows_all)
     return parser
@@ -184,7 +118,8 @@ def options_page() -> str:
     read = {program: keys_of(program) for program in PROGRAMS}
     lines = ["# All keys", "", "<!-- written by `python -m model_utils.config > docs/options.md` -->", "",
              "Each key is a flag (`--max_epoch=3`) and a line of a YAML file (`max_epoch: 3`); flags win. A bare flag "
-             "of the type BOOL means True. `none` stands for no value. LIST is values with commas between them."]
+             "of the type BOOL means True. `none` stands for no value. LIST is values with commas between them. The "
+             "recipe of the data set (`<dataset>_config.yaml`) replaces some of these defaults."]
     for group in GROUPS:
         lines += ["", f"## {group.__doc__}", "", "| key | type | default | what it does | read by |",
                   "| --- | --- | --- | --- | --- |"]
@@ -198,7 +133,7 @@ def options_page() -> str:
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
     """What was given, as text, by our spelling of its name."""
-    items = [re.sub(r"^(-[bj])=?(?=\d)", lambda short: dialects.SHORT[short[1]] + "=", dialects.SHORT.get(item, item))
+    items = [re.sub(r"^(-[bj])=?(?=\d)", lambda found: dialects.SHORT[found[1]] + "=", dialects.SHORT.get(item, item))
              for item in argv]  # -b 8, -b8
     items = [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), item) for item in items]
     parser = _build_parser(program, shows_all="--help_all" in items)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
+"""Every key of the project: its type, range, default and help, in groups; and which command reads it."""
 
 import re
 from types import NoneType
@@ -411,6 +411,42 @@ class ModelArtsKeys(Keys):
 
 GROUPS = (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys,
           ExportKeys, InferKeys, PreparedKeys, ModelArtsKeys)
+# What a command does, the keys that its --help shows, and the groups of which it reads the others as well. All commands
+# take all keys, so that one recipe serves them.
+PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "train.py": (
+        "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
+        "data_dir dataset num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler lr "
+        "warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
+        "resume dry_run",
+        (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys)),
+    "eval.py": (
+        "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
+        "pre_trained data_dir dataset dataset_format num_classes network image_size batch_size per_batch_size "
+        "interpolation resize_mode crop_pct on_bad_image eval_step_per_epoch device_target device_id "
+        "num_parallel_workers is_distributed ckpt_path",
+        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys)),
+    "export.py": (
+        "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
+        "ckpt_file file_name file_format export_batch_size dynamic_batch parity_check network num_classes image_size "
+        "dataset device_target",
+        (DeviceKeys, ImageKeys, NetworkKeys, ExportKeys)),
+    "infer.py": (
+        "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
+        "model_path input data_dir dataset top save annotate engine result_dir time_dir export_batch_size num_classes "
+        "image_size device_target device_id num_parallel_workers",
+        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys, InferKeys)),
+    "preprocess.py": (
+        "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
+        "data_dir dataset_name dataset model_path result_path batch_size per_batch_size network",
+        (DataKeys, ImageKeys)),
+    "postprocess.py": (
+        "Count how many results of an inference are right: those in --result_dir.",
+        "result_dir label_dir result_path dataset_name dataset model_path num_classes", ()),
+}
+# Keys of these groups that other commands than train.py read only if they are named above.
+TRAINING = ("amp_level dataset_sink_mode sink_size on_bad_image batch_size per_batch_size buffer_size initialize_mode "
+            "synthetic_train_images has_dropout dropout_rate pre_trained pre_trained_strict freeze")
 
 
 def keys_for_resume(kind: Literal["fixed", "force"]) -> tuple[str, ...]:
@@ -537,9 +573,9 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         return "exponential" if self.lr_scheduler == "multi_step" else self.lr_scheduler
 
 
-TYPES = {"pre_trained": "FILE", "resume": "DIR", "file_name": "FILE", "label_dir": "FILE", "model_path": "FILE",
-         "input": "PATH", "save": "FILE", "annotate": "DIR"}  # that the names of the keys do not tell
-TYPES_BY_ENDING = {"dir": "DIR", "path": "DIR", "file": "FILE", "url": "URL"}
+TYPES = {"dir": "DIR", "path": "DIR", "file": "FILE", "url": "URL", "pre_trained": "FILE", "resume": "DIR",
+         "file_name": "FILE", "label_dir": "FILE", "model_path": "FILE", "input": "PATH", "save": "FILE",
+         "annotate": "DIR"}  # of texts, by the name of the key or its last word
 
 
 def type_of(name: str) -> str:
@@ -551,4 +587,12 @@ def type_of(name: str) -> str:
     if get_origin(kind) is tuple:
         return "LIST"
     number = next((part.__name__.upper() for part in (bool, int, float) if part in parts), None)
-    return number or TYPES.get(name) or TYPES_BY_ENDING.get(name.rpartition("_")[2], "TEXT")
+    return number or TYPES.get(name) or TYPES.get(name.rpartition("_")[2], "TEXT")
+
+
+def keys_of(program: str) -> list[str]:
+    """The keys that a command reads, in the order of the schema. Scripts that are not in the table may read any."""
+    _, common, groups = PROGRAMS.get(program, ("", "", GROUPS))
+    read = {name for group in (*groups, ModelArtsKeys) for name in group.model_fields}
+    read -= {*TRAINING.split()} if program in PROGRAMS and program != "train.py" else set()
+    return [name for name in Config.model_fields if name in read.union(common.split())]

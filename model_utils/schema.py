@@ -377,6 +377,8 @@ class InferKeys(Keys):
     top: int = key(5, "number of classes named for each image", ge=1)
     save: str | None = key(None, "write the predictions here, as .csv or .json")
     annotate: str | None = key(None, "folder for the images with their predictions drawn on them")
+    explain: bool = key(False, "draw where the image speaks for the answer (Grad-CAM) beside it, in the folder of "
+                               "annotate or else in ./predictions; for checkpoints")
 
 
 class ModelArtsKeys(Keys):

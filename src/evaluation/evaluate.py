@@ -47,7 +47,9 @@ class Evaluation(NamedTuple):
 
     counts: Counts
     images_per_s: float
-    wrong: list[tuple[float, int, int]]  # of this rank, most confident first: probability, number of the image, answer
+    # Of this rank, most confident first: probability, number of the image, answer. `evaluate` counts only the images that
+    # it could read.
+    wrong: list[tuple[float, int, int]]
 
 
 # --- one network
@@ -120,11 +122,11 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
     if evaluation is None:
         return None
     lost = report_lost(reader, "in the evaluation", "not counted", rank) if config.on_bad_image != "error" else []
+    read = np.setdiff1d(eval_shard(len(reader), rank=rank.rank, world_size=rank.world_size), lost)
+    evaluation = evaluation._replace(wrong=[(share, int(read[place]), answer)
+                                            for share, place, answer in evaluation.wrong])
     if rank.rank == 0:
         counts = evaluation.counts
-        read = np.setdiff1d(eval_shard(len(reader), rank=0, world_size=rank.world_size), lost)
-        evaluation = evaluation._replace(wrong=[(share, int(read[place]), answer)
-                                                for share, place, answer in evaluation.wrong])
         if not config.photos:
             get_logger().info("result: {'acc': %.4f}", counts.top1())  # the line that CIFAR-10 users know
         for k, correct in ((1, counts.top1_correct), (5, counts.topk_correct)):

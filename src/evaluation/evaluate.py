@@ -47,8 +47,8 @@ class Evaluation(NamedTuple):
 
     counts: Counts
     images_per_s: float
-    # Of this rank, most confident first: probability, number of the image, answer. `evaluate` counts only the images that
-    # it could read.
+    # Of this rank, most confident first: probability, number of the image, answer. `evaluate` counts the images
+    # that it could read.
     wrong: list[tuple[float, int, int]]
 
 

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A table of the training runs below a folder, by default ./outputs: one line for each, the newest last.
+"""A table of the training runs below a folder, the newest last.
 
     python scripts/runs.py outputs --sort=accuracy
 
-Reads config.yaml and metrics.csv of each run folder. Accuracy is the best one on the test set, time is that of all
-epochs together without their evaluations.
+Accuracy is the best one on the test set, time that of all epochs without their evaluations.
 """
 
 import sys
@@ -32,38 +31,36 @@ from src.utils.files import printable
 COLUMNS = ("date", "network", "data", "epochs", "accuracy", "time", "path")
 
 
-def read_run(folder: Path) -> tuple[Any, ...] | None:
-    """The values of the columns; None for what is no training run, or damaged."""
+def read_run(folder: Path) -> list[Any]:
+    """The values of the columns, and the cells to print; nothing for what is no run, or damaged."""
+    rows: list[dict[str, str]] = []
     with suppress(Exception):  # of every kind, for whatever else the files hold
         settings = yaml.load(read_text(folder / "config.yaml"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        date, rows = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime), []
+        date = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime)
         with suppress(ValueError):
             date = datetime.strptime(folder.name, "%Y%m%d_%H%M%S")  # a resumed run has a new config.yaml
-        if (folder / "metrics.csv").exists():
+        with suppress(FileNotFoundError):  # before the end of the first epoch
             rows = list(csv.DictReader(read_text(folder / "metrics.csv").splitlines()))
-        elif folder.name.endswith("_eval"):
-            return None
-        epochs = int(rows[-1]["epoch"]) if rows else 0, int(settings["max_epoch"])
-        accuracy = max((float(row["val_top1"] or 0) for row in rows), default=0.0)
+        done, planned = int(rows[-1]["epoch"]) if rows else 0, int(settings["max_epoch"])
+        best = max((float(row["val_top1"] or 0) for row in rows), default=0.0)
         time = timedelta(seconds=round(sum(float(row["seconds"]) for row in rows)))
-        return date, str(settings["network"]), str(settings["dataset"]), epochs, accuracy, time, folder
-    return None
+        names = str(settings["network"]), str(settings["dataset"])
+        cells = f"{done}/{planned}", f"{best:.2%}" if best else "-", str(time), printable(folder)
+        return [(date, *names, done, best, time, folder), (f"{date:%Y-%m-%d}", *names, *cells)]
+    return []
 
 
 def show_runs(root: Path, sort: str) -> None:
     """Print the table. UserError if there is nothing to show."""
-    runs = [run for path in root.rglob("config.yaml") if (run := read_run(path.parent))]
+    folders = [path.parent for path in root.rglob("config.yaml") if not path.parent.name.endswith("_eval")]
+    runs = sorted(filter(None, map(read_run, folders)), key=lambda run: (run[0][COLUMNS.index(sort)], run[0][0]))
     if not runs:
         raise UserError(f"{root}: there is no run folder here or below" if root.is_dir() else
                         f"{root}: there is no such folder; name the one that --ckpt_path of train.py names")
-    runs.sort(key=lambda run: (run[COLUMNS.index(sort)], run[0]))
-    table = [COLUMNS]
-    for date, network, data, (done, planned), accuracy, time, folder in runs:
-        table.append((f"{date:%Y-%m-%d}", network, data, f"{done}/{planned}", f"{accuracy:.2%}" if accuracy else "-",
-                      str(time), printable(folder)))
+    table = [COLUMNS, *(cells for _, cells in runs)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

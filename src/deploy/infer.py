@@ -112,8 +112,7 @@ def infer(config: Config) -> list[Prediction]:
             image, guesses = Image.fromarray(item.load()), [guess._replace(name=names[guess.index])
                                                             for guess in found[0].guesses]
             if config.explain:
-                seen = prepare(np.asarray(image), model.config.preset, photos=photos)
-                image = beside(image, overlay(seen, engine.heat(seen[None], guesses[0].index), model.config.preset))
+                image = explained(image, engine, guesses[0].index, model.config.preset, photos=photos)
             out = Path(config.annotate, f"{drawn[item.name]}.jpg")
             annotate(image, list(map(str, guesses)), font).save(out)
             if len(captions) < SHEET_IMAGES:
@@ -278,20 +277,16 @@ def best_guesses(logits: np.ndarray, class_names: Sequence[str], top: int) -> tu
     return tuple(Guess(int(index), class_names[index], float(probabilities[index])) for index in order)
 
 
-def overlay(seen: np.ndarray, heat: np.ndarray, preset: Preset) -> Image.Image:
-    """The input of the network as an image, coloured from blue to red by how much a place speaks for the answer."""
+def explained(image: Image.Image, engine: CellEngine, index: int, preset: Preset, *, photos: bool) -> Image.Image:
+    """The image, and beside it what the network gets of it, redder the more a place speaks for this class."""
+    seen = prepare(np.asarray(image), preset, photos=photos)
     mean, std = (np.array(values, np.float32) for values in preset.scaled)
     pixels = np.clip(seen.transpose(1, 2, 0) * std + mean, 0, 255)
-    heat = cv2.resize(heat, pixels.shape[1::-1])
+    heat = cv2.resize(engine.heat(seen[None], index), pixels.shape[1::-1])[..., None]
     colours = cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET)[..., ::-1]
-    share = 0.6 * np.sqrt(heat)[..., None]
-    return Image.fromarray(np.uint8(pixels * (1 - share) + colours * share))
-
-
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Both in one image, of the height of the left one."""
-    right = right.resize((max(1, right.width * left.height // right.height), left.height))
-    return Image.fromarray(np.hstack([left, right]))
+    pixels += 0.6 * np.sqrt(heat) * (colours - pixels)
+    width = max(1, round(image.height * pixels.shape[1] / pixels.shape[0]))
+    return Image.fromarray(np.hstack([image, Image.fromarray(np.uint8(pixels)).resize((width, image.height))]))
 
 
 def as_text(predictions: Sequence[Prediction], path: str) -> str:

@@ -47,9 +47,7 @@ class Evaluation(NamedTuple):
 
     counts: Counts
     images_per_s: float
-    # Of this rank, most confident first: probability, number of the image, answer. `evaluate` counts the images
-    # that it could read.
-    wrong: list[tuple[float, int, int]]
+    wrong: list[tuple[float, int, int]]  # this rank's most confident mistakes: probability, number of the image, answer
 
 
 # --- one network
@@ -60,8 +58,8 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
 
     Each rank ends after `eval_step_per_epoch` batches if that is not -1. UserError on every rank for an image that
-    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left. None on every rank
-    if one of them receives a signal.
+    cannot be read; those that `on_bad_image` skips are not counted, not even in the numbers of `wrong`, and at least
+    one must be left. None on every rank if one of them receives a signal.
     """
     dataset = create_eval_dataset(config, reader, rank)  # None for a rank without images
     batches = ceil(len(reader) / rank.world_size / config.eval_batch_size)  # of the rank with the most images
@@ -83,8 +81,8 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
                 logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
                 first = counts.seen
                 answers, shares = counts.update(logits[:len(labels)].astype(np.float32), labels)
-                rows_wrong = np.flatnonzero((answers != labels) & (shares > 0))  # NaN is not
-                wrong += zip(shares[rows_wrong].tolist(), first + rows_wrong, answers[rows_wrong].tolist(), strict=True)
+                wrong += [(float(shares[row]), first + row, int(answers[row]))
+                          for row in np.flatnonzero((answers != labels) & (shares > 0))]  # NaN is not
                 wrong = sorted(wrong, key=lambda item: -item[0])[:MOST_WRONG]
                 if start_s is None:
                     start_s = time.perf_counter()
@@ -151,13 +149,12 @@ def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> list[int]:
 
 def log_classes(counts: Counts, class_names: Sequence[str]) -> None:
     """A table of all classes or, of more than 20, of the five with the lowest F1; the mean of all classes last."""
-    scores = counts.class_scores()
-    shown = range(len(class_names))
+    scores, shown = counts.class_scores(), range(len(class_names))
     if len(shown) > MOST_ROWS:
         shown = np.argsort(scores[:, 2], kind="stable")[:5]  # those without images are last
         get_logger().info("the 5 of %d classes with the lowest F1:", len(class_names))
-    rows = [(*scores[index], counts.class_total[index], class_names[index]) for index in shown]
     get_logger().info("precision  recall  F1      images  class")
+    rows = [(*scores[index], counts.class_total[index], class_names[index]) for index in shown]
     for *row, images, name in (*rows, (*np.nanmean(scores, axis=0), counts.seen, "macro average")):
         get_logger().info("%-9s  %-6s  %-6s  %6d  %s", *_four_digits(row, "-"), images, name)
 
@@ -195,8 +192,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 def draw_wrong(out: Path, wrong: Sequence[tuple[float, int, int]], reader: Reader) -> None:
     """The images of these mistakes, each with the answer and its probability, the true class and the file."""
     files = tuple(printable(Path(reader.file(index) or f"image {index}").name) for _, index, _ in wrong)
-    names = drawable(reader.class_names)[1]
-    images, captions = [], []
+    names, images, captions = drawable(reader.class_names)[1], [], []
     for (share, index, answer), file in zip(wrong, drawable(files, "file")[1], strict=True):
         content = reader.read(index)
         images.append(Image.fromarray(decode(content, upright=False) if reader.encoded else content))

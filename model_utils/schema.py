@@ -38,6 +38,8 @@ DATASETS = {
                        formats=("cifar10", "list", "tfrecord", "mindrecord")),
     "cifar100": DataSet(((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), photos=False,
                         formats=("cifar100", "list", "tfrecord", "mindrecord")),
+    "photos": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,  # anybody's; ImageNet's statistics
+                      formats=("folder", "list", "tfrecord", "mindrecord")),
     "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
                             formats=("folder", "list", "tfrecord", "mindrecord")),
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
@@ -51,6 +53,7 @@ MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
 MOST_SIDE, MOST_BATCH, MOST_DRAWN = 4096, 2**16, 10**6
+MOST_CLASSES = 10**6
 LARGEST = 1e30  # of all numbers with a fraction
 NOTHING_WORDS = ("", "none", "null")
 
@@ -236,7 +239,10 @@ class DataKeys(Keys):
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
     on_bad_image: Literal["error", "replace", "skip"] = key(
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
-    num_classes: int = key(10, "number of classes", ge=2, le=10**6, resume="fixed")
+    val_split: float = key(0.0, "share of the training images kept for validation, if there are no others for it",
+                           ge=0, lt=1, resume="fixed")
+    num_classes: int = key(10, "number of classes; that of the data with dataset=photos", ge=2, le=MOST_CLASSES,
+                           resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
     per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1, le=MOST_BATCH)
     image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
@@ -244,9 +250,9 @@ class DataKeys(Keys):
     image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
     augment: bool = key(True, "random crops and flips in training", resume="force")
     scale: tuple[float, ...] = key((0.08, 1.0), "smallest,largest share of a photo's area in a random crop",
-                                   needs="dataset=imagenet2012", resume="force")
+                                   needs="dataset=photos|imagenet2012", resume="force")
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
-                                   needs="dataset=imagenet2012", resume="force")
+                                   needs="dataset=photos|imagenet2012", resume="force")
     hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
     cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
     auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
@@ -265,7 +271,7 @@ class DataKeys(Keys):
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
-        "model zoo does", needs="dataset=imagenet2012", resume="force")
+        "model zoo does", needs="dataset=photos|imagenet2012", resume="force")
     crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1, le=MOST_DRAWN)
@@ -426,6 +432,10 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     def is_flag(self, name: str) -> bool:
         return self.origin(name).startswith("-")
 
+    def is_given(self, name: str) -> bool:
+        """Whether a flag or the user's own recipe sets this key."""
+        return self.is_flag(name) or self._has_own_recipe and self.origin(name) != "default"
+
     def taking(self, values: dict[str, Any], origin: str) -> "Config":
         """The same run with these values, which are known to be valid and came from `origin`."""
         taken = self.model_copy(update=values)
@@ -444,7 +454,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                                 f"{shown(value)}; give --{name}={shown(value)}, or leave the flag out")
         said = [f"{name}={shown(value)} (not {shown(getattr(self, name))}, {self.origin(name)})"
                 for name, value in changed.items() if getattr(self, name) not in (None, ())
-                and self._has_own_recipe and self.origin(name) != "default"]
+                and self.is_given(name)]
         return self.taking(values, owner), said
 
     @model_validator(mode="after")
@@ -476,7 +486,8 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         if self.patience and self.mode == "train":
             raise ValueError("patience: goes by the validation accuracy; give --mode=train_and_evaluate")
         words = [word for word in self.class_weights if isinstance(word, str)]
-        if len(self.class_weights) != (1 if words else self.num_classes) or not words and min(self.class_weights) <= 0:
+        count = 1 if words else self.known_classes or len(self.class_weights)  # of the data: build_loss compares it
+        if len(self.class_weights) != count or not words and min(self.class_weights) <= 0:
             raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
                              "above 0")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
@@ -486,6 +497,11 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     @property
     def photos(self) -> bool:
         return DATASETS[self.dataset].photos
+
+    @property
+    def known_classes(self) -> int | None:
+        """`num_classes`; None if the data decides it."""
+        return None if self.dataset == "photos" and "num_classes" not in self.model_fields_set else self.num_classes
 
     @property
     def preset(self) -> Preset:

@@ -205,7 +205,8 @@ class RunKeys(Keys):
                        needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0)
+    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0,
+                        needs="mode=train_and_evaluate")
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
 
@@ -483,8 +484,6 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):
             raise ValueError("log_name: is the name of another file or folder in the run folder")
-        if self.patience and self.mode == "train":
-            raise ValueError("patience: goes by the validation accuracy; give --mode=train_and_evaluate")
         words = [word for word in self.class_weights if isinstance(word, str)]
         count = 1 if words else self.known_classes or len(self.class_weights)  # of the data: build_loss compares it
         if len(self.class_weights) != count or not words and min(self.class_weights) <= 0:

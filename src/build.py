@@ -207,10 +207,10 @@ def load_model(config: Config, rank: Rank, path: Path, *, last: LoadedModel | No
     """
     weights = read_weights(path)
     fitting, taken = agree(config, weights)
-    own = {"dataset": weights.trained_on, "val_split": 0.0, "seed": None}  # which images it was trained on
-    own |= {name: getattr(weights.info, name) for name in own if getattr(weights.info, name, None) is not None}
-    fitting = fitting.taking({name: value for name, value in own.items() if value is not None
-                              and not config.is_given(name)}, f"the checkpoint {path}")
+    info = weights.info
+    own = {"dataset": weights.trained_on, "val_split": info and info.val_split or 0.0, "seed": info and info.seed}
+    known = {name: value for name, value in own.items() if value is not None and not config.is_given(name)}
+    fitting = fitting.taking(known, f"the checkpoint {path}")  # with the images that it was trained on
     if last and fitting.model_dump(exclude=set(own)) == last.config.model_dump(exclude=set(own)):
         network = last.network
     else:

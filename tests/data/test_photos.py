@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Own photos: `--dataset=photos --data_dir=DIR` alone finds the classes, keeps some images for validation, and says what
-to expect; eval.py counts on the images that were kept."""
+"""Own photos: `--dataset=photos --data_dir=DIR` finds the classes, keeps some images for validation, and says what to
+expect; eval.py counts on the images that were kept."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ KEPT = [2, 1, 2]  # of the classes, with a share of 0.2 of COUNTS
 def photos(tmp_path, monkeypatch) -> Path:
     """The current folder: `photos` with one folder for each class."""
     monkeypatch.chdir(tmp_path)
-    return (write_coloured(tmp_path / "source") / "train").rename("photos")
+    return Path(shutil.copytree(write_coloured(tmp_path / "source") / "train", "photos"))
 
 
 def train(*flags: str) -> Outcome:
@@ -84,16 +84,14 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
     Path("moved", gone).unlink()
     for refused in (evaluate(last, data="moved"), train("--max_epoch=4", f"--resume={run}", "--data_dir=moved")):
         assert refused.status == 2 and gone in refused.err and "--val_split=0.2" in refused.err, refused
-    other = evaluate(last, data=str(write_class_folders(Path("more"), splits=["test"]) / "test"))
+    other = evaluate(last, data=str(write_class_folders(Path("more"), splits=["others"]) / "others"))
     assert counted(other)[0].endswith("tot=15") and "none of them in" in other.out
 
 
 def test_images_for_validation_of_its_own_are_taken_instead(photos):
-    shutil.copytree("source/val", "photos/val")
-    (photos / "train").mkdir()
-    for name in ("ant", "bee", "cow"):
-        (photos / name).rename(photos / "train" / name)
-    trained = train("--val_split=0.3", "--dry_run")
+    shutil.rmtree(photos)
+    shutil.copytree("source", photos)
+    trained = train("--val_split=0.3", "--dry_run", "--per_batch_size=6")
     assert "--val_split has no effect: photos has images for validation" in trained.out
     assert counted(trained)[0].endswith(f"tot={sum(COUNTS['val'])}")
     assert "--val_split" not in train("--dry_run").out and not Path("runs").exists()
@@ -121,25 +119,17 @@ def test_few_uneven_and_small_images_are_said_with_advice(photos):
 
 
 def test_the_split_is_the_same_in_every_format(photos):
-    shutil.copytree("photos", "folders/train")
-    write_tfrecords(Path("source_all") if Path("source_all").exists() else _both(), Path("records"), shards=2)
-    for path in Path("records").glob("validation*"):
+    for path in write_tfrecords(Path("source"), Path("records"), shards=2).glob("validation*"):
         path.unlink()
-    assert convert(Path("folders"), Path("packed"), "--split=train").status == 0
-    shutil.copytree("photos", "listed/images")
-    assert convert(Path("listed/images"), None, "--split=train").status == 0
+    shutil.copytree(photos, "listed")
+    for folder, output in ((photos, Path("packed")), (Path("listed"), None)):
+        assert convert(folder, output, "--split=train").status == 0
     images = {}
-    for name in ("folders", "records", "packed", "listed/images"):
+    for name in ("photos", "records", "packed", "listed"):
         config = get_config([*FLAGS, "--dataset=photos", f"--data_dir={name}"])
         train_set, test_set = (build_reader(config, split) for split in ("train", "test"))
         assert np.bincount(test_set.labels).tolist() == KEPT and test_set.class_names == ("ant", "bee", "cow")
         images[name] = [[reader.read(index).tobytes() for index in range(len(reader))]
                         for reader in (train_set, test_set)]
         assert not set(images[name][0]) & set(images[name][1]) and len(train_set) + len(test_set) == 22
-    assert all(found == images["folders"] for found in images.values())
-
-
-def _both() -> Path:
-    shutil.copytree("photos", "both/train")
-    shutil.copytree("source/val", "both/val")
-    return Path("both")
+    assert all(found == images["photos"] for found in images.values())

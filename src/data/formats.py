@@ -109,13 +109,13 @@ def write_split(path: Path, config: Config, test: Reader) -> None:
 def read_split(config: Config, whole: Reader, path: Path) -> np.ndarray:
     """The images that a run has listed, or nothing if none of them is there. UserError if some are gone."""
     index = {place: number for number, place in enumerate(_places(config, whole))}
-    lines = read_text(path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape").splitlines()
-    places = [line.rpartition(" ")[0] for line in lines]
+    lines = read_text(path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape").split("\n")
+    places = [line.rpartition(" ")[0] for line in lines if line]
     missing = [printable(place) for place in places if place not in index]
     if missing and (len(missing) < len(places) or config.resume):
-        raise UserError(f"val_split: {len(missing)} of the {len(places)} images that the run of {path} keeps for "
-                        f"validation are no longer in {config.data_dir}: {listed(missing)}; put them back, or give "
-                        f"--val_split={config.val_split or 0.2:g}, which divides the images again")
+        again = "start a new run" if config.resume else f"give --val_split={config.val_split:g}, which draws others"
+        raise UserError(f"val_split: {len(missing)} of the {len(places)} images that {path} keeps for validation are "
+                        f"no longer in {config.data_dir}: {listed(missing)}; put them back, or {again}")
     return np.array(sorted(index[place] for place in places if place in index), np.int64)
 
 

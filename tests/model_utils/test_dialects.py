@@ -64,7 +64,7 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 def test_another_name_of_a_key(name, ours):
     value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
              "network": "vgg11", "interpolation": "area", "hflip": 0.2, "auto_augment": "randaug",
-             "re_prob": 0.2, "patience": 0, "opt": "adamw", "ema_decay": 0.9}.get(ours, 3)
+             "re_prob": 0.2, "val_split": 0.2, "opt": "adamw", "ema_decay": 0.9}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 

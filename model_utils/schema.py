@@ -48,7 +48,7 @@ SMALL = (32, 32)  # the size of images that are no photos
 # -> their names in OpenCV and MindData; antialias is Pillow's bilinear filter, and area in MindData's random crops
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
 NAMES_IN_RUN_FOLDER = re.compile(
-    r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
+    r"(config\.yaml|val_list\.txt|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list

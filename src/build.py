@@ -206,11 +206,11 @@ def load_model(config: Config, rank: Rank, path: Path, *, last: LoadedModel | No
     One of the same model as `last` takes its network, which is compiled already, and so the weights of `last` are gone.
     """
     weights = read_weights(path)
-    fitting, taken = agree(config, weights)
     info = weights.info
+    # Which images it was trained on is no part of a model, so that a recipe may say something else.
     own = {"dataset": weights.trained_on, "val_split": info and info.val_split or 0.0, "seed": info and info.seed}
     known = {name: value for name, value in own.items() if value is not None and not config.is_given(name)}
-    fitting = fitting.taking(known, f"the checkpoint {path}")  # with the images that it was trained on
+    fitting, taken = agree(config.taking(known, f"the checkpoint {path}"), weights)
     if last and fitting.model_dump(exclude=set(own)) == last.config.model_dump(exclude=set(own)):
         network = last.network
     else:

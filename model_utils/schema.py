@@ -427,8 +427,8 @@ PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "train.py": (
         "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
         "data_dir dataset val_split num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler "
-        "lr warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
-        "resume dry_run",
+        "lr warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed "
+        "ckpt_path resume dry_run",
         (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys)),
     "eval.py": (
         "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",

@@ -58,8 +58,9 @@ def make(network: str, *, batch_norm: bool, bias: bool = True, classes: int = 7,
     return arrays
 
 
-def reference_logits(arrays: Arrays, images: np.ndarray) -> np.ndarray:
-    x = images.astype(np.float64)
+def reference_logits(arrays: Arrays) -> np.ndarray:
+    """Of `random_images`."""
+    x = random_images().astype(np.float64)
     convolutions = [int(name.split(".")[1]) for name, values in arrays.items() if values.ndim == 4]
     for index, following in zip(convolutions, [*convolutions[1:], None], strict=True):
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -161,8 +162,6 @@ def write_safetensors(path: Path, arrays: Arrays) -> Path:
 
 
 STORAGES = {"float64": "Double", "float32": "Float", "float16": "Half", "int64": "Long", "int8": "Char"}
-
-
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 
 
@@ -235,22 +234,15 @@ FORMATS: dict[str, tuple[Callable[[Arrays], Arrays], Callable[[Path, Arrays], Pa
 }
 
 
-# Loading, as eval.py, export.py and infer.py do it
-
-
 def load(path: Path, *flags: str) -> build.LoadedModel:
-    """Op by op: a network is called once here, and compiling it would take longer."""
+    """As eval.py does it, but op by op: a network is called once here, and compiling it would take longer."""
     config = get_config(["--device_target=CPU", "--graph_mode=False", *flags])
     return build.load_model(config, set_up_device(config), path)
 
 
-def logits(path: Path, images: np.ndarray, *flags: str) -> np.ndarray:
-    return load(path, *flags).network.set_train(False)(mindspore.Tensor(images)).asnumpy()
-
-
-def say(path: Path, *flags: str) -> str:
-    """The report of loading a file to evaluate it."""
-    return "\n".join(load(path, *flags).report)
+def logits(path: Path) -> np.ndarray:
+    """Of `random_images`."""
+    return load(path).network.set_train(False)(mindspore.Tensor(random_images())).asnumpy()
 
 
 def refusal_of(path: Path, *flags: str) -> str:

@@ -139,6 +139,13 @@ def run_main(script: str, *args: str) -> Outcome:
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
+def must_run(script: str, *args: str) -> Outcome:
+    """`run_main` of a command that ends well."""
+    done = run_main(script, *args)
+    assert done.status == 0, done
+    return done
+
+
 def run_python(*args: str, cwd: Path = ROOT) -> Outcome:
     """`python args` in a process of its own."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
@@ -199,11 +206,10 @@ def make_deployed(data: Path, name: Path, *flags: str, export_flags: Sequence[st
     assert len(set(network(images).asnumpy().argmax(axis=1))) > 1 + config.num_classes // 4
     checkpoint = name.with_suffix(".ckpt")
     save_checkpoint(checkpoint, network, ModelInfo.of(config, reader.class_names))
-    done = run_main("export", f"--ckpt_file={checkpoint}", f"--file_name={name}", "--file_format=MINDIR,ONNX",
-                    "--device_target=CPU", *export_flags)
-    assert done.status == 0, done.err
-    done = run_main("eval", f"--data_dir={data}", f"--dataset={config.dataset}", f"--pre_trained={checkpoint}",
-                    "--device_target=CPU", f"--ckpt_path={name.parent / 'evaluations'}", "--per_batch_size=16")
+    must_run("export", f"--ckpt_file={checkpoint}", f"--file_name={name}", "--file_format=MINDIR,ONNX",
+             "--device_target=CPU", *export_flags)
+    must_run("eval", f"--data_dir={data}", f"--dataset={config.dataset}", f"--pre_trained={checkpoint}",
+             "--device_target=CPU", f"--ckpt_path={name.parent / 'evaluations'}", "--per_batch_size=16")
     top1, topk, total, *_ = json.loads(next(name.parent.rglob("metrics.json")).read_text()).values()
     return Deployed(data, checkpoint, Path(f"{name}.mindir"), Path(f"{name}.onnx"),
                     (round(top1 * total), round(topk * total), total))
@@ -234,6 +240,12 @@ def encode_example(features: dict[str, bytes | int]) -> bytes:
     values = {name: field(3, field(1, varint(value))) if isinstance(value, int) else field(1, field(1, value))
               for name, value in features.items()}
     return field(1, b"".join(field(1, field(1, name.encode()) + field(2, value)) for name, value in values.items()))
+
+
+def example(**features: bytes | int) -> bytes:
+    """A record with `image`, `label` or both."""
+    names = {"image": "image/encoded", "label": "image/class/label"}
+    return frame(encode_example({names[name]: value for name, value in features.items()}))
 
 
 def write_tfrecords(folders: Path, output: Path, shards: int = 3) -> Path:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-from helpers import Deployed, Outcome, run_main
+from helpers import Deployed, Outcome, must_run, run_main
 from mindspore import Tensor
 
 from model_utils.device_adapter import Rank
@@ -68,8 +68,7 @@ def test_one_format_without_the_comparison(cifar_model: Deployed, tmp_path):
 def test_without_a_name_files_get_that_of_the_network_and_go_to_the_checkpoint(cifar_model: Deployed, tmp_path):
     (tmp_path / "山雀").mkdir()
     checkpoint = shutil.copy(cifar_model.checkpoint, tmp_path / "山雀" / "best.ckpt")
-    done = run_main("export", f"--ckpt_file={checkpoint}", "--device_target=CPU")
-    assert done.status == 0, done.err
+    done = must_run("export", f"--ckpt_file={checkpoint}", "--device_target=CPU")
     names = ["best.ckpt", "vgg11.json", "vgg11.mindir"]
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == names
     assert len({path.stat().st_mode for path in checkpoint.parent.glob("vgg11.*")}) == 1
@@ -110,9 +109,6 @@ def test_the_network_is_computed_on_the_cpu_beside_a_card(tmp_path, monkeypatch)
     for flags in (["--file_format=MINDIR,ONNX"], ["--file_format=AIR"], ["--device_target=GPU"]):
         assert run_main("export", f"--ckpt_file={tmp_path}/absent.ckpt", *flags).status == 2
     assert asked == ["CPU", "auto", "GPU"]
-
-
-# --- the proof
 
 
 def test_a_file_that_computes_something_else_is_not_kept(cifar_model: Deployed, tmp_path, monkeypatch):

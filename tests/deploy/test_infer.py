@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import PLAIN, TINY, Deployed, Outcome, run_main
+from helpers import PLAIN, TINY, Deployed, Outcome, must_run, run_main
 from mindspore import Tensor
 from PIL import Image
 
@@ -61,9 +61,6 @@ def copied(cifar_model: Deployed, tmp_path) -> Path:
     for path in (cifar_model.mindir, cifar_model.onnx, cifar_model.mindir.with_suffix(".json")):
         shutil.copy(path, tmp_path)
     return tmp_path / cifar_model.mindir.name
-
-
-# --- predictions
 
 
 def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tmp_path):
@@ -136,16 +133,12 @@ def test_an_explanation_is_warm_where_the_network_looks(tmp_path, monkeypatch):
     assert np.abs(colour).max() < 20
 
 
-# --- a test set, and result files
-
-
 def test_the_test_set_of_a_data_set(cifar_model: Deployed, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "old_0.bin").touch()
     flags = (f"--model_path={cifar_model.onnx}", f"--data_dir={cifar_model.data}", f"--result_dir={tmp_path / 'r'}",
              f"--time_dir={tmp_path / 't'}")
-    done = run_main("infer", *flags)
-    assert done.status == 0, done.err
+    must_run("infer", *flags)
     files = sorted((tmp_path / "r").iterdir())  # without the old one
     assert [path.name for path in files] == [f"{index:06d}_0.bin" for index in range(cifar_model.counts[2])]
     assert {path.stat().st_size for path in files} == {40}
@@ -166,17 +159,13 @@ def test_a_data_set_is_not_turned_upright(photo_model: Deployed, images, tmp_pat
     seen = []
     for upright, flags in ((False, (f"--data_dir={tmp_path}", "--dataset=imagenet2012")),
                            (True, (f"--input={tmp_path / 'val'}",))):
-        done = run_main("infer", f"--model_path={photo_model.onnx}", f"--save={tmp_path / 'p.json'}", *flags)
-        assert done.status == 0, done.err
+        must_run("infer", f"--model_path={photo_model.onnx}", f"--save={tmp_path / 'p.json'}", *flags)
         pixels = decode((images / "e_turned.jpg").read_bytes(), upright=upright)
         logits = predict(engine, prepare(pixels, PHOTO, photos=True)[None])[0]
         seen.append(best_guesses(logits, "abc", 1)[0].probability)
         rows = json.loads((tmp_path / "p.json").read_text())
         assert [row["predictions"][0]["probability"] for row in rows] == pytest.approx([seen[-1]] * 3, abs=1e-5)
     assert abs(seen[0] - seen[1]) > 1e-4
-
-
-# --- what is refused
 
 
 def test_what_cannot_be_answered_is_refused(cifar_model: Deployed, copied, images, tmp_path):

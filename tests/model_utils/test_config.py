@@ -28,9 +28,6 @@ PUBLISHED = {
 }
 
 
-# Where a value comes from
-
-
 @pytest.mark.parametrize("spelling", ["--config_path", "--config", "--config-path", "-c"])
 def test_a_flag_overrides_yaml_and_yaml_the_default(tmp_path, spelling):
     documents = ("max_epoch: 3\nbatch_size: 8\n", "max_epoch: help\n", "max_epoch: [1, 2]\n")  # the model zoo has three
@@ -62,9 +59,6 @@ def test_the_recipes_hold_the_published_values():
     assert keys[0] == keys[1]
 
 
-# YAML files
-
-
 def test_a_recipe_overrides_its_base_and_that_one_its_own(tmp_path):
     (tmp_path / "sub").mkdir()
     write_recipe(tmp_path, "max_epoch: 1\nbatch_size: 1\nseed: 1\n", "ground.yaml")
@@ -80,9 +74,6 @@ def test_a_recipe_of_the_project_is_found_from_any_folder(tmp_path, monkeypatch)
     (tmp_path / "configs").mkdir()
     write_recipe(tmp_path / "configs", "width: 0.5\n", "quickstart.yaml")  # a file in the current folder comes first
     assert get_config(["--config_path=configs/quickstart.yaml"]).width == 0.5
-
-
-# The command line
 
 
 @pytest.mark.parametrize(("name", "text", "value"), [
@@ -129,9 +120,6 @@ def test_help_has_the_common_keys_and_help_all_those_that_the_command_reads(monk
 def test_the_page_of_all_keys_is_up_to_date():
     text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert text == options_page(), "run: python -m model_utils.config > docs/options.md"
-
-
-# What becomes of the values
 
 
 @pytest.mark.parametrize(("flags", "rates", "notes"), [

@@ -18,9 +18,6 @@ RANK_TABLE = {"RANK_TABLE_FILE": "/etc/hccl.json", "RANK_SIZE": "16", "LOCAL_RAN
               "DEVICE_ID": "3"}
 
 
-# The convolution guard
-
-
 @pytest.mark.parametrize(("version", "flags", "machine", "before", "after"), [
     ((2, 8), AVX512, "x86_64", None, None), ((2, 9), AVX512, "x86_64", None, "AVX2"),
     ((2, 10), AVX512, "AMD64", None, "AVX2"), ((2, 10), AVX2, "x86_64", None, None),
@@ -41,9 +38,6 @@ device_adapter.guard_cpu_convolution = lambda env, **machine: f"loaded: {'mindsp
 print(device_adapter.set_up_device(config.get_config(["--device_target=CPU"])).notes)
 """
     assert run_python("-c", code).out == "('loaded: False',)\n"
-
-
-# The device
 
 
 @pytest.mark.parametrize(("asked", "there", "chosen"), [
@@ -91,9 +85,6 @@ def test_the_jit_level_is_set_before_the_job_is_joined(monkeypatch, flags, targe
     assert (f"jit_level: {level}" in notes) == (level is not None)
 
 
-# Launchers
-
-
 @pytest.mark.parametrize(("env", "launcher", "size", "local_ranks", "card"), [
     ({}, None, 1, 1, None), ({"DEVICE_ID": "2"}, None, 1, 1, 2),
     ({"RANK_SIZE": "8", "RANK_ID": "1"}, None, 1, 1, None),  # left over in a shell: no launcher
@@ -126,17 +117,6 @@ def test_no_two_ranks_use_one_card(flags, env, card, is_said):
     (3, 4, 1, 3), (4, 4, 8, 4), (64, 4, 1, 4), (1, 192, 1, 1)])
 def test_the_workers_are_never_more_than_the_cores(requested, cores, ranks, workers):
     assert local_adapter.data_workers(requested, cores=cores, ranks=ranks) == workers
-
-
-@pytest.mark.parametrize("table", ["", "/etc/hccl.json"])  # which starts no ranks but on Ascend
-def test_distributed_without_a_launcher_names_three_ways_to_start(monkeypatch, tmp_path, table):
-    for name in {*MSRUN, *RANK_TABLE}:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RANK_TABLE_FILE", table)
-    outcome = run_main("train", *TINY, "--is_distributed=1", f"--ckpt_path={tmp_path}/runs")
-    assert outcome.status == 2 and list(tmp_path.iterdir()) == []
-    for way in ("msrun --worker_num", "run_distribute_train.sh RANK_TABLE_FILE", "run_distribute_train_gpu.sh"):
-        assert way in outcome.err
 
 
 def test_one_process_is_rank_0_of_1(request):

@@ -54,12 +54,6 @@ def test_the_flags_of_other_projects_are_known(flags, meaning):
     assert {name: getattr(config, name) for name in meaning} == meaning
 
 
-def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
-    config = read_recipe(tmp_path, "epochs: 3\ndata_path: /cache/here\n")
-    assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
-    assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
-
-
 @pytest.mark.parametrize(("name", "ours"), [(name, ours) for ours, names in NAMES_ELSEWHERE.items() for name in names])
 def test_another_name_of_a_key(name, ours):
     value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
@@ -73,7 +67,11 @@ def test_a_flag_that_is_no_key_is_answered():
         assert refusal(f"--{name}=1") == f"--{name}: unknown flag; here it {answer}"
 
 
-def test_ckpt_path_of_eval_is_the_checkpoint_if_it_names_a_file(tmp_path):
+def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
+    """`ckpt_path` of eval.py is the checkpoint if it names a file."""
+    config = read_recipe(tmp_path, "epochs: 3\ndata_path: /cache/here\n")
+    assert (config.max_epoch, config.data_path, config.data_dir) == (3, "/cache/here", None)
+    assert get_config(["--eval_dir=/e"], "eval.py").pre_trained == "/e"
     file = tmp_path / "weights"
     file.write_bytes(b"")
     for name in (str(file), "missing.ckpt"):
@@ -94,9 +92,6 @@ def test_a_distributed_recipe_evaluates_on_one_device_without_a_launcher(tmp_pat
     assert get_config(["-c", recipe, "--is_distributed=1"], "eval.py").is_distributed
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     assert get_config(["-c", recipe], "eval.py").is_distributed
-
-
-# YAML files of other projects
 
 
 def test_two_files_that_mean_the_same_resolve_to_the_same(tmp_path):

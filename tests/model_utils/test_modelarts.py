@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, run_main, write_cifar10, write_recipe
+from helpers import ROOT, TINY, must_run, write_cifar10, write_recipe
 
 from model_utils.config import get_config
 from model_utils.errors import UserError
@@ -94,31 +94,22 @@ def cloud(tmp_path, monkeypatch) -> Cloud:
     sys.modules.pop("moxing", None)
 
 
-# End to end
-
-
 def test_train_evaluate_and_export_with_everything_in_buckets(cloud):
-    trained = run_main("train", *cloud.flags, *TINY, "--max_epoch=1", "--batch_size=16", "--max_train_steps=2")
-    assert trained.status == 0, trained.err
+    must_run("train", *cloud.flags, *TINY, "--max_epoch=1", "--batch_size=16", "--max_train_steps=2")
     assert cloud.copies() == cloud.both_ways
     [checkpoint] = cloud.results.rglob("0-1_2.ckpt")
     assert (checkpoint.parent.parent / "train.log").is_file()
 
     url = f"--checkpoint_url=s3://{checkpoint.relative_to(cloud.buckets)}"  # of a file; next, of its folder
-    evaluated = run_main("eval", *cloud.flags, url, "--device_target=CPU", "--batch_size=16",
+    evaluated = must_run("eval", *cloud.flags, url, "--device_target=CPU", "--batch_size=16",
                          f"--data_dir={cloud.cache / 'data' / 'cifar10'}",
                          f"--pre_trained={cloud.cache / 'checkpoint_path' / checkpoint.name}")
-    assert evaluated.status == 0, evaluated.err
     assert "tot=37" in evaluated.out and len(cloud.copies()) == 3
     assert list(cloud.results.rglob("eval.log"))
 
-    exported = run_main("export", *cloud.flags[:1], *cloud.flags[2:], url.rpartition("/")[0], "--device_target=CPU",
-                        f"--ckpt_file={cloud.cache / 'checkpoint_path' / checkpoint.name}", "--file_name=small")
-    assert exported.status == 0, exported.err
+    must_run("export", *cloud.flags[:1], *cloud.flags[2:], url.rpartition("/")[0], "--device_target=CPU",
+             f"--ckpt_file={cloud.cache / 'checkpoint_path' / checkpoint.name}", "--file_name=small")
     assert (cloud.results / "small.mindir").is_file()
-
-
-# What is copied, and how often
 
 
 def test_elsewhere_and_in_a_scheduler_nothing_is_copied(cloud, monkeypatch):
@@ -163,22 +154,16 @@ def run_ranks(cloud: Cloud, size: int, script: str = RANK) -> list[int]:
     return [rank.wait() for rank in ranks]
 
 
-def test_the_ranks_of_a_host_copy_once_and_each_job_anew(cloud):
+def test_the_ranks_of_a_host_copy_once_also_the_results_of_the_last_and_each_job_anew(cloud):
     assert run_ranks(cloud, 1, RANK + "    os.kill(os.getpid(), 9)\n") == [-9]  # must not mislead the next job
     assert cloud.copies() == cloud.both_ways[:1]
     for _ in range(2):
         assert run_ranks(cloud, 3) == [0, 0, 0]
         assert cloud.copies() == cloud.both_ways
-
-
-def test_results_of_the_last_rank_are_copied_too(cloud):
     with on_platform(cloud.config()) as config:  # a second rank, which ends before this one
         assert run_ranks(cloud, 1) == [0] and cloud.copies() == cloud.both_ways[:1]
         (Path(config.output_path) / "late.txt").touch()
     assert (cloud.results / "late.txt").is_file()
-
-
-# What goes wrong
 
 
 def test_bad_data_is_named_and_nothing_is_written_elsewhere(cloud):

@@ -37,9 +37,6 @@ def launch(place: Path, script: str, *args: object, cwd: Path | None = None,
                           env=environment(**settings), capture_output=True, text=True, timeout=60)
 
 
-# --- the commands
-
-
 @pytest.mark.parametrize("args, settings, flags", [
     (("data", "imagenet2012", "--amp", "--device=cuda"), {"CUDA_VISIBLE_DEVICES": "0,2"},
      "--data_dir=data --is_distributed=1 --device_target=GPU --dataset=imagenet2012 --amp"),
@@ -113,9 +110,6 @@ def test_scripts_of_one_process_become_it(place, script, args, settings, flags):
     assert dry.returncode == 0 and split(dry.stdout) == [str(python), *expected]
 
 
-# --- rank tables
-
-
 def test_a_table_is_written_as_hccl_wants_it_and_read(tmp_path):
     path = tmp_path / "table.json"
     assert hccl_tools.main(["--server_ip=10.0.0.1", "--device_num=[0,2)", "--device_ips=192.1.27.6,192.2.27.6",
@@ -181,9 +175,6 @@ def test_a_wrong_table_is_refused_by_its_field(tmp_path, place, value):
     entry[place[-1]] = value
     with pytest.raises(UserError, match=rf"^bad\.json: .*{place[-1]}"):
         check_rank_table(json.dumps(table), Path("bad.json"))
-
-
-# --- jobs
 
 
 SAVES = "trap 'echo saved; exit 143' TERM INT; echo ready; while :; do sleep 0.05; done"

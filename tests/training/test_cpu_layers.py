@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training on CPU does in its own way: dropout that repeats, convolutions of small maps, Nesterov momentum."""
+"""What training on CPU does in its own way: dropout that repeats, convolutions of small maps."""
 
 import mindspore
 import numpy as np
@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
-from src.build import build_loss, build_model, build_network
+from src.build import build_network
 from src.training.cpu_layers import RepeatableDropout, TiledConv, use_cpu_layers
 from src.vgg import vgg16
 
@@ -17,9 +17,6 @@ CPU, ASCEND = Rank(), Rank(device_target="Ascend")
 ONES = Tensor(np.ones((64, 512), np.float32))
 COUNT = ONES.size
 pytestmark = pytest.mark.usefixtures("graph_mode")
-
-
-# --- dropout
 
 
 def masks(cell: RepeatableDropout, steps: int) -> list[np.ndarray]:
@@ -117,9 +114,6 @@ def test_each_training_step_takes_one_mask_for_both_passes(half):
         assert int(network.layers[0].dropout_step.asnumpy()) == index + 1
 
 
-# --- convolutions of small maps
-
-
 def values_and_gradients(network: nn.Cell, images: np.ndarray, slope: np.ndarray) -> list[np.ndarray]:
     """The output, and the gradients of the images and of every parameter, for this gradient of the output."""
     weights = mindspore.ParameterTuple(network.trainable_params())
@@ -128,8 +122,8 @@ def values_and_gradients(network: nn.Cell, images: np.ndarray, slope: np.ndarray
     return [item.asnumpy() for item in (network(Tensor(images)), of_images, *of_weights)]
 
 
-@pytest.mark.parametrize(("side", "tile"), [(2, 2), (3, 2), (8, 2), (4, 4), (7, 4), (16, 4), (28, 4)])
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("side", "tile", "has_bias"), [
+    (2, 2, False), (3, 2, True), (8, 2, False), (4, 4, True), (7, 4, False), (16, 4, True), (28, 4, False)])
 def test_values_and_gradients_of_the_plain_convolution(side, tile, has_bias):
     random = np.random.RandomState(0)
     plain = nn.Conv2d(64, 48, 3, pad_mode="pad", padding=1, has_bias=has_bias, bias_init="normal")
@@ -183,31 +177,3 @@ def test_half_precision_which_rewrites_the_network_still_trains(tmp_path, level)
                          cwd=tmp_path)
     assert outcome.status == 0, outcome.err[-500:]
     assert "loss is" in outcome.out
-
-
-# --- Nesterov momentum
-
-RATES = np.array([0.1, 0.05, 0.02], np.float32)
-
-
-def optimizer_of(rank: Rank, *flags: str) -> nn.Optimizer:
-    config = get_config([*TINY, "--use_nesterov", *flags])
-    return build_model(config, rank, build_network(config, CPU), build_loss(config), RATES)._optimizer
-
-
-@pytest.mark.parametrize("flags", [(), ("--head_lr_multiplier=2",)])
-def test_nesterov_on_cpu_makes_the_steps_of_its_formula(flags):
-    optimizer = optimizer_of(CPU, "--weight_decay=0", *flags)
-    weights, gradients = optimizer.parameters, np.random.RandomState(1).randn(3, 10).astype(np.float32)
-    head = next(index for index, weight in enumerate(weights) if weight.name == "classifier.6.bias")
-    expected, moment = weights[head].asnumpy().astype(np.float64), np.zeros(10)
-    for gradient, rate in zip(gradients, RATES, strict=True):
-        optimizer(tuple(Tensor(np.full(weight.shape, 0, np.float32) + (gradient if index == head else 0))
-                        for index, weight in enumerate(weights)))
-        moment = 0.9 * moment + gradient
-        expected -= rate * (2 if flags else 1) * (gradient + 0.9 * moment)
-    assert np.allclose(weights[head].asnumpy(), expected, rtol=0, atol=1e-6)
-
-
-def test_other_devices_keep_their_own_nesterov():
-    assert optimizer_of(ASCEND).opt.use_nesterov

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import rank_tasks
 from helpers import ROOT, only_folder, tell_apart, weights_of, write_class_folders
-from launches import BIN, free_port, msrun, started
+from launches import BIN, free_port, msrun, started, wait_until
 from rank_tasks import EVAL_COUNTS, FLAGS, PLAIN
 
 from model_utils.config import get_config
@@ -92,9 +92,6 @@ def test_ranks_talk_exactly(job, size):
         assert result["disagreements"].tolist() == [False, size > 1]
 
 
-# --- evaluation
-
-
 @pytest.mark.parametrize("size", [2, SLOW_3])
 def test_every_image_counts_once(job, size):
     """One rank counts as NumPy does (test_train.py), and many ranks count as one."""
@@ -119,9 +116,6 @@ def test_one_log_per_rank_and_one_result(job, size):
     assert f"lr_scale=linear: every learning rate times {size}, " in (folder / "train.log").read_text()
     for rank, log in enumerate(sorted((ranks.folder / "evaluations").rglob("eval*.log"))[:size]):
         assert ("after allreduce eval" in log.read_text()) == (log.name == "eval.log"), rank
-
-
-# --- training
 
 
 def test_two_ranks_with_half_the_batch_train_as_one(job):
@@ -172,9 +166,6 @@ def test_a_broken_test_image_ends_every_rank_after_the_state_is_saved(job):
     assert sorted(path.name for path in states) == ["step-00000003.rank1.state", "step-00000003.state"]
 
 
-# --- jobs as users start them
-
-
 @pytest.mark.slow
 def test_a_job_is_stopped_and_goes_on(tmp_path):
     """msrun does not pass a signal on: the ranks notice that it ends, and save."""
@@ -184,14 +175,10 @@ def test_a_job_is_stopped_and_goes_on(tmp_path):
     command = [MSRUN, "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={free_port()}",
                "--log_dir=msrun_log", ROOT / "train.py", *flags, "--max_epoch=50"]
     with started(command, cwd=tmp_path) as process:
-        log, deadline = tmp_path / "msrun_log" / "worker_1.log", time.monotonic() + 120
-        while not log.exists() or not LOSS.search(log.read_text()):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+        log = tmp_path / "msrun_log" / "worker_1.log"
+        wait_until(lambda: log.exists() and LOSS.search(log.read_text()), timeout_s=120, what="a step")
         process.terminate()
-        while not list(tmp_path.glob("runs/*/resume/step-*.rank1.state")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: list(tmp_path.glob("runs/*/resume/step-*.rank1.state")), timeout_s=60, what="a state")
         time.sleep(3)
     run = only_folder(tmp_path / "runs")
     stopped_after = _find(str(run), run.parent).step

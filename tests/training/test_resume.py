@@ -11,11 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, only_folder, run_main, run_python, weights_of, write_class_folders
+from helpers import ROOT, TINY, convert, must_run, only_folder, run_main, run_python, weights_of, write_class_folders
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
@@ -62,20 +61,15 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def data(cifar) -> Path:
-    return cifar.folder
-
-
-@pytest.fixture(scope="module")
-def reference(data, tmp_path_factory):
+def reference(cifar, tmp_path_factory):
     return Reference(tmp_path_factory.mktemp("reference"), (
-        *FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate", "--class_weights=balanced", "--patience=2",
+        *FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate", "--class_weights=balanced", "--patience=2",
         "--tensorboard"))
 
 
 @pytest.fixture(scope="module")
-def plain(data, tmp_path_factory):
-    return Reference(tmp_path_factory.mktemp("plain"), (*FLAGS, f"--data_dir={data}", *PLAIN))
+def plain(cifar, tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("plain"), (*FLAGS, f"--data_dir={cifar.folder}", *PLAIN))
 
 
 def weights(folder, name=LAST):
@@ -108,9 +102,6 @@ def steps_of_states(folder):
     return sorted(int(path.stem.removeprefix("step-")) for path in (folder / "resume").iterdir())
 
 
-# --- bit for bit
-
-
 @pytest.mark.parametrize(("step", "named"), [(3, "newest"), (5, "folder"), (9, "folder")])
 def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_path, step, named):
     folder = reference.stopped_after(step, tmp_path)
@@ -119,8 +110,7 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_pat
         (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().splitlines()[0] + "\n")
     flags = {"newest": (*reference.flags, f"--ckpt_path={tmp_path}", "--resume"),
              "folder": (f"--resume={folder}",)}[named]  # with the config.yaml in it
-    outcome = run_main("train", *flags)
-    assert outcome.status == 0, outcome.err
+    outcome = must_run("train", *flags)
     assert f"resuming {folder} after step {step}" in outcome.out
     assert [item.name for item in tmp_path.iterdir()] == [folder.name]
     assert_same_weights(folder, reference.folder)
@@ -129,14 +119,12 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_killed(reference, tmp_pat
     assert loss_lines(folder) == loss_lines(reference.folder)
 
 
-@pytest.mark.parametrize("flags", [(), ("--auto_augment=randaug-m9-n2", "--re_prob=0.5", "--mixup=0.4", "--cutmix=1")])
-def test_photos_with_augmentation_go_on_exactly_too(tmp_path, flags):
-    classes = ("ant", "bee", "cow", "dog", "eel")
-    own, data = write_class_folders(tmp_path / "own", classes=classes, each=8, splits=("train",)), tmp_path / "data"
-    assert run_main("scripts.convert_dataset", "--to=mindrecord", f"--output={data}", f"--data_dir={own}",
-                    "--dataset=imagenet2012", "--num_classes=5", "--num_parallel_workers=1").status == 0
+def test_photos_with_augmentation_go_on_exactly_too(tmp_path):
+    own = write_class_folders(tmp_path / "own", classes=("ant", "bee", "cow", "dog", "eel"), each=8, splits=("train",))
+    assert convert(own, tmp_path / "data", "--num_parallel_workers=1", classes=5).status == 0
     whole = Reference(tmp_path / "whole", (
-        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={data}", "--batch_size=8", *flags))
+        *FLAGS, *PLAIN, "--dataset=imagenet2012", "--num_classes=5", f"--data_dir={tmp_path / 'data'}",
+        "--batch_size=8", "--auto_augment=randaug-m9-n2", "--re_prob=0.5", "--mixup=0.4", "--cutmix=1"))
     folder = whole.stopped_after(6, tmp_path / "again")
     assert "40 images" in whole.resumed(folder)
     assert_same_weights(folder, whole.folder)
@@ -168,17 +156,17 @@ def test_kills_at_random_moments_and_while_saving_lose_nothing(tmp_path):
     assert_same_weights(only_folder(killed), only_folder(tmp_path / "whole"), f"0-{epochs}_{steps}.ckpt")
 
 
-def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
+def test_a_run_of_the_first_version_goes_on_and_is_evaluated(cifar, tmp_path):
     """Its state after 6 of 10 steps; train.log holds the losses of all 10, written without a stop."""
     folder = tmp_path / "first"
     shutil.copytree(ROOT / "tests" / "files" / "first_version", folder)
     expected = [float(line.split()[-1]) for line in loss_lines(folder)]
     checkpoint = folder / "ckpt_0" / "0-1_5.ckpt"
-    done = run_main("eval", f"--pre_trained={checkpoint}", f"--data_dir={data}", "--device_target=CPU",
+    done = run_main("eval", f"--pre_trained={checkpoint}", f"--data_dir={cifar.folder}", "--device_target=CPU",
                     f"--ckpt_path={tmp_path / 'evaluations'}")
     assert done.status == 0 and "after allreduce eval: top1_correct=4, tot=37" in done.out, done
-    done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}", f"--data_dir={data}",
-                    f"--ckpt_path={tmp_path}", "--num_parallel_workers=2")
+    done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}",
+                    f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}", "--num_parallel_workers=2")
     assert done.status == 0 and "after step 6" in done.out, done
     lines = LOSS.findall(done.out)
     assert [line.partition(",")[0] for line in lines] == [f"epoch: 2 step: {step}" for step in (2, 3, 4, 5)]
@@ -188,10 +176,11 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(data, tmp_path):
     assert [[bool(cell) for cell in row[-4:]] for row in old_and_new] == [[1, 1, 0, 0], [1, 1, 1, 0]]
 
 
-def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_saved(data, tmp_path):
-    """Four steps make an update: the state of step 6 has half a sum, those of 4 and 8 are just behind an update."""
+def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_saved(cifar, tmp_path):
+    """Four steps make an update: the state of step 5, the end of an epoch, has a part of a sum; those of 4 and 8 are
+    just after an update."""
     whole = Reference(tmp_path / "whole", (
-        *FLAGS, f"--data_dir={data}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
+        *FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
         "--gradient_accumulation_steps=4", "--clip_grad_norm=0.5", "--ema_decay=0.5", "--lr=0.001",
         "--lr_scheduler=cosine_annealing", "--lr_step_unit=step"))
     states = [state_of(whole.folder, step) for step in range(3, 9)]
@@ -206,27 +195,24 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
     last, final = weights(whole.folder), state_of(whole.folder, 10)
     assert all(np.array_equal(last[name], final[f"average.{name}"]) for name in names)
     assert not np.array_equal(last[HEAD], final[HEAD])
-    done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={data}",
+    done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={cifar.folder}",
                     "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
     assert f"{{'acc': {float(rows(whole.folder)[-1][-4]):.4f}}}" in done.out
-    for step in (5, 6):
-        folder = whole.stopped_after(step, tmp_path / str(step))
-        whole.resumed(folder)
-        again = state_of(folder, 10)
-        assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)
-        assert_same_weights(folder, whole.folder)
-        assert rows(folder) == rows(whole.folder)
+    folder = whole.stopped_after(5, tmp_path / "again")
+    whole.resumed(folder)
+    again = state_of(folder, 10)
+    assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)
+    assert_same_weights(folder, whole.folder)
+    assert rows(folder) == rows(whole.folder)
 
 
-def test_accumulated_steps_are_one_step_of_a_larger_batch(data, tmp_path):
-    flags = (*FLAGS, *PLAIN, f"--data_dir={data}", "--augment=False", "--lr_scheduler=exponential", "--warmup_epochs=0")
+def test_accumulated_steps_are_one_step_of_a_larger_batch(cifar, tmp_path):
+    flags = (*FLAGS, *PLAIN, f"--data_dir={cifar.folder}", "--augment=False", "--lr_scheduler=exponential",
+             "--warmup_epochs=0")
     large, small = (Reference(tmp_path / str(every), (
         *flags, f"--batch_size={40 // every}", f"--gradient_accumulation_steps={every}")) for every in (1, 4))
     for name, value in weights(large.folder, "0-2_2.ckpt").items():
         np.testing.assert_allclose(weights(small.folder, "0-2_8.ckpt")[name], value, rtol=0, atol=1e-5, err_msg=name)
-
-
-# --- which state
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -282,9 +268,6 @@ def test_a_run_that_was_taken_back_goes_on_from_there(plain, tmp_path):
     assert resume._find(str(folder), tmp_path).step == 9
     out = plain.resumed(folder / "resume" / "step-00000003.state", "--max_train_steps=4")
     assert "after step 3\n" in out and steps_of_states(folder) == [3, 4]
-
-
-# --- what is different
 
 
 FIXED = ("--network=vgg13", "--num_classes=11", "--image_size=64", "--batch_norm=False", "--has_bias=True",
@@ -383,9 +366,6 @@ def test_the_weights_that_the_run_began_with_are_not_needed_again(plain, tmp_pat
     assert_same_weights(folder, whole.folder)
 
 
-# --- the folder and its disk
-
-
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_path):
     folder = reference.stopped_after(10, tmp_path)
     hold = ("import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
@@ -397,15 +377,12 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_pat
     assert "pid 4711 on elsewhere" in reference.resumed(folder)
 
 
-def test_two_runs_in_one_second_have_folders_of_their_own(tmp_path):
+def test_two_runs_in_one_second_have_folders_of_their_own_and_no_other_file_is_written(tmp_path):
     folders = {run_folder.new_run_folder(tmp_path, Rank()) for _ in range(3)}
     assert len(folders) == 3 and set(tmp_path.iterdir()) == folders
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file cannot be written"):
         run_folder.new_run_folder(tmp_path / "file", Rank())
-
-
-def test_a_lock_that_cannot_be_written_names_the_folder(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as on a full disk
     try:
@@ -431,9 +408,9 @@ def full_disk(monkeypatch, fails) -> list[str]:
 
 
 @pytest.mark.parametrize(("policy", "status"), [("continue", 0), ("stop", 1)])
-def test_a_full_disk_is_reported_and_training_goes_on_if_asked_to(data, tmp_path, monkeypatch, policy, status):
+def test_a_full_disk_is_reported_and_training_goes_on_if_asked_to(cifar, tmp_path, monkeypatch, policy, status):
     failures = full_disk(monkeypatch, lambda target, count: not target.endswith(".yaml") and count < 3)
-    outcome = run_main("train", *FLAGS, *PLAIN, f"--data_dir={data}", f"--ckpt_path={tmp_path}",
+    outcome = run_main("train", *FLAGS, *PLAIN, f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}",
                        f"--on_save_error={policy}")
     assert outcome.status == status
     text = outcome.out + outcome.err

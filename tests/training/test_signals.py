@@ -8,20 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, only_folder, run_main, write_class_folders
+from helpers import ROOT, TINY, must_run, only_folder, run_main, write_class_folders
 
 from model_utils.device_adapter import Rank
 from src.training.loop import how_to_go_on
 from src.training.state import TrainState
-
-
-@pytest.fixture(scope="module")
-def data(cifar) -> Path:
-    return cifar.folder
 
 
 @contextmanager
@@ -42,9 +36,9 @@ def ignore() -> None:
 @pytest.mark.parametrize(("number", "status", "options"), [
     (signal.SIGINT, 130, {}), pytest.param(signal.SIGHUP, 129, {}, marks=pytest.mark.slow),
     (signal.SIGTERM, 143, {"preexec_fn": ignore})])
-def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, number, status, options):
+def test_a_signal_ends_the_step_and_what_is_printed_goes_on(cifar, tmp_path, number, status, options):
     with command("epoch: 1", "train.py", *TINY, "--log_interval=2", "--max_epoch=1000", "--batch_size=1",
-                 "--ckpt_interval=1000", f"--data_dir={data}", f"--ckpt_path={tmp_path}", **options) as run:
+                 "--ckpt_interval=1000", f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}", **options) as run:
         run.send_signal(signal.SIGSTOP)  # Ctrl-Z and `fg`: what comes afterwards must still be noticed
         run.send_signal(signal.SIGCONT)
         time.sleep(0.5)
@@ -65,7 +59,7 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(data, tmp_path, numb
         assert done.status == 0 and f"after step {step}\n" in done.out, done
 
 
-def test_a_signal_ends_an_evaluation_before_which_all_was_saved(data, tmp_path):
+def test_a_signal_ends_an_evaluation_before_which_all_was_saved(tmp_path):
     with command("epoch time", "train.py", *TINY, "--mode=train_and_evaluate", "--max_epoch=1", "--batch_size=8",
                  "--per_batch_size=1", "--dataset=synthetic", "--synthetic_train_images=16", f"--ckpt_path={tmp_path}",
                  "--synthetic_test_images=6000") as run:
@@ -112,9 +106,8 @@ def test_a_signal_is_noted_after_multiprocessing_has_unblocked_it():
 def test_ctrl_c_ends_the_other_commands_with_a_line(tmp_path, program, line):
     """In the middle of MindSpore's and MindData's work, whose own handlers would make a SIGTERM or a crash of it."""
     images = write_class_folders(tmp_path / "images", each=100, splits=["val"])
-    done = run_main("train", *TINY, "--dataset=synthetic", "--batch_norm=False", "--max_train_steps=1",
-                    f"--ckpt_path={tmp_path / 'runs'}")
-    assert done.status == 0, done
+    must_run("train", *TINY, "--dataset=synthetic", "--batch_norm=False", "--max_train_steps=1",
+             f"--ckpt_path={tmp_path / 'runs'}")
     (checkpoint,) = tmp_path.glob("runs/*/ckpt_0/*.ckpt")
     flags = {"eval.py": [f"--pre_trained={checkpoint}", "--dataset=synthetic", "--per_batch_size=1",
                          "--synthetic_test_images=8000", f"--ckpt_path={tmp_path / 'outputs'}"],

@@ -35,9 +35,6 @@ def model(*flags: str, rank: Rank = CPU) -> mindspore.Model:
     return build_model(config(*flags), rank, build_network(config(*flags), CPU), build_loss(config(*flags)), RATES)
 
 
-# --- optimizer, loss scale, precision, sinking
-
-
 def test_settings_reach_the_optimizer():
     optimizer = model("--weight_decay=0.25", "--has_bias=True", "--momentum=0.5")._optimizer
     decays = {parameter.name: float(decay.asnumpy())
@@ -48,17 +45,15 @@ def test_settings_reach_the_optimizer():
     assert float(optimizer.momentum.asnumpy()) == pytest.approx(0.5) and not optimizer.use_nesterov
     assert np.array_equal(optimizer.learning_rate.learning_rate.asnumpy(), RATES)
     assert float(model()._optimizer.momentum.asnumpy()) == pytest.approx(0.9)
+    assert model("--use_nesterov", rank=ASCEND)._optimizer.opt.use_nesterov  # only the CPU has steps of its own
 
 
-@pytest.mark.parametrize("rank", [CPU, GPU, ASCEND])
-def test_optimizer_and_loss_scale_manager_agree(rank):
-    made = model("--loss_scale=1024", "--amp_level=O0", rank=rank)
-    assert isinstance(made._loss_scale_manager, mindspore.FixedLossScaleManager)
-    assert made._loss_scale_manager.get_loss_scale() == made._optimizer.loss_scale == 1024
-    assert not made._loss_scale_manager.get_drop_overflow_update()  # the only kind that the CPU takes
-
-
-def test_a_dynamic_loss_scale_leaves_the_optimizer_unscaled(monkeypatch):
+def test_optimizer_and_loss_scale_manager_agree(monkeypatch):
+    for rank in (CPU, GPU, ASCEND):
+        made = model("--loss_scale=1024", "--amp_level=O0", rank=rank)
+        assert isinstance(made._loss_scale_manager, mindspore.FixedLossScaleManager)
+        assert made._loss_scale_manager.get_loss_scale() == made._optimizer.loss_scale == 1024
+        assert not made._loss_scale_manager.get_drop_overflow_update()  # the only kind that the CPU takes
     made = {}
     monkeypatch.setattr(mindspore, "Model", lambda *args, **options: made.update(options, optimizer=args[2]))
     for rank in (GPU, ASCEND):
@@ -159,11 +154,11 @@ def test_sunk_and_resumed_steps_are_those_of_a_run_that_is_not_sunk(tmp_path, mo
     assert accuracies[0] == accuracies[1] and all(accuracies[0])
 
 
-@pytest.mark.parametrize(("switch", "smoothing"), [(1, 0.2), (0, 0.0)])
-def test_label_smoothing_reaches_the_loss(switch, smoothing):
-    loss = build_loss(config(f"--label_smooth={switch}", "--label_smooth_factor=0.2", "--num_classes=5"))
-    assert float(loss.label_target.asnumpy()) == pytest.approx(1 - smoothing)
-    assert float(loss.other_target.asnumpy()) == pytest.approx(smoothing / 4)
+def test_label_smoothing_reaches_the_loss():
+    for switch, smoothing in ((1, 0.2), (0, 0.0)):
+        loss = build_loss(config(f"--label_smooth={switch}", "--label_smooth_factor=0.2", "--num_classes=5"))
+        assert float(loss.label_target.asnumpy()) == pytest.approx(1 - smoothing)
+        assert float(loss.other_target.asnumpy()) == pytest.approx(smoothing / 4)
 
 
 @pytest.mark.parametrize(("flag", "weights"), [("balanced", [0.5, 1, 2]), ("1,2,0.5", [1, 2, 0.5])])
@@ -174,22 +169,6 @@ def test_classes_count_by_their_weights(flag, weights):
     loss = build_loss(config(f"--class_weights={flag}", "--num_classes=3"), labels)
     assert float(loss(mindspore.Tensor(logits), mindspore.Tensor(labels))) == pytest.approx(
         np.average(losses, weights=np.array(weights)[labels]), rel=1e-5)
-
-
-# --- between the steps
-
-
-class Recorder(Hook):
-    """Notes when it is called."""
-
-    def __init__(self) -> None:
-        self.steps, self.epochs = [], []
-
-    def after_step(self, state: TrainState) -> None:
-        self.steps.append(state.step)
-
-    def after_epoch(self, state: TrainState) -> None:
-        self.epochs.append((state.epoch, state.step, list(state.losses)))
 
 
 def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_epoch: int, read_every: int = 1,
@@ -211,10 +190,12 @@ def drive(losses: Sequence[float], *hooks: Hook, per_call: int = 1, steps_per_ep
 
 @pytest.mark.parametrize("per_call", [1, 5])
 def test_every_step_is_counted_sunk_or_not(per_call):
-    recorder = Recorder()
-    state = drive([4, 3, 2, 1], recorder, per_call=per_call, steps_per_epoch=2 * per_call)
-    assert recorder.steps == [per_call * number for number in (1, 2, 3, 4)]
-    assert recorder.epochs == [(1, 2 * per_call, [4, 3]), (2, 4 * per_call, [2, 1])]
+    hook, steps, epochs = Hook(), [], []
+    hook.after_step = lambda state: steps.append(state.step)
+    hook.after_epoch = lambda state: epochs.append((state.epoch, state.step, list(state.losses)))
+    state = drive([4, 3, 2, 1], hook, per_call=per_call, steps_per_epoch=2 * per_call)
+    assert steps == [per_call * number for number in (1, 2, 3, 4)]
+    assert epochs == [(1, 2 * per_call, [4, 3]), (2, 4 * per_call, [2, 1])]
     assert state.epoch_losses == [3.5, 1.5] and state.step == 4 * per_call
 
 
@@ -251,20 +232,13 @@ def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps
     assert all("warning: epoch 1 " in line and "2.303" in line and "--batch_norm=True" in line for line in lines)
 
 
-def metrics_log(folder: Path, first_step: int) -> MetricsLog:
-    return MetricsLog(config(), Saver(config(), folder, []), TrainState(2, RATES, 8, step=first_step))
-
-
-def metrics_rows(folder: Path) -> list[list[str]]:
-    return [row.split(",")[:3] for row in (folder / "metrics.csv").read_text().splitlines()]
-
-
 def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
     """Two runs into the same file, the first of which ended in the middle of its second epoch."""
-    drive([3, 3, 2], metrics_log(tmp_path, 0), steps_per_epoch=2)
-    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "3", "2"]]
-    drive([1], metrics_log(tmp_path, 3), steps_per_epoch=2, start=3)
-    assert metrics_rows(tmp_path)[1:] == [["1", "2", "3"], ["2", "4", "1"]]
+    for start, losses, second in ((0, [3, 3, 2], ["2", "3", "2"]), (3, [1], ["2", "4", "1"])):
+        log = MetricsLog(config(), Saver(config(), tmp_path, []), TrainState(2, RATES, 8, step=start))
+        drive(losses, log, steps_per_epoch=2, start=start)
+        rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+        assert rows[1:] == [["1", "2", "3"], second]
 
 
 class FakeSaver:
@@ -292,9 +266,6 @@ def test_the_oldest_checkpoints_of_this_rank_are_removed(tmp_path):
     assert sorted(path.name for path in own.iterdir()) == sorted(["0-10_1.ckpt", "0-11_1.ckpt", *copies])
     drive([1], hook, steps_per_epoch=1, start=9)  # taken back to step 9: the newer one is left
     assert sorted(path.name for path in own.iterdir()) == sorted(["0-10_1.ckpt", "0-11_1.ckpt", *copies])
-
-
-# --- when states are saved
 
 
 @pytest.mark.parametrize(("first", "calls", "per_call", "expected"), [

@@ -25,6 +25,7 @@ from helpers import (
     Split,
     batches,
     cifar_records,
+    must_run,
     only_folder,
     photo_config,
     run_main,
@@ -98,36 +99,14 @@ def runs(cifar, tmp_path_factory) -> list[Run]:
     return [Run(cifar, *one) for one in zip(flags, outcomes, folders, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def run(runs) -> Run:
-    return runs[0]
-
-
-@pytest.fixture(scope="module")
-def same_seed(runs) -> Run:
-    return runs[1]
-
-
 def train_on(cifar: Cifar, root: Path, *flags: str) -> Run:
-    outcome = run_main("train", *TINY, *PLAIN, f"--data_dir={cifar.folder}", f"--batch_size={BATCH}",
+    outcome = must_run("train", *TINY, *PLAIN, f"--data_dir={cifar.folder}", f"--batch_size={BATCH}",
                        "--warmup_epochs=0", f"--ckpt_path={root}", *flags)
-    assert outcome.status == 0, outcome
     return Run(cifar, flags, outcome, only_folder(root))
 
 
-@pytest.fixture(scope="module")
-def short(cifar, tmp_path_factory) -> Run:
-    """Two epochs of three steps, evaluated on two batches; with the flags of other projects."""
-    return train_on(cifar, tmp_path_factory.mktemp("short"), "--epochs=2", "--training_step_per_epoch=3",
-                    "--eval_step_per_epoch=2", "--skip_steps=2", "--print-freq=2", "--workers=1", "--rank_size=1",
-                    "--mode=train_and_evaluate", "--epochs_between_evals=2", "--log_name=own.log",
-                    "--ckpt_interval=1", "--keep_checkpoint_max=1", "--buffer_size=3")
-
-
-# --- the run folder
-
-
-def test_the_run_folder_has_a_date_and_its_files(run, same_seed):
+def test_the_run_folder_has_a_date_its_files_and_a_recipe_of_the_same_run(runs):
+    run, same_seed = runs
     assert re.fullmatch(r"\d{8}_\d{6}", run.folder.name)
     found = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*")
              if path.is_file() and path.parent.name != "resume"}
@@ -136,15 +115,13 @@ def test_the_run_folder_has_a_date_and_its_files(run, same_seed):
     assert cv2.imread(str(run.folder / "curves.png")).std() > 10
     assert same_seed.checkpoints() == [f"0-3_{STEPS}.ckpt", f"0-{EPOCHS}_{STEPS}.ckpt"]
     assert not (same_seed.folder / "best.ckpt").exists()
-
-
-def test_config_yaml_is_a_recipe_of_the_same_run(run):
     again = get_config(["-c", str(run.folder / "config.yaml")])
     assert again.model_dump() == get_config(run.flags).model_dump()
     assert f"mindspore {mindspore.__version__}" in (run.folder / "config.yaml").read_text(encoding="utf-8")
 
 
-def test_metrics_csv_has_a_row_per_epoch(run, same_seed):
+def test_metrics_csv_has_a_row_per_epoch(runs):
+    run, same_seed = runs
     assert (run.folder / "metrics.csv").read_text(encoding="utf-8").splitlines()[0] == HEADER
     assert [(int(row["epoch"]), int(row["step"])) for row in run.rows] \
         == [(epoch, epoch * STEPS) for epoch in range(1, EPOCHS + 1)]
@@ -157,10 +134,9 @@ def test_metrics_csv_has_a_row_per_epoch(run, same_seed):
         assert [float(row["loss"]) for row in rows] == pytest.approx(means, abs=1e-5)
 
 
-# --- what is printed
-
-
-def test_loss_lines_come_at_the_interval_and_at_the_end_of_an_epoch(run, same_seed):
+def test_loss_lines_come_at_the_interval_and_at_the_end_of_an_epoch_and_the_seed_repeats_them(runs):
+    """With dropout and evaluations between."""
+    run, same_seed = runs
     lines = run.outcome.out.splitlines()
     assert list(run.losses) == [(epoch, step) for epoch in range(1, EPOCHS + 1) for step in (2, 4, 5)]
     assert list(same_seed.losses) == [(epoch, step) for epoch in range(1, EPOCHS + 1) for step in range(1, STEPS + 1)]
@@ -169,9 +145,12 @@ def test_loss_lines_come_at_the_interval_and_at_the_end_of_an_epoch(run, same_se
     log = (run.folder / "train.log").read_text(encoding="utf-8").splitlines()
     assert all(TIME.match(line) for line in log)
     assert [TIME.sub("", line, count=1) for line in log] == lines
+    assert get_config(run.flags).effective_dropout == 0.5
+    assert {step: same_seed.losses[step] for step in run.losses} == run.losses
 
 
-def test_evaluations_come_every_few_epochs_and_at_the_end(run, same_seed):
+def test_evaluations_come_every_few_epochs_and_at_the_end(runs):
+    run, same_seed = runs
     assert [bool(row["val_top1"]) for row in run.rows] == [False, False, True, True]
     evaluated = [row for row in run.rows if row["val_top1"]]
     assert [float(acc) for acc in ACC.findall(run.outcome.out)] \
@@ -184,26 +163,15 @@ def test_evaluations_come_every_few_epochs_and_at_the_end(run, same_seed):
     assert "eval:" not in same_seed.outcome.out
 
 
-# --- repeating a run
-
-
-def test_the_seed_repeats_the_losses_with_dropout_and_evaluations_between(run, same_seed):
-    assert get_config(run.flags).effective_dropout == 0.5
-    assert {step: same_seed.losses[step] for step in run.losses} == run.losses
-
-
-# --- eval.py on its checkpoints
-
-
 def evaluate(run: Run, root: Path, checkpoint: Path, *flags: str) -> list[str]:
     """The result lines."""
-    outcome = run_main("eval", "--device_target=CPU", f"--data_dir={run.cifar.folder}", f"--pre_trained={checkpoint}",
+    outcome = must_run("eval", "--device_target=CPU", f"--data_dir={run.cifar.folder}", f"--pre_trained={checkpoint}",
                        f"--ckpt_path={root}", *flags)
-    assert outcome.status == 0, outcome
     return [line for line in outcome.out.splitlines() if ACC.fullmatch(line) or TOP.fullmatch(line)]
 
 
-def test_eval_counts_every_image_as_numpy_does(run, tmp_path):
+def test_eval_counts_every_image_as_numpy_does_and_best_ckpt_is_the_best(runs, tmp_path):
+    run, _ = runs
     checkpoint = run.folder / f"ckpt_0/0-{EPOCHS}_{STEPS}.ckpt"
     config = get_config(run.flags)
     network = build.load_model(config, set_up_device(config), checkpoint).network.set_train(False)
@@ -223,15 +191,9 @@ def test_eval_counts_every_image_as_numpy_does(run, tmp_path):
     other = evaluate(run, tmp_path, checkpoint, f"--config_path={ROOT / 'imagenet2012_config.yaml'}",
                      "--dataset=cifar10")
     assert other == lines
-
-
-def test_best_ckpt_is_the_best_of_the_evaluations(run, tmp_path):
     best = max(float(row["val_top1"]) for row in run.rows if row["val_top1"])
     (acc, *_) = evaluate(run, tmp_path, run.folder / "best.ckpt")
     assert float(ACC.search(acc)[1]) == pytest.approx(best, abs=5e-5)
-
-
-# --- a run that goes wrong
 
 
 def test_a_loss_that_is_no_number_stops_the_run(cifar, tmp_path):
@@ -246,10 +208,12 @@ def test_a_loss_that_is_no_number_stops_the_run(cifar, tmp_path):
     assert "Traceback" not in outcome.err and not list(tmp_path.rglob("*.ckpt"))
 
 
-# --- options
-
-
-def test_options_of_a_short_run(short):
+def test_options_of_a_short_run_and_of_mode_evaluate(cifar, tmp_path):
+    """Two epochs of three steps, evaluated on two batches; with the flags of other projects."""
+    short = train_on(cifar, tmp_path / "short", "--epochs=2", "--training_step_per_epoch=3", "--eval_step_per_epoch=2",
+                     "--skip_steps=2", "--print-freq=2", "--workers=1", "--rank_size=1", "--mode=train_and_evaluate",
+                     "--epochs_between_evals=2", "--log_name=own.log", "--ckpt_interval=1", "--keep_checkpoint_max=1",
+                     "--buffer_size=3")
     assert STEPS > 3 and [row["step"] for row in short.rows] == ["3", "6"]
     assert list(short.losses) == [(1, 2), (1, 3), (2, 2), (2, 3)]
     assert f"tot={2 * BATCH}, " in short.outcome.out
@@ -259,6 +223,16 @@ def test_options_of_a_short_run(short):
     assert (short.folder / "own.log").is_file() and not (short.folder / "train.log").exists()
     assert short.checkpoints() == ["0-2_3.ckpt"]
     assert "1 data workers" in short.outcome.out and "buffer_size" in short.outcome.out
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("a.ckpt", "b.ckpt"):
+        shutil.copy(short.folder / "best.ckpt", folder / name)
+    outcome = must_run("train", "--mode=evaluate", f"--datadir={cifar.folder}", f"--eval_dir={folder}",
+                       f"--log_dir={tmp_path / 'logs'}", "--device_target=CPU", "--batch_size=16")
+    assert outcome.out.count("after allreduce eval: top1_correct=") == 2 and outcome.out.count("<- best") == 1
+    assert only_folder(tmp_path / "logs").name.endswith("_eval")
+    outcome = run_main("train", "-c", write_recipe(tmp_path, "mode: evaluate\n"))
+    assert outcome.status == 2 and "pre_trained: " in outcome.err
 
 
 def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
@@ -322,59 +296,27 @@ def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path)
     assert [float(row["lr"]) for row in cut.rows] == pytest.approx([rates[STEPS - 1], rates[STEPS + 1]], rel=1e-5)
 
 
-def test_mode_evaluate_hands_over_to_eval_py(cifar, short, tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for name in ("a.ckpt", "b.ckpt"):
-        (folder / name).write_bytes((short.folder / "best.ckpt").read_bytes())
-    outcome = run_main("train", "--mode=evaluate", f"--datadir={cifar.folder}", f"--eval_dir={folder}",
-                       f"--log_dir={tmp_path / 'logs'}", "--device_target=CPU", "--batch_size=16")
-    assert outcome.status == 0, outcome
-    assert outcome.out.count("after allreduce eval: top1_correct=") == 2 and outcome.out.count("<- best") == 1
-    assert only_folder(tmp_path / "logs").name.endswith("_eval")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("mode: evaluate\n", encoding="utf-8")
-    outcome = run_main("train", "-c", recipe)
-    assert outcome.status == 2 and "pre_trained: " in outcome.err
-
-
-# --- watching a run
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory) -> Run:
-    """A run that does not move and is evaluated on its training images, in other batches; patience ends it."""
-    cifar = write_cifar10(tmp_path_factory.mktemp("still"))
+def test_training_counts_as_an_evaluation_does_and_patience_ends_a_run_that_gets_no_better(tmp_path):
+    """A run that does not move and is evaluated on its training images, in other batches; resumed, it stays ended."""
+    cifar = write_cifar10(tmp_path)
     (cifar.folder / "cifar-10-verify-bin" / "test_batch.bin").write_bytes(cifar_records(cifar.train).tobytes())
-    return train_on(cifar, tmp_path_factory.mktemp("runs"), "--mode=train_and_evaluate", "--augment=False",
-                    "--lr_max=1e-12", "--lr_init=1e-12", "--max_epoch=6", "--patience=2", "--tensorboard",
-                    "--log_interval=2", "--per_batch_size=7", "--initialize_mode=KaimingNormal")
-
-
-def test_training_counts_as_an_evaluation_does(still):
+    still = train_on(cifar, tmp_path / "runs", "--mode=train_and_evaluate", "--augment=False", "--lr_max=1e-12",
+                     "--lr_init=1e-12", "--max_epoch=6", "--patience=2", "--tensorboard", "--log_interval=2",
+                     "--per_batch_size=7", "--initialize_mode=KaimingNormal")
     assert [row["epoch"] for row in still.rows] == ["1", "2", "3"]
     for row in still.rows:
         assert row["train_top1"] == row["val_top1"] and 0 < float(row["train_top1"]) < 1
         assert float(row["loss"]) == pytest.approx(float(row["val_loss"]), abs=1e-4)
         assert f"evaluation loss: {float(row['val_loss']):.4f}" in still.outcome.out
-
-
-def test_patience_ends_a_run_that_gets_no_better_and_resumed_it_stays_ended(still, tmp_path):
     assert still.outcome.out.count("patience: ") == 1 and still.checkpoints() == [f"0-3_{STEPS}.ckpt"]
     assert "best top-1 accuracy" in still.outcome.out and (still.folder / "best.ckpt").is_file()
-    folder = shutil.copytree(still.folder, tmp_path / "run")
-    again = run_main("train", f"--resume={folder}")
+    again = run_main("train", f"--resume={shutil.copytree(still.folder, tmp_path / 'again')}")
     assert again.status == 0 and "patience: " in again.out and "loss is" not in again.out
-    longer = run_main("train", f"--resume={folder}", "--patience=3")
+    longer = run_main("train", f"--resume={still.folder}", "--patience=3")
     assert longer.status == 0 and {epoch for epoch, *_ in LOSS.findall(longer.out)} == {"4"}
-
-
-def test_tensorboard_reads_what_the_run_measured(still, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    folder = shutil.copytree(still.folder, tmp_path / "run")
-    assert run_main("train", f"--resume={folder}", "--patience=3").status == 0
-    assert len(list(folder.glob("*tfevents*"))) == 2
-    rows, board = still._replace(folder=folder).rows, accumulator.EventAccumulator(str(folder)).Reload()
+    assert len(list(still.folder.glob("*tfevents*"))) == 2
+    rows, board = still.rows, accumulator.EventAccumulator(str(still.folder)).Reload()
     found = {tag: {event.step: event.value for event in board.Scalars(tag)} for tag in board.Tags()["scalars"]}
     assert len(rows) == 4
     for name in rows[0].keys() - {"epoch", "step"}:
@@ -384,13 +326,11 @@ def test_tensorboard_reads_what_the_run_measured(still, tmp_path):
     assert found["step/lr"].keys() == found["step/loss"].keys() == losses.keys() | {3 * STEPS + 2, 3 * STEPS + 4}
 
 
-# --- networks without batch normalisation, which are known to stay at a loss of ln(classes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "steps"), [("vgg11", 30), ("vgg16", 40)])
 def test_a_plain_network_leaves_the_plateau_with_the_published_values(tmp_path, network, steps):
-    """On noise in a colour of its own for each class, easily told apart like the first things learnt of photos."""
+    """Without batch normalisation it is known to stay at a loss of ln(classes). On noise in a colour of its own for
+    each class, easily told apart like the first things learnt of photos."""
     random, guessing = np.random.RandomState(1), math.log(10)
     tints = np.array([colorsys.hsv_to_rgb(number / 10, 0.5, 0.7) for number in range(10)]) * 255
     for number in range(1, 6):
@@ -399,10 +339,9 @@ def test_a_plain_network_leaves_the_plateau_with_the_published_values(tmp_path, 
         pixels = np.clip(tints[labels][:, :, None] + noise, 0, 255).astype(np.uint8)
         split = Split(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.uint8))
         (tmp_path / f"data_batch_{number}.bin").write_bytes(cifar_records(split).tobytes())
-    done = run_main("train", "--config_path=imagenet2012_config.yaml", "--dataset=cifar10", f"--data_dir={tmp_path}",
+    done = must_run("train", "--config_path=imagenet2012_config.yaml", "--dataset=cifar10", f"--data_dir={tmp_path}",
                     "--num_classes=10", f"--network={network}", "--image_size=64", f"--max_train_steps={steps}",
                     "--log_interval=1", "--device_target=CPU", f"--ckpt_path={tmp_path / 'runs'}")
-    assert done.status == 0, done.err
     losses = np.array([float(loss) for loss in re.findall(r"step: \d+, loss is (\S+)", done.out)])
     assert len(losses) == steps
     assert losses.max() < 2 * guessing  # no jump at the start, after which most units would be dead

@@ -14,8 +14,6 @@ from model_utils.errors import UserError, run_command
 from src.utils.files import remove_unfinished, replaced_when_whole, write_atomically
 from src.utils.sampler import epoch_order, eval_shard, train_shard
 
-# --- which rank reads which image
-
 
 def test_the_order_is_a_permutation_and_the_same_in_every_version():
     np.random.seed(0)  # what others do with NumPy's global generator does not matter
@@ -29,9 +27,6 @@ def test_every_image_is_evaluated_on_exactly_one_rank(world_size):
         shards = [eval_shard(count, rank=rank, world_size=world_size) for rank in range(world_size)]
         assert sorted(np.concatenate(shards).tolist()) == list(range(count))
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-# --- files and logs
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):

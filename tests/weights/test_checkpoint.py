@@ -96,9 +96,6 @@ def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path):
         refuse(tmp_path / "a.ckpt", message.SerializeToString())
 
 
-# What the first version wrote
-
-
 def test_a_checkpoint_of_the_first_version_loads(tmp_path):
     path = FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt"
     model, contents = load(path), read_file(path)

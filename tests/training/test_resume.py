@@ -177,7 +177,7 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(cifar, tmp_path):
 
 
 def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_saved(cifar, tmp_path):
-    """Four steps make an update: the state of step 5, the end of an epoch, has a part of a sum; those of 4 and 8 are
+    """Four steps make an update: the state of step 6, in the middle of an epoch, has half a sum; those of 4 and 8 are
     just after an update."""
     whole = Reference(tmp_path / "whole", (
         *FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
@@ -198,7 +198,7 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
     done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={cifar.folder}",
                     "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
     assert f"{{'acc': {float(rows(whole.folder)[-1][-4]):.4f}}}" in done.out
-    folder = whole.stopped_after(5, tmp_path / "again")
+    folder = whole.stopped_after(6, tmp_path / "again")
     whole.resumed(folder)
     again = state_of(folder, 10)
     assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)

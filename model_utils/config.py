@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML and command line -> one frozen Config."""
+"""YAML and command line -> one frozen Config. `python -m model_utils.config` prints docs/options.md."""
 
 import argparse
 import difflib
@@ -18,19 +18,11 @@ from model_utils import dialects, local_adapter
 from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.reading import brief, read_text
-from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, Config, ExportKeys, InferKeys, choices_of, shown
+from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, PROGRAMS, Config, keys_of, short, shown, type_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_YAML_BYTES = 2**18  # fifty times the longest recipe; PyYAML takes seconds for more
 MOST_YAML_LEVELS = 20
-PROGRAMS = {  # all of them take all keys, so that one recipe serves them
-    "train.py": "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
-    "eval.py": "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
-    "export.py": "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
-    "infer.py": "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
-    "preprocess.py": "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
-    "postprocess.py": "Count how many results of an inference are right: those in --result_dir.",
-}
 
 
 def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
@@ -64,7 +56,7 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
     notes += [f"--{name} is empty, which means: none" for name, text in flags.items() if not text.strip()]
     notes += [f"--{name} has no effect here: {IGNORED[name]}" for name in flags if name in IGNORED]
     notes += _idle_flags(config, program)
-    config = _apply_lr_flag(config, notes)
+    config = _apply_lr_flag(config, notes) if "lr" in keys_of(program) else config
     config._notes = tuple(notes)
     return config
 
@@ -72,43 +64,86 @@ def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> 
 # The command line
 
 
-def _build_parser(program: str) -> argparse.ArgumentParser:
-    """Every key as a flag, in the groups of the schema, then the names of other projects."""
-    parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY V ...]",
-                                     description=PROGRAMS.get(program), allow_abbrev=False)
+def _build_parser(program: str, *, shows_all: bool) -> argparse.ArgumentParser:
+    """Every key as a flag, and the names of other projects. The help shows the common keys, or all that are read."""
+    description, common, _ = PROGRAMS.get(program, ("", "", ()))
+    read, first = keys_of(program), common.split()
+    rest = "" if shows_all else f"--help-all lists all {len(read)} keys that {program} reads. "
+    parser = argparse.ArgumentParser(prog=program, usage=f"{program} [--config_path FILE] [--KEY VALUE ...]",
+                                     description=description, epilog=f"{rest}docs/options.md describes every key.",
+                                     allow_abbrev=False, exit_on_error=False)
 
-    def add(section: Any, name: str, help_text: str, bare: str | None) -> None:
+    def add(section: Any, name: str, kind: str, text: str, bare: str | None, is_shown: bool) -> None:
         optional = {"nargs": "?", "const": bare} if bare else {}
-        section.add_argument(f"--{name}", metavar="V", default=argparse.SUPPRESS, help=help_text.replace("%", "%%"),
-                             **optional)
+        section.add_argument(f"--{name}", metavar=kind, default=argparse.SUPPRESS, **optional,
+                             help=text.replace("%", "%%") if is_shown else argparse.SUPPRESS)
 
+    parser.add_argument("--help-all", action="help", help="show all keys of this command and exit")
     parser.add_argument("-c", "--config_path", "--config", metavar="FILE", default=argparse.SUPPRESS,
-                        help="recipe; <dataset>_config.yaml beside the script unless given")
-    for group in GROUPS:
-        section = parser.add_argument_group(group.__doc__)
-        for name, field in group.model_fields.items():
-            if name in ALIASES:  # data_path, which is another key on the command line
-                continue
-            extra, choices = field.json_schema_extra, choices_of(field.annotation)
-            allowed = f" [{'|'.join(choices)}]" if len(choices) > 1 else ""
-            needs = f", with {extra['needs']}" if extra["needs"] else ""
-            default = "none" if field.default in (None, ()) else shown(field.default)
-            add(section, name, f"{field.description}{allowed} (default {default}{needs})",
-                "True" if field.annotation is bool else extra["bare"])
+                        help="recipe, which replaces the defaults; that of --dataset unless given")
+    sections = {group.__doc__: group.model_fields for group in GROUPS} if shows_all else {
+        "common keys": first, "other keys": [name for name in Config.model_fields if name not in first]}
+    for title, names in sections.items():
+        section = parser.add_argument_group(title)
+        for name in names:
+            field = Config.model_fields[name]
+            bare = "True" if field.annotation is bool else field.json_schema_extra["bare"]
+            if name not in ALIASES:  # data_path, which is another key on the command line
+                add(section, name, type_of(name), _description(name, short(field.default)), bare,
+                    name in (read if shows_all else first))
     section = parser.add_argument_group("Names that other projects use")
     for name, alias in ALIASES.items():
-        text = f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
-        add(section, name, text, "True" if alias.is_switch else None)
+        text = _meaning(alias)
+        is_read = not {*re.findall(r"\w+", text)}.isdisjoint(read)
+        add(section, name, "VALUE", text, "True" if alias.is_switch else None, shows_all and is_read)
     for name, reason in IGNORED.items():
-        add(section, name, f"has no effect: {reason}", None)
+        add(section, name, "VALUE", f"has no effect: {reason}", None, shows_all)
     return parser
+
+
+def _description(name: str, default: str = "") -> str:
+    """What a key does, and the setting without which it has no effect."""
+    field = Config.model_fields[name]
+    needs = f"only with {field.json_schema_extra['needs']}".replace("|", " or ").removesuffix("only with None")
+    limits = "; ".join(filter(None, [default and f"default {default}", needs]))
+    return field.description + f" ({limits})" * bool(limits)
+
+
+def _meaning(alias: dialects.Alias) -> str:
+    return f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
+
+
+def options_page() -> str:
+    """docs/options.md: all keys by group, and the names of other projects."""
+    read = {program: keys_of(program) for program in PROGRAMS}
+    lines = ["# All keys", "", "<!-- written by `python -m model_utils.config > docs/options.md` -->", "",
+             "Each key is a flag (`--max_epoch=3`) and a line of a YAML file (`max_epoch: 3`); flags win. A bare flag "
+             "of the type BOOL means True. `none` stands for no value. LIST is values with commas between them. The "
+             "recipe of the data set (`<dataset>_config.yaml`) replaces some of these defaults."]
+    for group in GROUPS:
+        lines += ["", f"## {group.__doc__}", "", "| key | type | default | what it does | read by |",
+                  "| --- | --- | --- | --- | --- |"]
+        for name, field in group.model_fields.items():
+            programs = ", ".join(program.removesuffix(".py") for program in PROGRAMS if name in read[program])
+            lines.append(f"| `{name}` | {type_of(name)} | {short(field.default)} | {_description(name)} | {programs} |")
+    lines += ["", "## Names that other projects use", "", "| flag | meaning |", "| --- | --- |"]
+    lines += [f"| `--{name}` | {_meaning(alias)} |" for name, alias in ALIASES.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
     """What was given, as text, by our spelling of its name."""
-    same_dashes = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"),
-                          dialects.SHORT.get(item, item)) for item in argv]
-    given, unknown = _build_parser(program).parse_known_args(same_dashes)
+    items = [re.sub(r"^(-[bj])=?(?=\d)", lambda found: dialects.SHORT[found[1]] + "=", dialects.SHORT.get(item, item))
+             for item in argv]  # -b 8, -b8
+    items = [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), item) for item in items]
+    parser = _build_parser(program, shows_all="--help_all" in items)
+    try:
+        given, unknown = parser.parse_known_args(["--help" if item == "--help_all" else item for item in items])
+    except argparse.ArgumentError as error:
+        name = str(error.argument_name).rpartition("--")[2]
+        about = f": --{name}={type_of(name)}, {_description(name)}" if name in Config.model_fields else ""
+        problem = f"needs a value{about}" if "expected" in error.message else error.message
+        raise UserError(f"--{name}: {problem}") from None
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
@@ -146,7 +181,7 @@ def _nearest(name: str) -> str:
     if answer := dialects.NO_KEYS.get(name):
         return f"; here it {answer}"
     close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.75)
-    return f"; did you mean `{close[0]}`?" if close else "; --help lists all keys"
+    return f"; did you mean `{close[0]}`?" if close else "; --help-all lists all keys"
 
 
 # YAML files
@@ -254,14 +289,17 @@ def _explain(error: ValidationError, values: Values) -> str:
         text = re.split(", unable| after validation", text.replace("Input should", "must"))[0]
         name, *inner = item["loc"] or text.split(": ", 1)[:1]
         text = text.removeprefix(f"{name}: ")
-        if inner and isinstance(inner[0], int):
-            found.setdefault(name, [f"item {inner[0] + 1} {text}"])
-        else:  # several only where there are several allowed types
-            found.setdefault(name, []).append(text[:1].lower() + text[1:])
+        is_list = "," in str(values.get(name, ("",))[0])
+        start = f"item {inner[0] + 1} " if is_list and inner and isinstance(inner[0], int) else ""
+        texts = found.setdefault(name, [])  # several only if there are several allowed types
+        if not start or not texts:
+            texts.append(start + text[:1].lower() + text[1:])
     lines = []
     for name, texts in found.items():
         value, origin = values.get(name, (shown(Config.model_fields[name].default), "default"))
-        lines.append(f"{name}: {' or '.join(dict.fromkeys(texts))}, not {brief(value)} (from {origin})")
+        said = " or ".join(dict.fromkeys(texts)).replace(" or must be", " or")
+        said += f", not {brief(value)}" if re.search("must|should", said) else ""
+        lines.append(f"{name}: {said} (from {origin})")
     return "\n".join(lines)
 
 
@@ -281,9 +319,11 @@ def _leave_out_distribution(values: Values, program: str) -> list[str]:
 def _idle_flags(config: Config, program: str) -> list[str]:
     """Warnings about flags without effect. Keys in files are not reported: recipes carry them from one to another."""
     lines = ["--buffer_size has no effect: the shuffle is always that of a whole epoch"] * config.is_flag("buffer_size")
+    read = {"mode", *keys_of(program)}  # train.py --mode=evaluate is eval.py
     for name in filter(config.is_flag, Config.model_fields):
-        if program in ("train.py", "eval.py") and name in (*ExportKeys.model_fields, *InferKeys.model_fields):
-            lines.append(f"warning: --{name} has no effect in {program}")
+        if name not in read:
+            lines.append(f"warning: {config.origin(name)} has no effect in {program}")
+            continue
         needed, _, allowed = (Config.model_fields[name].json_schema_extra["needs"] or "").partition("=")
         values = [getattr(config, other) for other in filter(None, needed.split("|"))]
         met = not needed or (str(values[0]) in allowed.split("|") if allowed else any(values))
@@ -310,3 +350,7 @@ def _apply_lr_flag(config: Config, notes: list[str]) -> Config:
         note += f", and lr_init, where the warm-up begins, to {config.lr / 10:g}"
     notes.append(note)
     return config.taking(peak, flag)
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

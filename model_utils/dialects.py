@@ -108,7 +108,8 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is not needed: --resume goes on after the last step that was saved": ("start_epoch", "no_resume_opt"),
     "is not needed: every image is read from the disk when its turn comes": ("cache", "cache_dataset", "pin_mem"),
     "is --mode=evaluate, or eval.py": ("evaluate", "test_only", "val"),
-    "is --pre_trained=FILE": ("pretrained", "weights", "checkpoint", "initial_checkpoint"),
+    "is --pre_trained=FILE, or a name such as --pre_trained=torchvision:vgg16_bn": (
+        "pretrained", "weights", "checkpoint", "initial_checkpoint"),
     "is --lr_scheduler=exponential --lr_epochs=30,60,90 --lr_gamma=0.1": (
         "decay_epochs", "decay_rate", "lr_step_size", "gamma"),
     "is --lr_scheduler=cosine_annealing, with --eta_min as its last rate": ("cos_lr", "lrf"),
@@ -199,6 +200,7 @@ MINDCV: dict[str, Meaning] = {
     "label_smoothing": _label_smoothing,
     "smooth_factor": _label_smoothing,
     "ckpt_path": "pre_trained",
+    "pretrained": lambda value: {"pre_trained": "mindcv:"} if parse_flag(value) else {},  # and the model's name
     "ckpt_save_dir": "ckpt_path",
     "ckpt_save_interval": "ckpt_interval",
     "ckpt_url": "checkpoint_url",
@@ -215,7 +217,7 @@ SWITCHED = {"ema_decay": ("ema", "ema_decay", 0.9999), "clip_value": ("clip_grad
 
 # Keys that have no effect here, and their values that mean what is done here. Other values are reported.
 WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
-    "pretrained": (False,), "resume_opt": (False,), "train_split": ("train",), "val_split": ("val", "validation"),
+    "resume_opt": (False,), "train_split": ("train",), "val_split": ("val", "validation"),
     "dataset_download": (False,), "shuffle": (True,), "num_samples": (None,), "drop_remainder": (True,),
     "aug_repeats": (0, 1), "vflip": (0,),
     "re_scale": ([0.02, 0.33],), "re_ratio": ([0.3, 3.3],), "re_value": (0,), "re_max_attempts": (10,),
@@ -255,6 +257,8 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
                 ignored.append(f"{name}: {value}")
         elif name in MINDCV or name not in (*CHOICES, *SWITCHED, "decay_epochs", "multi_step_decay_milestones"):
             values |= convert(name, value, origin, MINDCV.get(name, name))
+    if values.get("pre_trained", ("",))[0] == "mindcv:":
+        values["pre_trained"] = f"mindcv:{layer['model'][0]}".lower(), layer["pretrained"][1]
     if values.get("num_classes", (None, ""))[0] is None:
         count = {"cifar10": 10, "cifar100": 100}.get(values["dataset"][0], 1000)
         values["num_classes"] = count, f"{path}: MindCV's default"

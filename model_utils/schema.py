@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of the project: its type, range, default and help, in the groups that `--help` shows."""
+"""Every key of the project: its type, range, default and help, in groups; and which command reads it."""
 
 import re
 from types import NoneType
@@ -191,7 +191,7 @@ class RunKeys(Keys):
     """What to do"""
 
     mode: Literal["train", "evaluate", "train_and_evaluate"] = key("train", "what train.py does")
-    seed: int = key(1, "of weights, sample order, augmentation and dropout", ge=0, lt=2**31, resume="force")
+    seed: int = key(1, "seed of weights, sample order, augmentation and dropout", ge=0, lt=2**31, resume="force")
     log_interval: int = key(100, "steps between two loss lines", ge=1)
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
@@ -228,7 +228,7 @@ class DataKeys(Keys):
     """Data"""
 
     dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
-    data_dir: str | None = key(None, "its folder")
+    data_dir: str | None = key(None, "folder of the images")
     dataset_format: Literal["auto", "cifar10", "cifar100", "folder", "list", "tfrecord", "mindrecord"] = key(
         "auto", "how its images are stored; auto looks, and says so")
     cifar100_labels: Literal["fine", "coarse"] = key("fine", "which labels of CIFAR-100: 100 or 20 classes",
@@ -239,9 +239,14 @@ class DataKeys(Keys):
     num_classes: int = key(10, "number of classes", ge=2, le=10**6, resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
     per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1, le=MOST_BATCH)
-    image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
-    image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
-    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
+    buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
+    synthetic_train_images: int = key(5000, "size of the generated training set", ge=1, le=MOST_DRAWN)
+    synthetic_test_images: int = key(1000, "size of the generated test set", ge=1, le=MOST_DRAWN)
+
+
+class AugmentKeys(Keys):
+    """Augmentation of the training images"""
+
     augment: bool = key(True, "random crops and flips in training", resume="force")
     scale: tuple[float, ...] = key((0.08, 1.0), "smallest,largest share of a photo's area in a random crop",
                                    needs="dataset=imagenet2012", resume="force")
@@ -262,20 +267,25 @@ class DataKeys(Keys):
                         le=1000, needs="augment=True", resume="force")
     mixup_prob: float = key(1.0, "probability that a batch is mixed by mixup or cutmix", ge=0, le=1,
                             needs="mixup|cutmix", resume="force")
+
+
+class ImageKeys(Keys):
+    """Images"""
+
+    image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
+    image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
+    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
         "model zoo does", needs="dataset=imagenet2012", resume="force")
     crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
-    buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
-    synthetic_train_images: int = key(5000, "size of the generated training set", ge=1, le=MOST_DRAWN)
-    synthetic_test_images: int = key(1000, "size of the generated test set", ge=1, le=MOST_DRAWN)
 
 
 class NetworkKeys(Keys):
     """Network"""
 
-    network: Literal[tuple(NETWORKS)] = key("vgg16", "depth; vgg16_bn also sets batch_norm", resume="fixed")
+    network: Literal[tuple(NETWORKS)] = key("vgg16", "VGG of this depth; vgg16_bn also sets batch_norm", resume="fixed")
     batch_norm: bool = key(True, "batch normalisation after each convolution", resume="fixed")
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")
@@ -287,7 +297,8 @@ class NetworkKeys(Keys):
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
     average_pool: bool = key(False, "pool the last feature map to 7x7, for any image size", resume="fixed")
     pre_trained: str | None = key(None, "weights to start from or to evaluate: .ckpt, .safetensors, .pth or .pt of "
-                                  "this project, the model zoo, MindCV, torchvision or timm", resume="force")
+                                  "this project, the model zoo, MindCV, torchvision or timm, or a name such as "
+                                  "torchvision:vgg16_bn", resume="force")
     pre_trained_strict: bool = key(True, "False: train even if pre_trained lacks more than the head")
     freeze: str | None = key(None, "frozen: features, classifier, or patterns such as layers.[0-9].*", resume="fixed")
 
@@ -297,8 +308,9 @@ class ScheduleKeys(Keys):
 
     max_epoch: int = key(70, "epochs", ge=1, le=MOST_EPOCHS)
     lr_scheduler: Literal["step", "exponential", "multi_step", "cosine_annealing"] = key(
-        "step", "multi_step is exponential", resume="force")
-    lr: float = key(0.01, "peak rate of exponential and cosine_annealing", gt=0, resume="force")
+        "step", "how the learning rate falls: quadratically, at lr_epochs (exponential, multi_step) or as a cosine",
+        resume="force")
+    lr: float = key(0.01, "peak rate; with lr_scheduler=step the flag sets lr_max", gt=0, resume="force")
     lr_init: float = key(0.01, "rate at the start of the warm-up", ge=0, needs="lr_scheduler=step", resume="force")
     lr_max: float = key(0.1, "rate after the warm-up", gt=0, needs="lr_scheduler=step", resume="force")
     lr_epochs: tuple[int, ...] = key((30, 60, 90, 120), "epochs at which lr_gamma multiplies the rate",
@@ -318,7 +330,7 @@ class ScheduleKeys(Keys):
 class LossKeys(Keys):
     """Loss and optimizer"""
 
-    opt: Literal["momentum", "sgd", "adamw"] = key("momentum", "sgd is momentum", resume="fixed")
+    opt: Literal["momentum", "sgd", "adamw"] = key("momentum", "optimizer; sgd is momentum", resume="fixed")
     momentum: float = key(0.9, "momentum", ge=0, lt=1, needs="opt=momentum|sgd", resume="force")
     use_nesterov: bool = key(False, "Nesterov momentum", needs="opt=momentum|sgd", resume="force")
     clip_grad_norm: float = key(0.0, "largest norm of all gradients together; 0 is no limit", ge=0, resume="force")
@@ -353,14 +365,19 @@ class OutputKeys(Keys):
 
 
 class ExportKeys(Keys):
-    """Export and Ascend 310"""
+    """Export"""
 
-    ckpt_file: str | None = key(None, "checkpoint to export")
+    ckpt_file: str | None = key(None, "checkpoint to export; file or name, as in pre_trained")
     file_name: str | None = key(None, "exported files, without ending; else the network's name, beside the checkpoint")
     file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
     parity_check: bool = key(True, "load each exported file again and compare its answers with the network's")
+
+
+class PreparedKeys(Keys):
+    """Inference on Ascend 310"""
+
     dataset_name: Literal[tuple(DATASETS)] = key("cifar10", "data set of preprocess.py and postprocess.py")
     result_path: str = key("./preprocess_Result/", "where preprocess.py writes")
     result_dir: str | None = key(None, "result files: infer.py writes them here, postprocess.py reads them")
@@ -371,7 +388,7 @@ class ExportKeys(Keys):
 class InferKeys(Keys):
     """Inference"""
 
-    model_path: str | None = key(None, "exported model (.mindir or .onnx), or a checkpoint")
+    model_path: str | None = key(None, "exported model (.mindir or .onnx), or a checkpoint as in pre_trained")
     input: str | None = key(None, "image, folder of images, list of images (.txt), or folder of prepared .bin files")
     engine: Literal["auto", "lite", "mindspore", "onnxruntime"] = key("auto", "what runs it; auto goes by its format")
     top: int = key(5, "number of classes named for each image", ge=1)
@@ -393,8 +410,44 @@ class ModelArtsKeys(Keys):
     modelarts_dataset_unzip_name: str | None = key(None, "its name without .zip")
 
 
-GROUPS = (RunKeys, DeviceKeys, DataKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys, ExportKeys, InferKeys,
-          ModelArtsKeys)
+GROUPS = (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys,
+          ExportKeys, InferKeys, PreparedKeys, ModelArtsKeys)
+# What a command does, the keys that its --help shows, and the groups of which it reads the others as well. All commands
+# take all keys, so that one recipe serves them.
+PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "train.py": (
+        "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
+        "data_dir dataset num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler lr "
+        "warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
+        "resume dry_run",
+        (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys)),
+    "eval.py": (
+        "Count how many test images of --data_dir the checkpoints of --pre_trained get right.",
+        "pre_trained data_dir dataset dataset_format num_classes network image_size batch_size per_batch_size "
+        "interpolation resize_mode crop_pct on_bad_image eval_step_per_epoch device_target device_id "
+        "num_parallel_workers is_distributed ckpt_path",
+        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys)),
+    "export.py": (
+        "Write the network of --ckpt_file as --file_name, in the formats of --file_format.",
+        "ckpt_file file_name file_format export_batch_size dynamic_batch parity_check network num_classes image_size "
+        "dataset device_target",
+        (DeviceKeys, ImageKeys, NetworkKeys, ExportKeys)),
+    "infer.py": (
+        "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
+        "model_path input data_dir dataset top save annotate engine result_dir time_dir export_batch_size num_classes "
+        "image_size device_target device_id num_parallel_workers",
+        (DeviceKeys, DataKeys, ImageKeys, NetworkKeys, InferKeys)),
+    "preprocess.py": (
+        "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",
+        "data_dir dataset_name dataset model_path result_path batch_size per_batch_size network",
+        (DataKeys, ImageKeys)),
+    "postprocess.py": (
+        "Count how many results of an inference are right: those in --result_dir.",
+        "result_dir label_dir result_path dataset_name dataset model_path num_classes", ()),
+}
+# Keys of these groups that other commands than train.py read only if they are named above.
+TRAINING = ("amp_level dataset_sink_mode sink_size on_bad_image batch_size per_batch_size buffer_size initialize_mode "
+            "synthetic_train_images has_dropout dropout_rate pre_trained pre_trained_strict freeze")
 
 
 def keys_for_resume(kind: Literal["fixed", "force"]) -> tuple[str, ...]:
@@ -405,6 +458,12 @@ def keys_for_resume(kind: Literal["fixed", "force"]) -> tuple[str, ...]:
 def shown(value: Any) -> str:
     """A value as it is written after a flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def short(value: Any) -> str:
+    """The same for people: numbers with few digits, and nothing for no value."""
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the order of the groups
@@ -474,7 +533,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):
             raise ValueError("log_name: is the name of another file or folder in the run folder")
         if self.patience and self.mode == "train":
-            raise ValueError("patience: goes by the validation accuracy; give --mode=train_and_evaluate")
+            raise ValueError("patience: needs an evaluation after each epoch; give --mode=train_and_evaluate too")
         words = [word for word in self.class_weights if isinstance(word, str)]
         if len(self.class_weights) != (1 if words else self.num_classes) or not words and min(self.class_weights) <= 0:
             raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
@@ -513,3 +572,28 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     @property
     def schedule(self) -> str:
         return "exponential" if self.lr_scheduler == "multi_step" else self.lr_scheduler
+
+
+TYPES = {"dir": "DIR", "path": "DIR", "file": "FILE", "url": "URL", "pre_trained": "FILE", "resume": "DIR",
+         "file_name": "FILE", "label_dir": "FILE", "model_path": "FILE", "input": "PATH", "save": "FILE",
+         "annotate": "DIR"}  # of texts, by the name of the key or its last word
+
+
+def type_of(name: str) -> str:
+    """The values of a key as `--help` shows them: INT, DIR, {auto,CPU} and so on."""
+    kind = Config.model_fields[name].annotation
+    parts, words = parts_of(kind), choices_of(kind)
+    if {*parts} <= {*words, NoneType, ...}:
+        return f"{{{','.join(words)}}}"
+    if get_origin(kind) is tuple:
+        return "LIST"
+    number = next((part.__name__.upper() for part in (bool, int, float) if part in parts), None)
+    return number or TYPES.get(name) or TYPES.get(name.rpartition("_")[2], "TEXT")
+
+
+def keys_of(program: str) -> list[str]:
+    """The keys that a command reads, in the order of the schema. Scripts that are not in the table may read any."""
+    _, common, groups = PROGRAMS.get(program, ("", "", GROUPS))
+    read = {name for group in (*groups, ModelArtsKeys) for name in group.model_fields}
+    read -= {*TRAINING.split()} if program in PROGRAMS and program != "train.py" else set()
+    return [name for name in Config.model_fields if name in read.union(common.split())]

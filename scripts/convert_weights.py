@@ -3,6 +3,7 @@
 """Convert VGG weights of this project, the model zoo, MindCV, torchvision or timm.
 
   python scripts/convert_weights.py vgg16_bn.pth vgg16_bn.ckpt                   PyTorch's -> ours
+  python scripts/convert_weights.py torchvision:vgg16_bn vgg16_bn.ckpt           the same, downloaded
   python scripts/convert_weights.py best.ckpt best.safetensors                   ours -> torchvision's names
   python scripts/convert_weights.py best.ckpt best_mindcv.ckpt --names mindcv    ours -> MindCV's names
 
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from model_utils.device_adapter import mindspore_version
+from src.utils.download import weights_file
 from src.utils.files import writing
 
 
@@ -35,14 +37,14 @@ def run(args: argparse.Namespace) -> None:
         from src.weights.convert import convert
 
     with writing(args.target):
-        lines = convert(args.source, args.target, args.names)
+        lines = convert(weights_file(args.source), args.target, args.names)
     print("\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="convert_weights.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN", type=Path, help="weights of any of these projects")
+    parser.add_argument("source", metavar="IN", help="weights of these projects, or a name such as mindcv:vgg16")
     parser.add_argument("target", metavar="OUT", type=Path, help="the new file, .ckpt or .safetensors")
     parser.add_argument("--names", choices=("ours", "torchvision", "mindcv"),
                         help="whose names OUT has (default: ours in a .ckpt, torchvision's in a .safetensors)")

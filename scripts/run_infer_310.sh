@@ -55,7 +55,7 @@ for flag in "$@"; do
 done
 
 rm -f -- acc.log  # an old accuracy must not be taken for that of a run that failed
-flags=("--dataset=$dataset" "--dataset_name=$dataset" "--model_path=$model" "$@")
+flags=("--dataset=$dataset" "--model_path=$model" "$@")
 labels=imagenet_label.json inputs="" source=("--data_dir=$data")
 [ "$dataset" != cifar10 ] || labels=cifar10_label_ids.npy
 if [[ "$need_preprocess" = [yY] ]]; then

@@ -21,6 +21,7 @@ from src.data.shapes import draw_shapes
 from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
 from src.deploy.model_card import SUFFIXES, ExportedFile, ModelCard, find_card, sha256
+from src.utils.download import weights_file
 from src.utils.files import check_free_space, make_folder
 from src.utils.logging import set_up_logging
 from src.utils.signals import StopSignals
@@ -44,7 +45,7 @@ def export(config: Config) -> ModelCard:
         # Cards compute convolutions in half precision, HF32 or TF32, too coarse for the comparison.
         config = config.taking({"device_target": "CPU"}, "export.py")
     rank = set_up_device(config)
-    formats, source = config.file_format, Path(config.ckpt_file)
+    formats, source = config.file_format, weights_file(config.ckpt_file)
     if config.dynamic_batch and "ONNX" not in formats:
         raise UserError("dynamic_batch: is for ONNX files, and file_format has none")
     if "AIR" in formats and rank.device_target != "Ascend":
@@ -54,7 +55,7 @@ def export(config: Config) -> ModelCard:
     log = set_up_logging()
     model = load_model(config, rank, source, for_export=True)
     config, network = model.config, model.network.set_train(False)
-    folder = Path(config.output_path) if config.enable_modelarts else source.parent
+    folder = Path(config.output_path) if config.enable_modelarts else Path(config.ckpt_file).parent
     target = target or check_target(str(folder / config.network), formats)
     for line in (*config.notes, *rank.notes, describe_model(config, network), *model.report):
         log.info(line)

@@ -30,6 +30,7 @@ from src.deploy.images import Item, annotate, dataset_items, find_images, image_
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
 from src.evaluation.plots import contact_sheet, drawable
+from src.utils.download import weights_file
 from src.utils.files import make_folder, write_atomically
 from src.utils.logging import set_up_logging
 
@@ -189,7 +190,7 @@ def find_items(model: KnownModel) -> tuple[list[Item], bool]:
 
 def open_model(config: Config) -> tuple[KnownModel, Engine]:
     """What `model_path` names, in the engine for it: an exported model by its ending, anything else as a checkpoint."""
-    path = Path(config.model_path)
+    path = weights_file(config.model_path)
     if not path.is_file():
         raise UserError(f"model_path: there is no file {path}")
     if path.suffix.lower() in SUFFIXES.values():

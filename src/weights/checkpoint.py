@@ -20,6 +20,7 @@ from mindspore import nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from model_utils.errors import UserError
+from src.utils.download import weights_file
 from src.utils.files import newest_first, replaced_when_whole
 from src.weights.model_info import CHECKPOINT_SUFFIXES, ModelInfo
 
@@ -165,8 +166,10 @@ def _messages(data: memoryview) -> Iterator[memoryview]:
 
 
 def find_checkpoints(named: str) -> list[Path]:
-    """The checkpoints that a file, a folder or a pattern names, newest first; UserError if there are none."""
-    places = [Path(named)] if Path(named).exists() else map(Path, glob(named, recursive=True))
+    """The checkpoints that a file, a folder, a pattern or the name of published weights means, newest first; UserError
+    if there are none."""
+    path = weights_file(named)
+    places = [path] if path.exists() else map(Path, glob(named, recursive=True))
     found = {path for place in places for path in (place.rglob("*") if place.is_dir() else [place])
              if path == place or path.suffix in CHECKPOINT_SUFFIXES and not path.name.startswith(".")}
     if not found:

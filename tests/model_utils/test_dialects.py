@@ -142,6 +142,7 @@ def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):
 @pytest.mark.parametrize(("text", "meaning"), [
     ("mode: 1", {"graph_mode": False}), ("val_while_train: False", {"mode": "train"}),
     ("val_interval: 3", {"epochs_between_evals": 3}), ("ckpt_path: a.ckpt", {"pre_trained": "a.ckpt"}),
+    ("pretrained: True", {"pre_trained": "mindcv:vgg16"}), ("pretrained: False", {"pre_trained": None}),
     ("ckpt_save_dir: there", {"ckpt_path": "there"}), ("ckpt_save_interval: 2", {"ckpt_interval": 2}),
     ("drop_rate: 0.2", {"dropout_rate": 0.2}), ("drop_rate: null", {"dropout_rate": 0.5}),
     ("label_smoothing: 0", {"label_smooth": False}),

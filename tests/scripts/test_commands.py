@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of the older projects, as docs/migration.md shows them: all parse, and all run on tiny data (most with --slow).
-"""
+"""The commands that README.md and docs show: all exist with their flags, and run on tiny data (most with --slow)."""
 
-import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from helpers import PLAIN, ROOT, TINY, run_main, run_python, write_cifar10, write_class_folders
-from launches import environment, free_port, make_table
+from launches import free_port, make_table, started
 
 from model_utils.config import get_config
+from model_utils.dialects import ALIASES
+from model_utils.schema import Config
 
 MARKS = re.compile(r"<!-- tests/scripts/test_commands\.py runs these -->\n(.*?)<!-- end -->", re.DOTALL)
+BLOCK, INLINE = re.compile(r"```bash\n(.*?)```", re.DOTALL), re.compile(r"`((?:python|bash|msrun) \S[^`\n]*)`")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDER = re.compile(r"--(config_path|resume)=(mine\.yaml|outputs/|FOLDER|\.\.\.)")  # files of the reader's own
+EARLIER_RUNS = {  # that the pages name, in outputs
+    "quickstart/20250101_120000": "--config_path=configs/quickstart.yaml --data_dir=data/shapes",
+    "20250101_120000": "--dataset=photos --data_dir=photos"}
+ELSEWHERE = re.compile(r"pip |activate|GLOG|quickstart\.sh|run_tests|download_|=(8|16) |torchvision:|master_addr|"
+                       r"_ascend|FOLDER|RANK|cifar100|<|\.\.\.|--resume$")
 LOSS, ACC, TOP1 = r"epoch: 1 step: 2, loss is", r"result: \{'acc': 0\.\d{4}\}", r"after allreduce eval: top1_correct="
 TRAINING = f"{shlex.join(PLAIN)} --image_size=32 --batch_size=4 --max_train_steps=2"  # for the tiny data
 MODELS = {"0-70_781": ["--data_dir=data"], "0-150_5004": ["--data_dir=imagenet", "--dataset=imagenet2012",
@@ -47,18 +53,33 @@ def expected(command: str) -> str:
     return r"throughput: " if "--epochs=1 " in command else LOSS
 
 
-def test_every_command_parses(monkeypatch):
+def commands_in(page: Path) -> list[str]:
+    """The commands of a page, in code blocks and in the text."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = "".join(BLOCK.findall(text)).splitlines() + INLINE.findall(BLOCK.sub("", text))
+    return [re.sub(r"\s+(# |> ).*", "", line) for line in lines if shlex.split(line, comments=True)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_and_file_exists(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parsed = 0
-    for command in COMMANDS:
-        words = shlex.split(command.partition(" > ")[0])
-        program = next((word.removeprefix("./") for word in words if word.endswith(".py")), None)
-        if program:
-            flags = words[words.index(next(word for word in words if word.endswith(".py"))) + 1:]
-            config = get_config(flags, program)
-            assert config.data_dir in (None, "data", "imagenet"), command
-            parsed += 1
-    assert parsed >= 19
+    for command in commands_in(page):
+        words = shlex.split(command, comments=True)
+        scripts = [word.strip("()").removeprefix("./") for word in words]
+        name = next((word for word in scripts if word.endswith((".py", ".sh")) and word[0] != "/"), "")
+        flags = [word.strip(")") for word in words[scripts.index(name) + 1:]] if name else []
+        if name in {path.name for path in ROOT.glob("*.py")}:
+            flags = [flag for flag in flags if not PLACEHOLDER.match(flag)]
+            "--help" in command or get_config(flags, name)
+        elif name:
+            path = ROOT / name if (ROOT / name).exists() else ROOT / "scripts" / Path(name).name
+            source = path.read_text(encoding="utf-8") + (ROOT / "scripts" / "launch.py").read_text(encoding="utf-8")
+            names = [flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
+            assert all(key in ("config_path", *Config.model_fields, *ALIASES) or f"--{key}" in source for key in names)
+    text = re.sub("^# .*", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)  # not the older projects' files
+    named = {ROOT / name for name in re.findall(r"(?<![\w/])(?:scripts|configs)/[\w/]+\.(?:py|sh|yaml)\b", text)}
+    linked = {page.parent / name for name in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)}
+    assert not [str(path) for path in named | linked if not path.exists()]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +128,7 @@ def in_small(command: str) -> str:
     """The command with flags that make it small, before its redirection; one in the background is waited for."""
     line, arrow, target = command.partition(" > ")
     line, closing = (line[:-1], ")") if line.endswith(")") else (line.rstrip(), "")
-    if ("train" in line or "run_1p" in line) and "--mode=evaluate" not in line:
+    if re.search(r"train\.py|_train|run_1p", line) and "--mode=evaluate" not in line:
         line += f" {TRAINING}" + (" --num_classes=3" if "imagenet" in line else "")
     line = line.replace("--master_port=34568", "")
     line = line.replace("msrun ", f"msrun --master_port={free_port()} ", 1) if "msrun " in line else line
@@ -118,19 +139,40 @@ def logs_in(folder: Path) -> set[Path]:
     return {*folder.rglob("*.log"), *folder.rglob("train_parallel*/log")}
 
 
+def run(command: str, folder: Path) -> tuple[int, str]:
+    """The exit status of a command, in small, and what it printed and logged."""
+    for path in logs_in(folder):
+        path.unlink()
+    with started(["bash", "-c", in_small(command)], cwd=folder) as process:
+        out, _ = process.communicate(timeout=240)
+    return process.returncode, out + "".join(
+        path.read_text(errors="replace") for path in sorted(logs_in(folder)) if path.exists())
+
+
 @pytest.mark.parametrize("command", [
     pytest.param(command, id=str(number), marks=() if IN_SUITE.match(command) else pytest.mark.slow)
     for number, command in enumerate(COMMANDS)])
 def test_a_command_of_an_older_project_runs(place, command):
     make_models(place, command)
-    for path in logs_in(place):
-        path.unlink()
-    process = subprocess.Popen(["bash", "-c", in_small(command)], cwd=place, text=True, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        out, _ = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    out += "".join(path.read_text(errors="replace") for path in sorted(logs_in(place)) if path.exists())
-    assert process.returncode == 0 and re.search(expected(command), out), f"{in_small(command)}\n{out[-3000:]}"
+    status, out = run(command, place)
+    assert status == 0 and re.search(expected(command), out), f"{in_small(command)}\n{out[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ("migration", "ascend", "performance")],
+                         ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(place, page):
+    """In their order, with the files that a reader has at that point; not those that download or need cards."""
+    run("python scripts/make_shapes.py data/shapes && rm -rf photos new_photos outputs && "
+        "cp -r imagenet/val photos && cp -r photos new_photos", place)
+    for name, flags in EARLIER_RUNS.items():
+        status, out = run(f"python train.py --ckpt_path=outputs/made --ckpt_interval_steps=1 {flags}", place)
+        assert status == 0, out
+        (place / "outputs" / name).parent.mkdir(exist_ok=True)
+        next((place / "outputs" / "made").iterdir()).rename(place / "outputs" / name)
+    (place / "best.ckpt").write_bytes((place / "outputs/20250101_120000/best.ckpt").read_bytes())
+    (place / "mine.yaml").write_text("base: cifar10_config.yaml\n")
+    for command in commands_in(page):
+        if not ELSEWHERE.search(command):
+            status, out = run(command, place)
+            assert status == 0, f"{in_small(command)}\n{out[-3000:]}"

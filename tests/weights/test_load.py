@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anyone's weights: the logits of the network they come from, a report of what happened, and no silent partial load."""
 
+import hashlib
 import pickle
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -31,8 +33,9 @@ from foreign_files import (
     write_pth,
     write_safetensors,
 )
-from helpers import ROOT, Outcome, run_main, write_class_folders
+from helpers import ROOT, Outcome, only_folder, run_main, write_class_folders
 
+from src.utils.download import WEIGHTS
 from src.weights.load import read_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
@@ -119,6 +122,31 @@ def test_the_model_zoo_s_cifar10_weights_bring_its_normalisation(tmp_path):
     assert load(path, "--dataset=imagenet2012").config.image_mean == ()
     own = next((ROOT / "tests" / "files" / "first_version").rglob("*.ckpt"))
     assert read_weights(own).layout.num_classes == 10 and not read_weights(own).of_model_zoo_cifar10
+
+
+def test_published_weights_are_named_wherever_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    path = write_pth(tmp_path / "mirror/a.pth", torchvision(make("vgg11", batch_norm=True, classes=3)))
+    file = path.rename(path.with_name(f"vgg11_bn-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")).name
+    monkeypatch.setitem(WEIGHTS, "torchvision:vgg11_bn", f"https://localhost/models/{file}")
+    monkeypatch.setenv("VGG_MIRROR", f"file://{tmp_path / 'mirror'}/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, cached = "torchvision:vgg11_bn", tmp_path / "cache/vgg_mindspore" / file
+    assert train(tmp_path, name).status == 0 and cached.is_file()
+    shutil.rmtree(tmp_path / "mirror")  # one download serves all
+    run = only_folder(tmp_path / "runs")
+    assert f"pre_trained: {name}\n" in (run / "config.yaml").read_text()
+    flags = ("--device_target=CPU", "--graph_mode=False", "--image_size=64")
+    assert f"checkpoint: {cached}" in run_main("eval", *folder_flags(tmp_path), f"--pre_trained={name}").out
+    monkeypatch.chdir(tmp_path)
+    assert run_main("export", f"--ckpt_file={name}", "--file_format=ONNX", "--parity_check=False", *flags).status == 0
+    assert (tmp_path / "vgg11.onnx").is_file() and [*cached.parent.iterdir()] == [cached]
+    photos = tmp_path / "data/val/ant"
+    outcome = run_main("infer", f"--model_path={name}", f"--input={photos}", "--engine=mindspore", *flags)
+    assert outcome.status == 0 and "0.jpg" in outcome.out, outcome
+    assert run_main("scripts.convert_weights", name, tmp_path / "a.ckpt").status == 0
+    cached.unlink()
+    assert run_main("train", f"--resume={run}", "--max_epoch=2").status == 0  # the state has all weights
 
 
 # What is in conflict

@@ -394,6 +394,8 @@ class InferKeys(Keys):
     top: int = key(5, "number of classes named for each image", ge=1)
     save: str | None = key(None, "write the predictions here, as .csv or .json")
     annotate: str | None = key(None, "folder for the images with their predictions drawn on them")
+    explain: bool = key(False, "draw where the image speaks for the answer (Grad-CAM) beside it, in the folder of "
+                               "annotate or else in ./predictions; for checkpoints")
 
 
 class ModelArtsKeys(Keys):
@@ -434,8 +436,8 @@ PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
         (DeviceKeys, ImageKeys, NetworkKeys, ExportKeys)),
     "infer.py": (
         "Classify the images of --input, or the test set in --data_dir, with the model of --model_path.",
-        "model_path input data_dir dataset top save annotate engine result_dir time_dir export_batch_size num_classes "
-        "image_size device_target device_id num_parallel_workers",
+        "model_path input data_dir dataset top save annotate explain engine result_dir time_dir export_batch_size "
+        "num_classes image_size device_target device_id num_parallel_workers",
         (DeviceKeys, DataKeys, ImageKeys, NetworkKeys, InferKeys)),
     "preprocess.py": (
         "Turn the test set of --data_dir into the inputs and labels of an inference on Ascend 310.",

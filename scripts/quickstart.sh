@@ -58,7 +58,7 @@ printf '  %-27s %s\n' curves.png "loss, accuracy and learning rate to look at" \
     best.ckpt "the checkpoint of the best epoch" config.yaml "every setting of the run" \
     "vgg11.mindir, vgg11.onnx" "the exported network; vgg11.json describes it" \
     predictions/ "ten images with their prediction, and all of them in contact_sheet.png"
-printf 'The evaluation, with confusion_matrix.png, is in %s\n' "$REPOSITORY/${evaluation}best"
-printf 'What comes next, with images of your own in a folder per class below train and val:\n'
+printf 'The evaluation, with confusion_matrix.png and wrong.png, is in %s\n' "$REPOSITORY/${evaluation}best"
+printf 'What comes next, with images of your own in a folder per class:\n'
 printf '  %s\n' "source $(printf '%q' "$VIRTUAL_ENV/bin/activate")" \
-    "python train.py --dataset=imagenet2012 --data_dir=FOLDER --num_classes=NUMBER --mode=train_and_evaluate"
+    "python train.py --dataset=photos --data_dir=FOLDER"

@@ -246,7 +246,7 @@ def test_ctrl_c_while_a_command_imports_its_modules_ends_it_with_one_line():
 def test_a_stopped_command_removes_what_it_had_not_finished(tmp_path, number):
     command = [sys.executable, SCRIPTS / "make_shapes.py", tmp_path / "shapes", "--train=1000000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
-        wait_until(lambda: any(tmp_path.iterdir()), timeout_s=60, what="the hidden folder")
+        wait_until(lambda: any(tmp_path.glob("*/set")), timeout_s=60, what="the hidden folder")
         run.send_signal(number)
         assert run.wait(60) == 128 + number and run.stderr.read() == f"make_shapes.py: stopped by {number.name}\n"
     assert list(tmp_path.iterdir()) == []

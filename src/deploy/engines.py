@@ -18,6 +18,7 @@ PACKAGES = {"lite": "mindspore_lite", "mindspore": "mindspore", "onnxruntime": "
 ENGINES_OF = {".mindir": ("lite", "mindspore"), ".onnx": ("onnxruntime",)}  # auto takes the first that is installed
 HOW_TO_GET = {"lite": "MindSpore Lite comes from its vendor: https://www.mindspore.cn/lite",
               "mindspore": "pip install -r requirements.txt", "onnxruntime": "pip install -r requirements-infer.txt"}
+LEAST_MAP = 7  # pixels a side, of a map of features that explains an answer
 FREE_BATCH = 16  # images at a time if a model takes any number
 
 
@@ -37,6 +38,34 @@ class CellEngine:
         from mindspore import Tensor
 
         return self._cell(Tensor(images)).asnumpy()
+
+    def heat(self, images: np.ndarray, index: int) -> np.ndarray:
+        """How much each place of one image, [1, 3, H, W], speaks for a class, from 0 to 1. For a VGG.
+
+        It is Grad-CAM in the form of LayerCAM, features times their positive gradients: the mean gradients of the first
+        Grad-CAM say little, because the classifier has other weights for each place. The features are the last ones
+        of at least 7x7.
+        """
+        import mindspore
+        from mindspore import Tensor, nn
+
+        mode, cells = mindspore.get_context("mode"), list(self._cell.layers)
+        mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+        after = Tensor(images)
+        for number, cell in enumerate(cells):
+            if isinstance(cell, (nn.MaxPool2d, nn.AdaptiveMaxPool2d)) and min(after.shape[2:]) >= LEAST_MAP:
+                features, rest = after, cells[number:]
+            after = cell(after)
+
+        def logit(x: Tensor) -> Tensor:
+            for cell in rest:
+                x = cell(x)
+            return self._cell.classifier(self._cell.flatten(self._cell.pool(x)))[0, index]
+
+        gradients = mindspore.grad(logit)(features).asnumpy()
+        mindspore.set_context(mode=mode)
+        heat = (features.asnumpy() * np.maximum(gradients, 0)).sum(axis=(0, 1))
+        return heat / max(heat.max(), 1e-30)
 
 
 class OnnxEngine:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from model_utils.device_adapter import has_device, set_up_device
 from model_utils.errors import UserError
 from model_utils.local_adapter import data_workers, local_device_id, usable_cores
-from model_utils.schema import DATASETS, Config
+from model_utils.schema import DATASETS, Config, Preset
 from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
 from src.deploy.images import Item, annotate, dataset_items, find_images, image_items, prepare, read_list, unique_names
 from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
@@ -66,6 +67,8 @@ def infer(config: Config) -> list[Prediction]:
 
     A broken input does not stop the others; a UserError at the end names all of them.
     """
+    if config.explain and not config.annotate:
+        config = config.taking({"annotate": "predictions"}, "--explain")
     check_request(config)
     log = set_up_logging()
     model, engine = open_model(config)
@@ -109,6 +112,8 @@ def infer(config: Config) -> list[Prediction]:
         if config.annotate and found[0].guesses:
             image, guesses = Image.fromarray(item.load()), [guess._replace(name=names[guess.index])
                                                             for guess in found[0].guesses]
+            if config.explain:
+                image = explained(image, engine, guesses[0].index, model.config.preset, photos=photos)
             out = Path(config.annotate, f"{drawn[item.name]}.jpg")
             annotate(image, list(map(str, guesses)), font).save(out)
             if len(captions) < SHEET_IMAGES:
@@ -144,6 +149,9 @@ def check_request(config: Config) -> None:
     """UserError for mistakes that would show only after a long run."""
     if not config.model_path:
         raise UserError("model_path: is not given; name an exported model or a checkpoint with --model_path=FILE")
+    if config.explain and Path(config.model_path).suffix.lower() in SUFFIXES.values():
+        raise UserError(f"explain: needs the gradients of the network, which the exported {config.model_path} does not "
+                        "give; name the checkpoint that it was exported from with --model_path=FILE.ckpt")
     if not config.input and not config.data_dir:
         raise UserError("input: is not given; name images with --input=FILE_OR_FOLDER, or a data set with "
                         "--data_dir=FOLDER")
@@ -268,6 +276,18 @@ def best_guesses(logits: np.ndarray, class_names: Sequence[str], top: int) -> tu
     probabilities = powers / powers.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
     return tuple(Guess(int(index), class_names[index], float(probabilities[index])) for index in order)
+
+
+def explained(image: Image.Image, engine: CellEngine, index: int, preset: Preset, *, photos: bool) -> Image.Image:
+    """The image, and beside it what the network gets of it, redder the more a place speaks for this class."""
+    seen = prepare(np.asarray(image), preset, photos=photos)
+    mean, std = (np.array(values, np.float32) for values in preset.scaled)
+    pixels = np.clip(seen.transpose(1, 2, 0) * std + mean, 0, 255)
+    heat = cv2.resize(engine.heat(seen[None], index), pixels.shape[1::-1])[..., None]
+    colours = cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET)[..., ::-1]
+    pixels += 0.6 * np.sqrt(heat) * (colours - pixels)
+    width = max(1, round(image.height * pixels.shape[1] / pixels.shape[0]))
+    return Image.fromarray(np.hstack([image, Image.fromarray(np.uint8(pixels)).resize((width, image.height))]))
 
 
 def as_text(predictions: Sequence[Prediction], path: str) -> str:

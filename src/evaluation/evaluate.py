@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.dataset import Dataset
+from PIL import Image
 from tqdm import tqdm
 
 from model_utils.device_adapter import Rank, set_up_device
@@ -25,16 +26,20 @@ from src.build import LoadedModel, describe_model, load_model
 from src.data.base import NoDataError, Reader, are_names
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader, check_kind, check_numbering, data_folder
+from src.data.pixels import decode
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
-from src.evaluation.plots import plot_confusion
-from src.utils.files import free_name, write_atomically
+from src.evaluation.plots import contact_sheet, drawable, plot_confusion
+from src.utils.files import free_name, printable, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import new_run_folder, open_run_folder
-from src.utils.sampler import fill_batch
+from src.utils.sampler import eval_shard, fill_batch
 from src.utils.signals import StopSignals
 from src.weights.checkpoint import find_checkpoints, fingerprint
+
+MOST_WRONG = 24  # images in wrong.png
+MOST_ROWS = 20  # classes in the log
 
 
 class Evaluation(NamedTuple):
@@ -42,6 +47,7 @@ class Evaluation(NamedTuple):
 
     counts: Counts
     images_per_s: float
+    wrong: list[tuple[float, int, int]]  # this rank's most confident mistakes: probability, number of the image, answer
 
 
 # --- one network
@@ -52,15 +58,15 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
 
     Each rank ends after `eval_step_per_epoch` batches if that is not -1. UserError on every rank for an image that
-    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left. None on every rank
-    if one of them receives a signal.
+    cannot be read; those that `on_bad_image` skips are not counted, not even in the numbers of `wrong`, and at least
+    one must be left. None on every rank if one of them receives a signal.
     """
     dataset = create_eval_dataset(config, reader, rank)  # None for a rank without images
     batches = ceil(len(reader) / rank.world_size / config.eval_batch_size)  # of the rank with the most images
     if config.eval_step_per_epoch > 0:
         batches = min(batches, config.eval_step_per_epoch)
     counts, problem = Counts(config.num_classes), None
-    start_s, timed_images, images_per_s = None, 0, 0.0
+    wrong, start_s, timed_images, images_per_s = [], None, 0, 0.0
     was_training = network.training
     network.set_train(False)
     rows = read_batches(dataset, reader)
@@ -73,7 +79,11 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
                 problem, labels = error, ()
             if len(labels):
                 logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
-                counts.update(logits[:len(labels)].astype(np.float32), labels)
+                first = counts.seen
+                answers, shares = counts.update(logits[:len(labels)].astype(np.float32), labels)
+                wrong += [(float(shares[row]), first + row, int(answers[row]))
+                          for row in np.flatnonzero((answers != labels) & (shares > 0))]  # NaN is not
+                wrong = sorted(wrong, key=lambda item: -item[0])[:MOST_WRONG]
                 if start_s is None:
                     start_s = time.perf_counter()
                 else:
@@ -94,7 +104,7 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     of_all_ranks = Counts.from_array(summed[:-1])
     if not of_all_ranks.seen:
         raise UserError(f"{reader.source}: no image can be read")
-    return Evaluation(of_all_ranks, summed[-1] / 1000)
+    return Evaluation(of_all_ranks, summed[-1] / 1000, wrong)
 
 
 def read_batches(dataset: Dataset | None, reader: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -109,8 +119,10 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
     evaluation = evaluate(config, rank, network, reader, signals)
     if evaluation is None:
         return None
-    if config.on_bad_image != "error":
-        report_lost(reader, "in the evaluation", "not counted", rank)
+    lost = report_lost(reader, "in the evaluation", "not counted", rank) if config.on_bad_image != "error" else []
+    read = np.setdiff1d(eval_shard(len(reader), rank=rank.rank, world_size=rank.world_size), lost)
+    evaluation = evaluation._replace(wrong=[(share, int(read[place]), answer)
+                                            for share, place, answer in evaluation.wrong])
     if rank.rank == 0:
         counts = evaluation.counts
         if not config.photos:
@@ -123,31 +135,70 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
     return evaluation
 
 
-def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> None:
-    """Log how many images of all ranks could not be read, and this rank's by name. A meeting point of all ranks."""
+def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> list[int]:
+    """Log how many images of all ranks could not be read, and this rank's by name; returns the latter. A meeting point
+    of all ranks."""
     lost = reader.tracker.take_lost() if reader.tracker else []
     total = int(sum_integers([len(lost)], rank.world_size)[0])
     if total:
         names = f":\n{reader.tracker.describe(lost)}" if lost else ""
         get_logger().warning("warning: %d image%s could not be read %s and %s %s%s", total, "s" if total > 1 else "",
                              when, "were" if total > 1 else "was", fate, names)
+    return lost
 
 
-def write_report(folder: Path, evaluation: Evaluation, class_names: tuple[str, ...], about: dict[str, Any]) -> None:
-    """metrics.json, per_class.csv and confusion_matrix.png of one evaluation; `about` says what was evaluated."""
+def log_classes(counts: Counts, class_names: Sequence[str]) -> None:
+    """A table of all classes or, of more than 20, of the five with the lowest F1; the mean of all classes last."""
+    scores, shown = counts.class_scores(), range(len(class_names))
+    if len(shown) > MOST_ROWS:
+        shown = np.argsort(scores[:, 2], kind="stable")[:5]  # those without images are last
+        get_logger().info("the 5 of %d classes with the lowest F1:", len(class_names))
+    get_logger().info("precision  recall  F1      images  class")
+    rows = [(*scores[index], counts.class_total[index], class_names[index]) for index in shown]
+    for *row, images, name in (*rows, (*np.nanmean(scores, axis=0), counts.seen, "macro average")):
+        get_logger().info("%-9s  %-6s  %-6s  %6d  %s", *_four_digits(row, "-"), images, name)
+
+
+def _four_digits(values: Iterable[float], missing: str = "") -> list[str]:
+    return [missing if np.isnan(value) else f"{value:.4f}" for value in values]
+
+
+def write_report(folder: Path, evaluation: Evaluation, reader: Reader, about: dict[str, Any]) -> None:
+    """metrics.json, per_class.csv, confusion_matrix.csv and .png, and wrong.png of one evaluation; `about` says what
+    was evaluated."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = evaluation.counts
+    counts, names = evaluation.counts, reader.class_names
     metrics = {"top1": counts.top1(), f"top{top_k(counts.num_classes)}": counts.topk(), "images": counts.seen,
                "loss": round(counts.loss(), 6), "images_per_s": round(evaluation.images_per_s, 1), **about}
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    columns = zip(names, counts.class_total, counts.class_correct, counts.class_scores(), strict=True)
+    _write_csv(folder / "per_class.csv",
+               ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"],
+               ([index, name, images, correct, *_four_digits(scores[[1, 0, 1, 2]])]
+                for index, (name, images, correct, scores) in enumerate(columns)))
+    _write_csv(folder / "confusion_matrix.csv", ["true class", *names],
+               ([name, *row] for name, row in zip(names, counts.confusion.tolist(), strict=True)))
+    plot_confusion(folder / "confusion_matrix.png", counts.confusion, names)
+    if evaluation.wrong:
+        draw_wrong(folder / "wrong.png", evaluation.wrong, reader)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = io.StringIO()
-    rows = csv.writer(table)
-    rows.writerow(["class", "name", "images", "correct", "accuracy"])
-    totals = zip(class_names, counts.class_total.tolist(), counts.class_correct.tolist(), strict=True)
-    for index, (name, images, correct) in enumerate(totals):
-        rows.writerow([index, name, images, correct, f"{correct / images:.4f}" if images else ""])
-    write_atomically(folder / "per_class.csv", table.getvalue())
-    plot_confusion(folder / "confusion_matrix.png", counts.confusion, class_names)
+    csv.writer(table).writerows([header, *rows])
+    write_atomically(path, table.getvalue())
+
+
+def draw_wrong(out: Path, wrong: Sequence[tuple[float, int, int]], reader: Reader) -> None:
+    """The images of these mistakes, each with the answer and its probability, the true class and the file."""
+    files = tuple(printable(Path(reader.file(index) or f"image {index}").name) for _, index, _ in wrong)
+    names, images, captions = drawable(reader.class_names)[1], [], []
+    for (share, index, answer), file in zip(wrong, drawable(files, "file")[1], strict=True):
+        content = reader.read(index)
+        images.append(Image.fromarray(decode(content, upright=False) if reader.encoded else content))
+        images[-1].thumbnail((160, 160))
+        captions.append(f"{share:.1%} {names[answer]}\ntrue: {names[reader.labels[index]]}\n{file}")
+    contact_sheet(out, list(map(np.asarray, images)), captions)
 
 
 # --- checkpoints: eval.py
@@ -176,9 +227,10 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
                 said.add(text)
             results[path] = evaluate_and_log(model.config, rank, model.network, reader)
             if rank.rank == 0:
+                log_classes(results[path].counts, reader.class_names)
                 about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
                 target = free_name(folder / path.stem, "_")  # two runs may have a checkpoint of the same name
-                write_report(target, results[path], reader.class_names, about)
+                write_report(target, results[path], reader, about)
         if rank.rank == 0:
             log_table(results)
         if skipped:

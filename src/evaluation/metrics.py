@@ -76,8 +76,16 @@ class Counts:
     def class_correct(self) -> np.ndarray:
         return np.diagonal(self._table)
 
-    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Count these rows. Rows that only fill up a batch must not be passed in.
+    def class_scores(self) -> np.ndarray:
+        """Precision, recall and F1 of each class, [classes, 3]: NaN for a class without images, and 0 for the precision
+        of a class that was never predicted."""
+        predicted, total = self.confusion.sum(axis=0), self.class_total
+        sums = np.stack([predicted, total, (predicted + total) / 2], axis=1)
+        return np.where(total[:, None], self.class_correct[:, None] / np.maximum(sums, 0.5), np.nan)
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count these rows, and return their answers and the probabilities of these. Rows that only fill up a batch
+        must not be passed in.
 
         Raises ValueError, and counts nothing, for labels that no class has.
         """
@@ -90,9 +98,11 @@ class Counts:
         self.topk_correct += int(np.count_nonzero(ranks < top_k(self.num_classes)))
         with np.errstate(invalid="ignore"):
             beside = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-            losses = np.log(np.exp(beside).sum(axis=1)) - beside[np.arange(len(labels)), labels]
+            sums = np.exp(beside).sum(axis=1)
+            losses = np.log(sums) - beside[np.arange(len(labels)), labels]
         losses = np.nan_to_num(losses, nan=MOST_LOSS).clip(max=MOST_LOSS)
         self._micro_loss += int(np.rint(MICRO * losses).astype(np.int64).sum())
+        return answers, 1 / sums
 
     def top1(self) -> float:
         """The share of correct answers among the rows seen, of which there must be one."""

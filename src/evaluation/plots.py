@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#12855f", "#c2413b", "#66727f"
-MAX_MATRIX_CLASSES = 30  # with more, the cells of a matrix are too small to read
+MAX_MATRIX_CLASSES = 100  # with more, the labels of a matrix are too small to read
+MAX_CELL_NUMBERS = 30  # classes; with more, the cells are too small for numbers
 MAX_LABEL = 22  # letters of a class name
 PAIRS_SHOWN = 20
 CJK_FONTS = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "pingfang", "msyh", "simhei", "droidsansfallback")
@@ -37,9 +38,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 @cache
-def drawable(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def drawable(names: tuple[str, ...], kind: str = "class") -> tuple[str, tuple[str, ...]]:
     """The file of the font to draw these names of classes with, which is matplotlib's own if that has their letters,
-    and what to draw: `class 3` for a name with other letters."""
+    and what to draw: `class 3` for a name with other letters. `kind` is another word than "class"."""
     from matplotlib import font_manager, get_data_path, rcParams
     from matplotlib.ft2font import FT2Font
 
@@ -63,14 +64,14 @@ def drawable(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         if drawn == wanted:
             break
     if drawn != wanted:
-        get_logger().warning("warning: no font of this machine has the letters of all classes: images show `class %d` "
-                             "for %s. A package such as fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts "
-                             "(Fedora, openEuler) helps.", *next(item for item in enumerate(names)
-                                                                 if item[1] not in drawn))
+        get_logger().warning("warning: no font of this machine has the letters of all names: images show `%s %d` for "
+                             "%s. A package such as fonts-noto-cjk (Debian, Ubuntu) or google-noto-sans-cjk-fonts "
+                             "(Fedora, openEuler) helps.", kind, *next(item for item in enumerate(names)
+                                                                       if item[1] not in drawn))
     if best != own:
         font_manager.fontManager.addfont(best)
         rcParams["font.family"] = [*rcParams["font.family"], FT2Font(best).family_name]
-    return best, tuple(name if name in drawn else f"class {index}" for index, name in enumerate(names))
+    return best, tuple(name if name in drawn else f"{kind} {index}" for index, name in enumerate(names))
 
 
 def _write(figure: "Figure", out: Path) -> None:
@@ -125,7 +126,7 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
 
 
 def plot_confusion(out: Path, matrix: np.ndarray, class_names: Sequence[str]) -> None:
-    """Draw counts of (true class, predicted class): a matrix, or with over 30 classes the pairs most often confused."""
+    """Draw counts of (true class, predicted class): a matrix, or of over 100 classes the pairs most often confused."""
     total, right = int(matrix.sum()), int(np.trace(matrix))
     title = f"{right:,} of {total:,} images right" + (f" ({right / total:.2%})" if total else "")
     draw = _confusion_matrix if len(class_names) <= MAX_MATRIX_CLASSES else _confused_pairs
@@ -137,15 +138,20 @@ def _confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> "
     from matplotlib.colors import to_rgb
 
     count = len(names)
-    figure = _figure(max(5.1, 0.5 * count + 3.1), max(4.5, 0.5 * count + 2.5))
+    few = count <= MAX_CELL_NUMBERS
+    cell = 0.5 if few else 0.18  # in inches
+    figure = _figure(max(5.1, cell * count + 3.1), max(4.5, cell * count + 2.5))
+    figure.set_layout_engine("compressed")  # or square cells may push the label of an axis out
     axes = figure.subplots()
+    axes.tick_params(labelsize=10 if few else 7.5)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     white, full = np.ones(3), np.where(np.eye(count, dtype=bool)[..., None], to_rgb(BLUE), to_rgb(RED))
     axes.imshow(white + np.sqrt(shares)[..., None] * (full - white))  # the root makes one error in a hundred visible
-    for row, column in np.argwhere(matrix > 0):
+    for row, column in np.argwhere(matrix > 0) if few else ():
         axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9 if count <= 15 else 6.5,
                   color="white" if shares[row, column] > 0.55 else "black")
-    axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(count), names, rotation=40 if few else 90, ha="right", va="top" if few else "center",
+                    rotation_mode="anchor")
     axes.set_yticks(range(count), [f"{name}  {share:.1%}" for name, share in zip(names, np.diag(shares), strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class, and the share of it that was recognised")

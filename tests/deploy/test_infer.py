@@ -10,14 +10,21 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import Deployed, Outcome, run_main
+from helpers import PLAIN, TINY, Deployed, Outcome, run_main
+from mindspore import Tensor
 from PIL import Image
 
+from model_utils.config import get_config
+from model_utils.device_adapter import set_up_device
 from model_utils.schema import Preset
+from src.build import build_network
+from src.data.cifar10 import CLASS_NAMES
 from src.data.pixels import decode
 from src.deploy.engines import open_engine, predict
 from src.deploy.images import prepare, read_image
 from src.deploy.infer import best_guesses
+from src.weights.checkpoint import save_checkpoint
+from src.weights.model_info import ModelInfo
 
 PHOTO = Preset((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -103,6 +110,30 @@ def test_broken_images_are_named_and_stop_nothing(photo_model: Deployed, images,
     shape = cv2.imread(str(drawn / "a.jpg")).shape
     assert shape[0] > 224 and shape[1] >= 298  # enlarged, with text below
     assert cv2.imread(str(drawn / "e_turned.jpg")).shape == shape  # upright
+
+
+def test_an_explanation_is_warm_where_the_network_looks(tmp_path, monkeypatch):
+    """This one adds up the brightness of all places, so the one bright corner is all that speaks for its answer."""
+    config = get_config([*TINY, *PLAIN, "--graph_mode=False"])
+    network = build_network(config, set_up_device(config))
+    for parameter in network.trainable_params():
+        weight = np.full(parameter.shape, parameter.ndim == 2, np.float32)  # of dense layers ones, of biases zeros
+        if parameter.ndim == 4:
+            weight[..., 1, 1] = 1  # the middle of a kernel
+        parameter.set_data(Tensor(weight))
+    save_checkpoint(tmp_path / "sum.ckpt", network, ModelInfo.of(config, CLASS_NAMES))
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[2:12, 22:31] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    done = infer(tmp_path / "sum.ckpt", tmp_path / "image.png", "--explain", "--graph_mode=False")
+    assert done.status == 0 and "images with their predictions in predictions" in done.out, done
+    drawn = np.asarray(Image.open("predictions/image.jpg")).astype(int)[:224]
+    assert drawn.shape[1] == 448
+    colour = (drawn[..., 0] - drawn[..., 2])[3::7, 3::7]  # a pixel for each one of the image and its copy; red is hot
+    assert colour[:8, 50:60].max() > 100
+    colour[:14, 48:] = 0
+    assert np.abs(colour).max() < 20
 
 
 # --- a test set, and result files

@@ -17,16 +17,19 @@ from helpers import (
     Outcome,
     convert,
     only_folder,
+    photo_config,
     run_main,
     tell_apart,
     write_class_folders,
 )
-from mindspore import nn
+from mindspore import nn, ops
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.schema import DATASETS
 from src import build
+from src.data.formats import build_reader
+from src.evaluation.evaluate import draw_wrong, evaluate_and_log
 from src.evaluation.evaluate import evaluate as evaluate_network
 from src.training.loop import build_test_reader
 from src.weights.checkpoint import save_checkpoint
@@ -172,8 +175,9 @@ def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
 # --- what is printed
 
 
-@pytest.mark.parametrize("names, lines", [(("a", "b", "c"), [1]), (tuple("abcde"), [1]), (tuple("abcdef"), [1, 5])])
-def test_few_classes_have_no_top5(tmp_path, names, lines):
+@pytest.mark.parametrize("names, lines", [(("a", "b", "c"), [1]), (tuple("abcde"), [1]), (tuple("abcdef"), [1, 5]),
+                                          (tuple("abcdefghijklmnopqrstu"), [1, 5])])
+def test_few_classes_have_no_top5_and_many_no_table(tmp_path, names, lines):
     data = write_class_folders(tmp_path / "data", classes=names, each=2)
     checkpoint = write_checkpoint(tmp_path / "any.ckpt", 1, "--dataset=imagenet2012", classes=names)
     outcome = evaluate(data, tmp_path / "outputs", checkpoint, "--dataset=imagenet2012")
@@ -182,6 +186,12 @@ def test_few_classes_have_no_top5(tmp_path, names, lines):
     for _, hits, total, percent in found:
         assert int(total) == 2 * len(names) and percent == f"{100 * int(hits) / int(total):.2f}"
     assert "result: " not in outcome.out  # this line is CIFAR-10's
+    table = re.findall(r"^(\d\.\d{4})  +(\d\.\d{4})  (\d\.\d{4}) +(\d+)  (.+)$", outcome.out, re.MULTILINE)
+    scores = np.genfromtxt(next(tmp_path.rglob("per_class.csv")), delimiter=",", skip_header=1, usecols=(5, 6, 7))
+    assert np.array(table)[-1, :3].astype(float) == pytest.approx(scores.mean(axis=0), abs=1e-4)
+    assert [*table[-1][3:]] == [str(2 * len(names)), "macro average"]
+    worst = np.argsort(scores[:, 2], kind="stable")[:5] if len(names) > 20 else range(len(names))
+    assert [row[4] for row in table[:-1]] == [names[index] for index in worst]
 
 
 # --- what is written
@@ -199,7 +209,8 @@ def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_pat
     assert {item.name for item in folder.iterdir() if item.is_dir()} == {"best", "0-1_5", "0-1_5_2", "0-2_5"}
     assert {"config.yaml", "eval.log"} <= {item.name for item in folder.iterdir()}
     for part in filter(Path.is_dir, folder.iterdir()):
-        assert {item.name for item in part.iterdir()} == {"metrics.json", "per_class.csv", "confusion_matrix.png"}
+        assert {item.name for item in part.iterdir()} == {"metrics.json", "per_class.csv", "confusion_matrix.csv",
+                                                          "confusion_matrix.png", "wrong.png"}
 
     metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"top1", "top5", "images", "loss", "images_per_s", "checkpoint", "config"}
@@ -215,3 +226,39 @@ def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_pat
     assert sum(int(row["images"]) for row in rows) == TEST_COUNT
     assert sum(int(row["correct"]) for row in rows) == int(line[1])
     assert all(row["accuracy"] == f"{int(row['correct']) / int(row['images']):.4f}" for row in rows)
+    with (folder / "best" / "confusion_matrix.csv").open(encoding="utf-8") as file:
+        header, *matrix = csv.reader(file)
+    assert header == ["true class", *CLASSES] and [row[0] for row in matrix] == list(CLASSES)
+    table = np.array([row[1:] for row in matrix], int)
+    assert [str(value) for value in table.sum(axis=1)] == [row["images"] for row in rows]
+    for index, row in enumerate(rows):
+        right = table[index, index]
+        precision, recall = right / max(1, table[:, index].sum()), right / table[index].sum()
+        f1 = 2 * precision * recall / (precision + recall) if right else 0
+        assert [row["precision"], row["recall"], row["f1"]] == [f"{score:.4f}" for score in (precision, recall, f1)]
+
+
+class Brightness(nn.Cell):
+    """Answers bee, the more surely the brighter an image is: as e^n to 2 for a grey of 10 * n."""
+
+    def construct(self, x):
+        n = ops.mean(x, (1, 2, 3)) / 10
+        return ops.stack([0 * n, n, 0 * n], axis=1)
+
+
+@pytest.mark.parametrize(("broken", "wrong"), [(None, [10, 9, 8, 7, 2, 1]), (2, [10, 9, 8, 7, 1])])
+def test_the_most_confident_mistakes_are_the_right_images(copy_of, monkeypatch, broken, wrong):
+    """Also in the last batch, which is smaller, and after an image that was skipped."""
+    folder, sheets = copy_of("folder"), []
+    if broken:
+        (folder / "val" / "ant" / f"image {broken:02}.png").write_bytes(b"")
+    config = photo_config(folder, "--on_bad_image=skip", "--device_target=CPU")
+    reader = build_reader(config, "test")
+    evaluation = evaluate_and_log(config, Rank(), Brightness(), reader)
+    assert [(index, answer) for _, index, answer in evaluation.wrong] == [(index, 1) for index in wrong]
+    monkeypatch.setattr("src.evaluation.evaluate.contact_sheet", lambda *parts: sheets.append(parts))
+    draw_wrong(folder / "wrong.png", evaluation.wrong, reader)
+    _, images, captions = sheets[0]
+    assert [int(image.mean()) for image in images] == [10 * index for index in wrong]
+    assert captions == [f"{np.exp(n) / (np.exp(n) + 2):.1%} bee\ntrue: {'cow' if n > 6 else 'ant'}\nimage {n:02}.png"
+                        for n in wrong]

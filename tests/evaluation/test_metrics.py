@@ -36,6 +36,8 @@ def test_counts_by_hand():
     assert counts.class_total.tolist() == [2, 2, 0]
     assert counts.class_correct.tolist() == [1, 1, 0]
     assert (counts.top1(), counts.topk()) == (0.5, 0.75)
+    scores = [[1 / 2, 1 / 2, 1 / 2], [1, 1 / 2, 2 / 3], [np.nan] * 3]  # precision, recall, F1
+    assert counts.class_scores() == pytest.approx(np.array(scores), nan_ok=True)
 
 
 def test_the_arrays_of_batches_add_up(batch):

@@ -210,8 +210,8 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", _PlainLoader.constru
 def _find_recipe(name: str, dataset: str) -> Path:
     """The file in the current folder, or the project's file of this name; without a name that of the data set."""
     if not name:
-        path = ROOT / f"{dataset if dataset in DATASETS else 'cifar10'}_config.yaml"
-        return path if path.is_file() else ROOT / "cifar10_config.yaml"
+        files = (f"{dataset}_config.yaml", f"configs/{dataset}.yaml") if dataset in DATASETS else ()
+        return next((ROOT / file for file in files if (ROOT / file).is_file()), ROOT / "cifar10_config.yaml")
     return Path(name) if Path(name).is_file() or not (ROOT / name).is_file() else ROOT / name
 
 

@@ -64,7 +64,7 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "auto_augment": ("aa",), "re_prob": ("reprob", "random_erase"), "mixup": ("mixup_alpha",),
     "cutmix": ("cutmix_alpha",), "patience": ("early_stopping_patience",),
     "opt": ("optimizer",), "ema_decay": ("model_ema_decay",),
-    "clip_grad_norm": ("clip_grad", "gradient_clip_val"),
+    "clip_grad_norm": ("clip_grad", "gradient_clip_val"), "val_split": ("validation_split", "valid_pct"),
     "gradient_accumulation_steps": ("accumulate_grad_batches", "grad_accum_steps"),
 }
 ALIASES: dict[str, Alias] = {
@@ -83,7 +83,8 @@ SHORT = {"-b": "--batch_size", "-j": "--num_parallel_workers"}
 
 # Values of other projects, in lower case, by our key.
 VALUES: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("dataset", "dataset_name"), {"custom": "imagenet2012", "imagenet": "imagenet2012"}),
+    **dict.fromkeys(("dataset", "dataset_name"), {"custom": "photos", "folder": "photos", "imagefolder": "photos",
+                                           "imagenet": "imagenet2012"}),
     "device_target": {"cuda": "GPU", "npu": "Ascend"},
     "lr_scheduler": {"cosine": "cosine_annealing", "cosineannealinglr": "cosine_annealing", "multistep": "multi_step",
                      "multisteplr": "multi_step"},
@@ -123,7 +124,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "is --eval_step_per_epoch=N, in batches": ("limit_val_batches", "limit_test_batches"),
     "is --epochs_between_evals=N, in epochs": ("val_check_interval",),
     "is --ckpt_interval_steps=N or --ckpt_interval_minutes=N": ("recovery_interval",),
-    "is scripts/convert_dataset.py --to=list --val_split=0.2": ("val_split",),
+    "is --val_split=0.2, a share of the training images": ("split", "train_split"),
     "is --dry_run": ("fast_dev_run", "num_sanity_val_steps"),
     "is --profile=N, in steps": ("profiler",),
     "is --device_target=GPU --device_id=N": ("gpu",),
@@ -137,7 +138,7 @@ IGNORED: dict[str, str] = {
     "rank": "the launcher tells each process its rank",
     "group_size": "the launcher tells each process the number of ranks; rank_size checks it",
     "eval_path": "the images to evaluate on are looked for beside those to train on",
-    "split_path": "scripts/convert_dataset.py --val_split splits a folder",
+    "split_path": "--val_split=0.2 splits a folder",
     "save_file": "checkpoints are in the run folder under ckpt_path",
 }
 

@@ -38,6 +38,8 @@ DATASETS = {
                        formats=("cifar10", "list", "tfrecord", "mindrecord")),
     "cifar100": DataSet(((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), photos=False,
                         formats=("cifar100", "list", "tfrecord", "mindrecord")),
+    "photos": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,  # anybody's; ImageNet's statistics
+                      formats=("folder", "list", "tfrecord", "mindrecord")),
     "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
                             formats=("folder", "list", "tfrecord", "mindrecord")),
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
@@ -46,11 +48,12 @@ SMALL = (32, 32)  # the size of images that are no photos
 # -> their names in OpenCV and MindData; antialias is Pillow's bilinear filter, and area in MindData's random crops
 INTERPOLATIONS = {"bilinear": "LINEAR", "bicubic": "CUBIC", "nearest": "NEAREST", "area": "AREA", "antialias": "AREA"}
 NAMES_IN_RUN_FOLDER = re.compile(
-    r"(config\.yaml|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
+    r"(config\.yaml|val_list\.txt|metrics\.csv|curves\.png|run\.lock|best\.ckpt|resume|profile|ckpt_\d+)")
 MOST_EPOCHS = 100_000  # the learning rate of each of their steps is computed in advance
 LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
 MOST_SIDE, MOST_BATCH, MOST_DRAWN = 4096, 2**16, 10**6
+MOST_CLASSES = 10**6
 LARGEST = 1e30  # of all numbers with a fraction
 NOTHING_WORDS = ("", "none", "null")
 
@@ -202,7 +205,8 @@ class RunKeys(Keys):
                        needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0)
+    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0,
+                        needs="mode=train_and_evaluate")
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
 
@@ -236,7 +240,10 @@ class DataKeys(Keys):
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
     on_bad_image: Literal["error", "replace", "skip"] = key(
         "error", "an unreadable image ends the run, is replaced by another, or is skipped (one rank)", resume="force")
-    num_classes: int = key(10, "number of classes", ge=2, le=10**6, resume="fixed")
+    val_split: float = key(0.0, "share of the training images kept for validation, if there are no others for it",
+                           ge=0, lt=1, resume="fixed")
+    num_classes: int = key(10, "number of classes; that of the data with dataset=photos", ge=2, le=MOST_CLASSES,
+                           resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
     per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1, le=MOST_BATCH)
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
@@ -249,9 +256,9 @@ class AugmentKeys(Keys):
 
     augment: bool = key(True, "random crops and flips in training", resume="force")
     scale: tuple[float, ...] = key((0.08, 1.0), "smallest,largest share of a photo's area in a random crop",
-                                   needs="dataset=imagenet2012", resume="force")
+                                   needs="dataset=photos|imagenet2012", resume="force")
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
-                                   needs="dataset=imagenet2012", resume="force")
+                                   needs="dataset=photos|imagenet2012", resume="force")
     hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
     cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
     auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
@@ -278,7 +285,7 @@ class ImageKeys(Keys):
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
-        "model zoo does", needs="dataset=imagenet2012", resume="force")
+        "model zoo does", needs="dataset=photos|imagenet2012", resume="force")
     crop_pct: float = key(0.875, "share of a photo's short side in the evaluation crop", ge=0.1, le=1, resume="force")
 
 
@@ -419,8 +426,8 @@ GROUPS = (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, Sc
 PROGRAMS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "train.py": (
         "Train a network on the images of --data_dir; leaves a run folder in --ckpt_path.",
-        "data_dir dataset num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler lr "
-        "warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
+        "data_dir dataset val_split num_classes network pre_trained image_size batch_size max_epoch opt lr_scheduler "
+        "lr warmup_epochs weight_decay auto_augment mode patience seed device_target amp_level is_distributed ckpt_path "
         "resume dry_run",
         (RunKeys, DeviceKeys, DataKeys, ImageKeys, AugmentKeys, NetworkKeys, ScheduleKeys, LossKeys, OutputKeys)),
     "eval.py": (
@@ -487,6 +494,10 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     def is_flag(self, name: str) -> bool:
         return self.origin(name).startswith("-")
 
+    def is_given(self, name: str) -> bool:
+        """Whether a flag or the user's own recipe sets this key."""
+        return self.is_flag(name) or self._has_own_recipe and self.origin(name) != "default"
+
     def taking(self, values: dict[str, Any], origin: str) -> "Config":
         """The same run with these values, which are known to be valid and came from `origin`."""
         taken = self.model_copy(update=values)
@@ -505,7 +516,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
                                 f"{shown(value)}; give --{name}={shown(value)}, or leave the flag out")
         said = [f"{name}={shown(value)} (not {shown(getattr(self, name))}, {self.origin(name)})"
                 for name, value in changed.items() if getattr(self, name) not in (None, ())
-                and self._has_own_recipe and self.origin(name) != "default"]
+                and self.is_given(name)]
         return self.taking(values, owner), said
 
     @model_validator(mode="after")
@@ -534,10 +545,9 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
             raise ValueError("lr_epochs: must be epochs in ascending order, such as 30,60,90")
         if NAMES_IN_RUN_FOLDER.fullmatch(self.log_name):
             raise ValueError("log_name: is the name of another file or folder in the run folder")
-        if self.patience and self.mode == "train":
-            raise ValueError("patience: needs an evaluation after each epoch; give --mode=train_and_evaluate too")
         words = [word for word in self.class_weights if isinstance(word, str)]
-        if len(self.class_weights) != (1 if words else self.num_classes) or not words and min(self.class_weights) <= 0:
+        count = 1 if words else self.known_classes or len(self.class_weights)  # of the data: build_loss compares it
+        if len(self.class_weights) != count or not words and min(self.class_weights) <= 0:
             raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
                              "above 0")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
@@ -547,6 +557,11 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
     @property
     def photos(self) -> bool:
         return DATASETS[self.dataset].photos
+
+    @property
+    def known_classes(self) -> int | None:
+        """`num_classes`; None if the data decides it."""
+        return None if self.dataset == "photos" and "num_classes" not in self.model_fields_set else self.num_classes
 
     @property
     def preset(self) -> Preset:

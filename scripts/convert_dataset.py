@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pack a data set into MindRecord files, from any format that train.py reads, or list its image files.
 
-    python scripts/convert_dataset.py --to=mindrecord --output=data/packed --dataset=imagenet2012 --data_dir=DIR
-    python scripts/convert_dataset.py --to=list --dataset=imagenet2012 --data_dir=DIR
+    python scripts/convert_dataset.py --to=mindrecord --output=data/packed --dataset=photos --data_dir=DIR
+    python scripts/convert_dataset.py --to=list --dataset=photos --data_dir=DIR
 
 Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
 PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
@@ -35,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a new folder, for MindRecord files")
     parser.add_argument("--shards", type=whole(0, 10_000), default=0,
                         help="how many files per split (default: of about 128 MB)")
-    parser.add_argument("--val_split", type=float, help="share of the images to evaluate on, if they are one set")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
     options, flags = parser.parse_known_args(argv)
 

@@ -16,7 +16,7 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.crossentropy import CrossEntropy
 from src.data.base import Reader
-from src.data.formats import build_reader
+from src.data.formats import build_reader, find_val_list, fit_to_data
 from src.dataset import create_dataset, steps_per_epoch
 from src.training.cpu_layers import use_cpu_layers
 from src.training.optimizer import build_optimizer, freeze
@@ -53,7 +53,8 @@ class TrainData(NamedTuple):
         return dataset.skip(done_steps - begin) if done_steps > begin else dataset
 
 
-def build_train_data(config: Config, rank: Rank) -> TrainData:
+def build_train_data(config: Config, rank: Rank, run: Path | None = None) -> TrainData:
+    """The training images, and the Config that fits them. A resumed run leaves out those in its val_list.txt."""
     if config.on_bad_image == "skip" and rank.world_size > 1:
         raise UserError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device only: of "
                         f"{rank.world_size}, one would run out of images before the others, and all would wait for "
@@ -61,7 +62,8 @@ def build_train_data(config: Config, rank: Rank) -> TrainData:
     if config.on_bad_image != "error" and config.dataset_sink_mode == "True" and rank.device_target != "CPU":
         raise UserError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
                         "--dataset_sink_mode=False")
-    reader = build_reader(config, "train")
+    reader = build_reader(config, "train", val_list=run and find_val_list(run / "best.ckpt"))
+    config = fit_to_data(config, reader)
     steps = steps_per_epoch(reader, batch_size=config.batch_size, world_size=rank.world_size,
                             limit=config.training_step_per_epoch)
     sunk_steps = sink_size(config, rank, steps)
@@ -204,8 +206,12 @@ def load_model(config: Config, rank: Rank, path: Path, *, last: LoadedModel | No
     One of the same model as `last` takes its network, which is compiled already, and so the weights of `last` are gone.
     """
     weights = read_weights(path)
-    fitting, taken = agree(config, weights)
-    if last and fitting.model_dump() == last.config.model_dump():
+    info = weights.info
+    # Which images it was trained on is no part of a model, so that a recipe may say something else.
+    own = {"dataset": weights.trained_on, "val_split": info and info.val_split or 0.0, "seed": info and info.seed}
+    known = {name: value for name, value in own.items() if value is not None and not config.is_given(name)}
+    fitting, taken = agree(config.taking(known, f"the checkpoint {path}"), weights)
+    if last and fitting.model_dump(exclude=set(own)) == last.config.model_dump(exclude=set(own)):
         network = last.network
     else:
         with drawn_later():

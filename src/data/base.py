@@ -42,6 +42,8 @@ class Reader:
     by_name = False  # classes are numbered in the order of their names
     tracker: ImageTracker | None = None  # of encoded images: knows which were lost
     problems: Sequence[str] = ()  # wrong records or lines, which are skipped; build_reader refuses them unless told to
+    held_out: Reader | None = None  # of a training set from which images were taken for validation: these
+    notes: Sequence[str] = ()  # what should be said of the choice of these images
 
     def __init__(self, source: str, class_names: Sequence[str], labels: np.ndarray,
                  images: np.ndarray | None = None) -> None:
@@ -90,6 +92,10 @@ class Reader:
         """The file that holds this image and nothing else; None for images in records."""
         return None
 
+    def part(self, indices: np.ndarray, source: str) -> Reader:
+        """Some of the images, as a set of its own."""
+        return Reader(source, self.class_names, self.labels[indices], self._images[indices])
+
 
 class EncodedReader(Reader):
     """Images as files or records, each read when it is needed; a subclass has `name`, and `file` or `read`."""
@@ -121,6 +127,28 @@ class EncodedReader(Reader):
             return np.fromfile(path, np.uint8)
         except OSError as error:
             raise UserError(f"{self.name(index)}: cannot be read: {error.strerror or error}") from None
+
+    def part(self, indices: np.ndarray, source: str) -> Reader:
+        return Part(self, indices, source)
+
+
+class Part(EncodedReader):
+    """Some images of another reader."""
+
+    def __init__(self, whole: EncodedReader, indices: np.ndarray, source: str) -> None:
+        super().__init__(source, whole.class_names, whole.labels[indices], photos=whole.photos,
+                         problems=whole.problems)
+        self._whole, self._indices, self.by_name = whole, indices.tolist(), whole.by_name
+        self.folders = getattr(whole, "folders", ())
+
+    def read(self, index: int) -> np.ndarray:
+        return self._whole.read(self._indices[index])
+
+    def name(self, index: int) -> str:
+        return self._whole.name(self._indices[index])
+
+    def file(self, index: int) -> str | None:
+        return self._whole.file(self._indices[index])
 
 
 def raise_problems(problems: Sequence[str]) -> None:
@@ -201,17 +229,17 @@ def _complete(files: list[Path], *, any_names: bool) -> list[Path]:
 # Names of numbered classes, if the data has them
 
 
-def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: int, found: Mapping[int, str], *,
-                     first_label: int = 0) -> tuple[str, ...]:
+def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: int | None, found: Mapping[int, str],
+                     *, first_label: int = 0) -> tuple[str, ...]:
     """The names in the first `labels.txt` of these folders, in the order of their numbers. If there is none: what was
-    found with the images, if all names differ, or the numbers.
+    found with the images, if all names differ, or the numbers. Without `num_classes` they go up to the last label.
 
     UserError if the file is damaged, or has no name for one of the labels, which count from 0.
     """
     path = next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), None)
     if path is None:
         found = found if len(set(found.values())) == len(found) else {}
-        return tuple(found.get(label, str(label)) for label in range(num_classes))
+        return tuple(found.get(label, str(label)) for label in range(num_classes or labels.max() + 1))
     names: dict[int, str] = {}
     for number, line in enumerate(read_text(path, errors="replace").splitlines(), start=1):
         match = CLASS_LINE.fullmatch(line.strip())

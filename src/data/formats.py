@@ -4,22 +4,29 @@
 Needs no MindSpore until a pipeline is opened, because a device reads images as well.
 """
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from itertools import chain, product
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from model_utils.errors import UserError
+from model_utils.reading import MOST_LIST_BYTES, read_text
 from model_utils.schema import DATASETS, SMALL, Config
 from src.data import cifar10, cifar100, folder, list_file, mindrecord, tfrecord
 from src.data.base import NoDataError, Reader, are_names, raise_problems
 from src.data.broken_images import PILLOW_ERRORS
 from src.data.shapes import ShapesReader
+from src.utils.files import printable, write_atomically
 from src.utils.util import listed
 
 AUTO = "auto"
+VAL_LIST = "val_list.txt"  # in a run folder: the images that were held out of the training set
+FEW_IMAGES, MOST_IMBALANCE = 20, 10
 
 # Each module has: find(data_dir, split), which gives what is there or nothing; LOOKED_FOR by split, and EXPECTED, for
 # the message when there is nothing; and the class READER, made as READER(config, split).
@@ -27,24 +34,115 @@ FORMATS = {"cifar10": cifar10, "cifar100": cifar100, "folder": folder, "list": l
            "mindrecord": mindrecord}
 
 
-def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), lenient: bool = False) -> Reader:
+def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), lenient: bool = False,
+                 val_list: Path | None = None) -> Reader:
     """The images of a split, 'train' or 'test'; UserError if they are not there or have other classes.
 
     `classes` are the names of the training set, if they are known. With `lenient`, wrong records or lines are skipped
-    and listed in `problems`, and the number of classes is not checked.
+    and listed in `problems`, and the number of classes is not checked. Data without images for the evaluation is
+    divided by `val_split`, or as in the run that wrote `val_list`.
     """
+    is_divided = False
     if config.dataset == "synthetic":
         if config.dataset_format != AUTO:
             raise UserError(f"dataset_format: {config.dataset_format} (from {config.origin('dataset_format')}) has no "
                             "effect with dataset=synthetic, whose images are generated")
         reader = ShapesReader(config, split)
     else:
-        reader = _open(config, split, lenient=lenient)
+        divides = bool(config.val_split or val_list)
+        is_one_set = (divides or split == "test") and not has_test_set(config)
+        is_divided = is_one_set and divides
+        reader = _open(config, "train" if is_divided else split, lenient=lenient)
+        if is_one_set and not is_divided and split == "test":
+            reader.notes = [f"warning: {reader.source} are the training images as well: the accuracy on images that a "
+                            "model was trained on says little; a training with --val_split=0.2 keeps some of them out"]
+        elif split == "train" and divides and config.is_flag("val_split") and not is_one_set:
+            reader.notes = [f"{config.origin('val_split')} has no effect: {config.data_dir} has images for validation"]
     if not lenient:
         check_small(reader, config)
         check_class_count(reader, config)
     check_classes(reader, classes)
-    return reader
+    return divide(config, reader, split, val_list) if is_divided else reader
+
+
+def has_test_set(config: Config) -> bool:
+    """Whether there are images for the evaluation that are not the training images."""
+    data_dir, asked = data_folder(config), config.dataset_format
+    return any((found := FORMATS[name].find(data_dir, "test")) and found != FORMATS[name].find(data_dir, "train")
+               for name in (DATASETS[config.dataset].formats if asked == AUTO else [asked]))
+
+
+def divide(config: Config, whole: Reader, split: str, val_list: Path | None) -> Reader:
+    """One part of the images: those for the evaluation, or the others, which know what was held out of them."""
+    if val_list:
+        held_out, origin = read_split(config, whole, val_list), f"as in {val_list}"
+        if not len(held_out) and split == "test":  # other images than those of the run
+            whole.source += f", none of them in {val_list}"
+            return whole
+    else:
+        held_out, origin = draw_split(whole.labels, config.val_split, config.seed), f"val_split={config.val_split:g}"
+    if not len(held_out):
+        raise UserError(f"val_split: {whole.source}: there is nothing to keep for validation: no class has two images")
+    test = whole.part(held_out, f"validation part of {whole.source}, {origin}")
+    if split == "test":
+        return test
+    train = whole.part(np.setdiff1d(np.arange(len(whole)), held_out), f"training part of {whole.source}")
+    train.held_out = test
+    return train
+
+
+def draw_split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """This share of the images of each class, drawn at random: at least one, and not all, of a class that has two."""
+    # The stream of RandomState is frozen for every NumPy version.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, len(labels)))))
+    order = random.permutation(len(labels))
+    classes = [order[labels[order] == label] for label in np.unique(labels)]
+    return np.sort(np.concatenate([own[:min(max(1, round(share * len(own))), len(own) - 1)] for own in classes]))
+
+
+def write_split(path: Path, config: Config, test: Reader) -> None:
+    """List the images that were held out, as in a list file, by their places below `data_dir`."""
+    lines = (f"{place} {label}\n" for place, label in zip(_places(config, test), test.labels, strict=True))
+    write_atomically(path, "".join(lines).encode(errors="surrogateescape"))
+
+
+def read_split(config: Config, whole: Reader, path: Path) -> np.ndarray:
+    """The images that a run has listed, or nothing if none of them is there. UserError if some are gone."""
+    index = {place: number for number, place in enumerate(_places(config, whole))}
+    lines = read_text(path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape").split("\n")
+    places = [line.rpartition(" ")[0] for line in lines if line]
+    missing = [printable(place) for place in places if place not in index]
+    if missing and (len(missing) < len(places) or config.resume):
+        again = "start a new run" if config.resume else f"give --val_split={config.val_split:g}, which draws others"
+        raise UserError(f"val_split: {len(missing)} of the {len(places)} images that {path} keeps for validation are "
+                        f"no longer in {config.data_dir}: {listed(missing)}; put them back, or {again}")
+    return np.array(sorted(index[place] for place in places if place in index), np.int64)
+
+
+def find_val_list(checkpoint: Path) -> Path | None:
+    """The list of the images that were held out in the run whose folder a checkpoint lies in, if it has one."""
+    folders = (checkpoint.parent, checkpoint.parent.parent)
+    return next((folder / VAL_LIST for folder in folders if (folder / VAL_LIST).is_file()), None)
+
+
+def _places(config: Config, reader: Reader) -> list[str]:
+    """Where each image is, relative to `data_dir`, which may be moved."""
+    root = Path(config.data_dir)
+    relative, absolute = (os.path.join(path, "") for path in (root, root.absolute()))
+    return [(reader.file(index) or reader.name(index)).removeprefix(absolute).removeprefix(relative)
+            for index in range(len(reader))]
+
+
+def fit_to_data(config: Config, reader: Reader) -> Config:
+    """The Config with what the training images decide: the number of classes unless that is given, and whether a part
+    of them was held out. UserError if class_weights has another number."""
+    decided = {} if config.known_classes else {"num_classes": len(reader.class_names)}
+    decided |= {} if reader.held_out or not config.val_split else {"val_split": 0.0}
+    config, factors = config.taking(decided, reader.source), len(config.class_weights)
+    if factors not in (1, config.num_classes):
+        raise UserError(f"class_weights: has {factors} factors (from {config.origin('class_weights')}), but there are "
+                        f"{config.num_classes} classes: {reader.source}")
+    return config
 
 
 def _open(config: Config, split: str, *, lenient: bool) -> Reader:
@@ -111,7 +209,10 @@ def _hint(data_dir: Path, split: str, names: Sequence[str]) -> str | None:
 
 def check_class_count(reader: Reader, config: Config) -> None:
     found = len(reader.class_names)
-    if found != config.num_classes:
+    if found < 2 and not config.known_classes:
+        raise UserError(f"data_dir: {reader.source}: there is one class, {reader.class_names[0]}, and a classifier "
+                        "needs two or more: one folder for each class, with its images inside")
+    if config.known_classes not in (None, found):
         there_are = "there is 1 class" if found == 1 else f"there are {found} classes"
         origin, remedy = config.origin("num_classes"), f"--num_classes={found} fits these"
         if origin.startswith("the checkpoint ") or origin.endswith(".json"):  # a model, which flags do not change
@@ -145,7 +246,7 @@ def check_kind(config: Config, *, photos: bool) -> None:
     """
     if photos == config.photos or config.is_flag("dataset") or config.is_flag("dataset_name"):
         return
-    kind, right = ("photos", "imagenet2012") if photos else ("small images of one size", "cifar10")
+    kind, right = ("photos", "photos") if photos else ("small images of one size", "cifar10")
     raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), but the model was trained on "
                     f"{kind}: give --dataset={right}, or --dataset={config.dataset} if that is what you want")
 
@@ -157,18 +258,34 @@ def check_small(reader: Reader, config: Config) -> None:
     if config.photos or not reader.encoded or insists:
         return
     for index in {0, len(reader) // 2, len(reader) - 1}:
-        try:
-            width, height = Image.open(BytesIO(reader.read(index))).size
-        except (UserError, *PILLOW_ERRORS):
-            continue  # a broken image is found when it is decoded
+        width, height = _size(reader, index) or SMALL
         if max(width, height) > 2 * max(SMALL):
             raise UserError(f"dataset: is {config.dataset} (from {config.origin('dataset')}), which shrinks images to "
                             f"{SMALL[0]}x{SMALL[1]}, but {reader.name(index)} has {width}x{height} pixels: give "
-                            f"--dataset=imagenet2012 for photos, or --dataset={config.dataset} if you want that")
+                            f"--dataset=photos, or --dataset={config.dataset} if you want that")
 
 
-def note_on_test_set(train: Reader, test: Reader) -> list[str]:
-    """A warning if the images to evaluate on are those to train on."""
-    if test.file(0) is None or test.file(0) != train.file(0):
-        return []
-    return [f"warning: the accuracy is that on the images that are trained on: {train.source} are both sets"]
+def advice_on(config: Config, train: Reader) -> list[str]:
+    """What makes a training on somebody's own photos hard, and what helps."""
+    counts, lines = np.bincount(train.labels, minlength=len(train.class_names)), []
+    if few := [f"{name} {count}" for name, count in zip(train.class_names, counts, strict=True) if count < FEW_IMAGES]:
+        lines.append(f"warning: few training images: {listed(few)}; {FEW_IMAGES} of a class are little, a hundred are "
+                     "better, and --pre_trained=FILE needs fewer than a training from scratch")
+    if counts.max() > MOST_IMBALANCE * max(1, counts.min()) and config.class_weights == ("none",):
+        least, most = (f"{train.class_names[label]} {counts[label]}" for label in (counts.argmin(), counts.argmax()))
+        lines.append(f"warning: the classes are of very different size: {least}, {most}; --class_weights=balanced "
+                     "makes them count alike")
+    sides = [min(size) for index in np.linspace(0, len(train) - 1, 9).astype(int) if (size := _size(train, index))]
+    side, (height, width) = np.median(sides or [max(config.image_size)]), config.image_size
+    if side < min(height, width) / 2:
+        lines.append(f"warning: the images are small: half of the {len(sides)} looked at have at most {side:g} pixels "
+                     f"a side, and are enlarged to {height}x{width}; --image_size={max(32, round(side / 32) * 32)} is "
+                     "faster and as good")
+    return lines
+
+
+def _size(reader: Reader, index: int) -> tuple[int, int] | None:
+    """Width and height of an encoded image; None for a broken one, which is found when it is decoded."""
+    with suppress(UserError, *PILLOW_ERRORS):
+        return Image.open(BytesIO(reader.read(index))).size
+    return None

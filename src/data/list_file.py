@@ -11,7 +11,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.reading import MOST_LIST_BYTES, as_count, brief, read_text
-from model_utils.schema import Config
+from model_utils.schema import MOST_CLASSES, Config
 from src.data.base import SPLIT_FOLDERS, EncodedReader, find_class_names, own_split, raise_problems
 from src.utils.files import printable, write_atomically
 
@@ -65,7 +65,7 @@ class ListReader(EncodedReader):
     def __init__(self, config: Config, split: str) -> None:
         data_dir = Path(config.data_dir)
         self.path = find(data_dir, split)
-        labels, problems = [], []
+        labels, problems, most = [], [], config.known_classes or MOST_CLASSES
         roots = [self.path.parent, data_dir, *(data_dir / name for name in SPLIT_FOLDERS[split])]
         roots = list(dict.fromkeys(map(os.path.abspath, roots)))
         files_in = cache(_files_in)  # reading a folder is faster than asking for each file
@@ -80,9 +80,9 @@ class ListReader(EncodedReader):
             try:
                 if not re.fullmatch("-?[0-9]+", label):
                     raise ValueError(f"has no label: must be a path, a space or tab, and a number, not {brief(line)}")
-                if as_count(label) not in range(config.num_classes):
+                if as_count(label) not in range(most):
                     raise ValueError(f"the label {brief(label)[1:-1]} is out of range: labels count from 0, and "
-                                     f"num_classes is {config.num_classes}")
+                                     f"num_classes is {'at most ' * (not config.known_classes)}{most}")
                 self._files.append(_find_file(path, roots, files_in))
                 self._lines.append(number)
                 labels.append(int(label))
@@ -90,7 +90,7 @@ class ListReader(EncodedReader):
                 problems.append(f"{self.path}:{number}: {error}")
         if not labels:
             raise_problems(problems or [f"{self.path}: lists no image"])
-        names = find_class_names([self.path.parent], np.array(labels), config.num_classes,
+        names = find_class_names([self.path.parent], np.array(labels), config.known_classes,
                                  _folder_names(self._files, labels))
         inside = tuple(os.path.join(root, "") for root in roots)
         outside = sum(not file.startswith(inside) for file in self._files)

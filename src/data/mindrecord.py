@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_utils.errors import UserError, handled_by
-from model_utils.schema import Config
+from model_utils.schema import MOST_CLASSES, Config
 from src.data.base import EncodedReader, find_class_names, find_shards, raise_problems
 
 if TYPE_CHECKING:
@@ -75,15 +75,16 @@ class MindRecordReader(EncodedReader):
         labels = np.array(values, np.int64).reshape(-1)
         for end in np.unique(self._ends[self._ends > 0]):  # a file that was cut short lacks its last row
             self.read(int(end) - 1)
-        good = (labels >= 0) & (labels < config.num_classes)
-        problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to "
-                    f"{config.num_classes - 1}, because num_classes is {config.num_classes}"
+        most = config.known_classes or MOST_CLASSES
+        good = (labels >= 0) & (labels < most)
+        problems = [f"{self.name(row)} has the label {labels[row]}; labels run from 0 to {most - 1}, because "
+                    f"num_classes is {'at most ' * (not config.known_classes)}{most}"
                     for row in np.flatnonzero(~good)]
         self._rows = np.flatnonzero(good)
         if not len(self._rows):
             raise_problems(problems or [f"{paths[0]}: holds no row"])
         labels = labels[self._rows]
-        names = find_class_names((paths[0].parent, Path(config.data_dir)), labels, config.num_classes, {})
+        names = find_class_names((paths[0].parent, Path(config.data_dir)), labels, config.known_classes, {})
         files = f"{len(paths)} MindRecord file{'s' if len(paths) > 1 else ''}"
         super().__init__(f"{files} in {paths[0].parent}", names, labels, photos=config.photos, problems=problems)
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.schema import Config
+from model_utils.schema import MOST_CLASSES, Config
 from src.data.base import EncodedReader, find_class_names, find_shards, raise_problems
 
 ENDINGS = r"(?:[-_.]?\d+(?:-of-\d+)?)?\.tfrecords?|[-_.]?\d+-of-\d+"
@@ -173,8 +173,8 @@ class TFRecordReader(EncodedReader):
     def __init__(self, config: Config, split: str) -> None:
         self._paths = find(Path(config.data_dir), split)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            shards = list(pool.map(lambda path: _Shard(path, config.tfrecord_first_label, config.num_classes),
-                                   self._paths))
+            shards = list(pool.map(lambda path: _Shard(path, config.tfrecord_first_label,
+                                                       config.known_classes or MOST_CLASSES), self._paths))
         problems = [problem for shard in shards for problem in shard.problems]
         self._ends = np.cumsum([len(shard.places) for shard in shards])
         if not self._ends[-1]:
@@ -182,7 +182,7 @@ class TFRecordReader(EncodedReader):
         self._places = np.array([place for shard in shards for place in shard.places], np.int64)
         labels, folder = self._places[:, -1], self._paths[0].parent
         names = {label: name for shard in shards for label, name in shard.names.items()}
-        names = find_class_names((folder, Path(config.data_dir)), labels, config.num_classes, names,
+        names = find_class_names((folder, Path(config.data_dir)), labels, config.known_classes, names,
                                  first_label=config.tfrecord_first_label)
         super().__init__(f"{len(shards)} TFRecord shard{'s' if len(shards) > 1 else ''} in {folder}", names, labels,
                          photos=config.photos, problems=problems)

@@ -25,7 +25,7 @@ from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
 from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
 from src.data.folder import is_image
-from src.data.formats import FORMATS, build_reader, check_class_count, check_classes, note_on_test_set
+from src.data.formats import FORMATS, build_reader, check_class_count, check_classes
 from src.data.list_file import LIST_FILES, write_list
 from src.utils.files import writing
 from src.utils.util import listed
@@ -133,22 +133,14 @@ def good_images(config: Config, reader: Reader, left_out: dict[int, str], indice
             raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
 
 
-def divide(labels: np.ndarray, share: float, seed: int) -> dict[str, list[int]]:
-    """The indices of each split: this share of every class, drawn at random, is for the evaluation."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    classes = [order[labels[order] == label] for label in np.unique(labels)]
-    test = np.sort(np.concatenate([own[:round(share * len(own))] for own in classes]))
-    return {"train": np.setdiff1d(order, test).tolist(), "test": test.tolist()}
-
-
-def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence[int],
-                     read: Callable[[Sequence[int]], Images], shards: int) -> None:
+def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
+                     shards: int) -> None:
     """MindRecord files, each with the next part of the images."""
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    count = len(indices)
+    count = len(reader)
     if shards < 1:
-        mean = np.mean([len(encoded(reader, reader.look(index)[0])) for index in indices[::max(1, count // 50)]])
+        mean = np.mean([len(encoded(reader, reader.look(index)[0])) for index in range(0, count, max(1, count // 50))])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
@@ -156,7 +148,7 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, indices: Sequence
         for shard in range(shards):
             writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
             writer.add_schema(schema, "images")
-            part = read(indices[count * shard // shards:count * (shard + 1) // shards])
+            part = read(range(count * shard // shards, count * (shard + 1) // shards))
             while batch := list(islice(part, BATCH)):
                 writer.write_raw_data([{"image": content, "label": int(reader.labels[index])}
                                        for index, content in batch])
@@ -171,10 +163,10 @@ def same_image(reader: Reader, index: int, packed: Reader, position: int) -> boo
     return np.array_equal(one, two if reader.encoded else np.asarray(Image.open(BytesIO(two))))
 
 
-def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], options: argparse.Namespace) -> None:
-    """Write these images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
+def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
+    """Write the images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
     output = options.output or Path(config.data_dir)
-    left_out: dict[int, str] = {}
+    indices, left_out = range(len(reader)), {}
     read = partial(good_images, config, reader, left_out)
     hidden = output / f".convert_dataset.{split}"
     place = hidden if options.output else output  # the paths of a list are relative to it
@@ -184,14 +176,14 @@ def convert(config: Config, split: str, reader: Reader, indices: Sequence[int], 
         if options.to == "list":
             files = [reader.file(index) for index, _ in read(indices)]
         else:
-            write_mindrecord(hidden, split, reader, indices, read, options.shards)
+            write_mindrecord(hidden, split, reader, read, options.shards)
         kept = [index for index in indices if index not in left_out]
         if options.to == "list":
             write_list(place / LIST_FILES[split], files, reader.labels[kept].tolist())
         # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
         if not (output / LABELS_FILE).exists() or (options.output and are_names(reader.class_names)):
             write_class_names(hidden, reader.class_names)
-        packed = build_reader(config.taking({"data_dir": str(place), "dataset_format": options.to,
+        packed = build_reader(config.taking({"data_dir": str(place), "dataset_format": options.to, "val_split": 0.0,
                                              "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
         chosen = random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept)))
         if packed.labels.tolist() != reader.labels[kept].tolist() or not all(
@@ -216,17 +208,7 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
             missing.append(error)
     if not readers:
         raise missing[0]
-    parts: dict[str, Sequence[int]] = {split: range(len(reader)) for split, reader in readers.items()}
-    is_one_set = len(readers) == 2 and note_on_test_set(readers["train"], readers["test"])
-    if options.val_split is not None:
-        if "train" not in readers or "test" in readers and not is_one_set:
-            raise UserError(f"--val_split: {config.data_dir} has evaluation images of its own")
-        readers["test"], share = readers["train"], options.val_split
-        parts = divide(readers["train"].labels, share, config.seed) if 0 < share < 1 else {}
-        if not parts or not all(parts.values()):
-            raise UserError(f"--val_split: must be a share such as 0.2 that leaves images for both sets, not "
-                            f"{share:g}")
-    elif is_one_set:
+    if len(readers) == 2 and readers["test"].notes:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")
     if options.output and options.to == "list":
@@ -249,4 +231,4 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
             importlib.import_module("mindspore.mindrecord")
     with writing(output):
         for split, reader in readers.items():
-            convert(config, split, reader, parts[split], options)
+            convert(config, split, reader, options)

@@ -25,7 +25,7 @@ from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, describe_model, load_model
 from src.data.base import NoDataError, Reader, are_names
 from src.data.broken_images import naming_bad_images
-from src.data.formats import build_reader, check_kind, check_numbering, data_folder
+from src.data.formats import build_reader, check_kind, check_numbering, data_folder, find_val_list
 from src.data.pixels import decode
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
@@ -221,7 +221,7 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
     with open_run_folder(folder, model.config, rank, lines, log_name="eval.log"):
         for path, model, reader in chain([first], candidates):
             get_logger().info("checkpoint: %s", path)
-            for line in [*model.report, *_notes_on_names(model.class_names, reader)]:
+            for line in [*model.report, *reader.notes, *_notes_on_names(model.class_names, reader)]:
                 if (text := line.replace(str(path), "")) not in said:  # checkpoints of one run have the same to say
                     get_logger().info(line)
                 said.add(text)
@@ -244,11 +244,11 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
 
     UserError if no checkpoint is left, or if the ranks read different files.
     """
-    if DATASETS[config.dataset].formats:
+    if config.data_dir:
         data_folder(config)  # a wrong one is found before much is loaded
     _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
     model = None
-    readers: dict[int, Reader] = {}  # by the number of classes: not every data set knows its own
+    readers: dict[tuple[Any, ...], Reader] = {}  # by what a checkpoint decides of them
     for path in paths:
         fits, refusal = False, None
         try:
@@ -257,10 +257,12 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
                 raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
             if model.trained_on is not None:
                 check_kind(model.config, photos=DATASETS[model.trained_on].photos)
-            classes = model.config.num_classes
-            if classes not in readers:
-                readers[classes] = build_reader(model.config, "test")
-            check_numbering(readers[classes], model.class_names, "the checkpoint")
+            val_list = None if config.is_flag("val_split") else find_val_list(path)
+            asked = model.config
+            decided = asked.dataset, asked.num_classes, asked.val_split, asked.seed, val_list
+            if decided not in readers:
+                readers[decided] = build_reader(asked, "test", val_list=val_list)
+            check_numbering(readers[decided], model.class_names, "the checkpoint")
             fits = True
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ").replace(f" {path}", "")  # the same for several files
@@ -272,7 +274,7 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
         if refusal:
             raise refusal
         if fits:
-            yield path, model, readers[classes]
+            yield path, model, readers[decided]
     if sum(map(len, skipped.values())) == len(paths):
         raise UserError(f"none of these can be evaluated:{_by_reason(skipped)}")
 

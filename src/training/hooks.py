@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import mindspore
@@ -77,10 +78,17 @@ class TrainAccuracy(Hook):
 
 
 class Progress(Hook):
-    """Loss lines every `log_interval` steps and at the end of each epoch; on a terminal a bar as well."""
+    """Loss lines every `log_interval` steps and at the end of each epoch, and once how long the run will take; on a
+    terminal a bar as well."""
 
-    def __init__(self, config: Config, rank: Rank, state: TrainState) -> None:
-        self._log_interval, self._step = config.log_interval, state.step
+    TIMED_STEPS = 5  # after those that do not count
+
+    def __init__(self, config: Config, rank: Rank, state: TrainState, eval_images: int = 0) -> None:
+        self._log_interval, self._step, self._begin = config.log_interval, state.step, state.step
+        self._has_told = config.dry_run
+        # An image of an evaluation goes forward only: about a third of a training image's time.
+        images = state.images_per_step * state.steps_per_epoch * config.epochs_between_evals
+        self._eval_share = eval_images / images / 3
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
         self._bar = tqdm(total=state.total_steps, initial=state.step, unit=" steps", file=sys.stdout,
                          dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch",
@@ -94,6 +102,15 @@ class Progress(Hook):
         self._bar.update(advanced)
         if state.losses and (state.step_in_epoch % self._log_interval < advanced or state.epoch_ends):
             get_logger().info("epoch: %d step: %d, loss is %.6f", state.epoch, state.step_in_epoch, state.losses[-1])
+        if not self._has_told and state.pace.steps >= self.TIMED_STEPS:
+            self._has_told, steps, left = True, state.total_steps - self._begin, state.total_steps - state.step
+            seconds = state.pace.seconds_per_step * (1 + self._eval_share)
+            whole, epochs = state.pace.skipped_s + seconds * steps, self._epochs - self._begin // state.steps_per_epoch
+            time = f"{whole:.0f} seconds" if whole < 120 else f"{whole / 60:.0f} minutes"
+            end = datetime.now() + timedelta(seconds=seconds * left)
+            get_logger().info("about %s for %s steps (%d epoch%s), until %s",
+                              time if whole < 7200 else f"{whole / 3600:.1f} hours", f"{steps:,}", epochs,
+                              "s"[:epochs - 1], f"{end:%H:%M}" if whole < 40_000 else f"{end:%d %b %H:%M}")
 
     def after_epoch(self, state: TrainState) -> None:
         accuracy = f", training accuracy {state.row['train_top1']:.2%}" if "train_top1" in state.row else ""

@@ -24,7 +24,7 @@ from src.build import (
 )
 from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
-from src.data.formats import build_reader, note_on_test_set
+from src.data.formats import VAL_LIST, advice_on, build_reader, write_split
 from src.training.hooks import (
     AverageStatistics,
     Evaluate,
@@ -64,7 +64,9 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
                         "classifier; only export.py and infer.py --result_dir use features alone")
 
     mindspore.set_seed(config.seed)
-    data = build_train_data(config, rank)
+    data = build_train_data(config, rank, point and point.folder)
+    config = data.config  # with what the images decide
+    start = start._replace(config=config)
     test = build_test_reader(config, data.reader)
     network, lines = build_start(start, rank)
     learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
@@ -73,7 +75,8 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,
                        read_every=1 if rank.device_target == "CPU" else config.log_interval,
                        pace=Pace(config.skip_steps))
-    lines += note_on_test_set(data.reader, test) if test else []
+    lines += [*data.reader.notes, *(test.notes if test else ())]
+    lines += advice_on(config, data.reader) if config.dataset == "photos" else []
     lines += describe(config, rank, data, network, loss)
     run = describe_run(config, rank, data)
     if point:
@@ -86,7 +89,9 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
                          log_bytes=point.log_bytes(rank, config.log_name) if point else None):
         info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
         averages = averages_of(model)  # what is evaluated and saved as a checkpoint
-        hooks: list[Hook] = [TrainAccuracy(rank, right_answers(model)), Progress(config, rank, state),
+        if rank.rank == 0 and data.reader.held_out and not (folder / VAL_LIST).exists():
+            write_split(folder / VAL_LIST, config, data.reader.held_out)
+        hooks: list[Hook] = [TrainAccuracy(rank, right_answers(model)), Progress(config, rank, state, len(test or ())),
                              PlateauWarning(config), AverageStatistics(network, rank, averages)]
         if config.on_bad_image != "error":
             hooks.append(LostImages(config, rank, data.reader))
@@ -129,9 +134,10 @@ def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
     if config.mode != "train_and_evaluate":
         return None
     try:
-        return build_reader(config, "test", classes=train_reader.class_names)
+        return train_reader.held_out or build_reader(config, "test", classes=train_reader.class_names)
     except NoDataError as error:
-        raise UserError(f"{error}\n  for the evaluations; --mode=train trains without them") from None
+        raise UserError(f"{error}\n  for the evaluations; --val_split=0.2 keeps some of the training images for them, "
+                        "and --mode=train trains without them") from None
 
 
 def run_epochs(data: TrainData, model: mindspore.Model, callback: RunCallback) -> None:

@@ -35,6 +35,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     crop_pct: float | None = Field(None, ge=0.1, le=1)  # None in files written before this field existed
     interpolation: Literal[tuple(INTERPOLATIONS)] | None = None
     resize_mode: Literal["short_side", "squash"] | None = None
+    val_split: float | None = Field(None, ge=0, lt=1)  # which of the images were held out, with the seed
+    seed: int | None = Field(None, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _names_fit(self) -> "ModelInfo":
@@ -71,4 +73,4 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
         """The settings that the model decides, by the names of their keys. Padding is none: all allowed values of
         `pad_mode` and `padding` add one pixel."""
         return {name: value for name, value in self if value is not None
-                and name not in ("class_names", "dataset", "pad_mode", "padding")}
+                and name not in ("class_names", "dataset", "pad_mode", "padding", "val_split", "seed")}

@@ -337,13 +337,13 @@ def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path, m
     shutil.move(write_class_folders(tmp_path / "both", each=2) / "train", tmp_path / "data")
     outcome = train_here("--mode=train_and_evaluate")
     assert outcome.status == 0, outcome.err
-    assert "the accuracy is that on the images that are trained on" in outcome.out
+    assert "are the training images as well: the accuracy" in outcome.out
 
 
 @packed_format
 def test_photos_are_not_silently_shrunk_by_the_recipe_for_small_images(formats, tmp_path, name):
     shrunk = [*TINY, f"--data_dir={formats[name]}", "--num_classes=3"]
-    with pytest.raises(UserError, match="has 50x80 pixels: give --dataset=imagenet2012"):
+    with pytest.raises(UserError, match="has 50x80 pixels: give --dataset=photos"):
         build_reader(get_config(shrunk), "test")
     assert len(build_reader(get_config([*shrunk, "--dataset=cifar10"]), "test")) == VAL
 

@@ -42,7 +42,7 @@ MEANINGS = [  # what people of other projects type -> what it means here
     ("--accelerator=gpu", {"device_target": "GPU"}), ("--use-deterministic-algorithms", {"deterministic": True}),
     ("--aa=rand-m9-mstd0.5-inc1", {"auto_augment": "randaug-m9-mstd0.5-inc1"}),
     ("--auto_augment=ta_wide", {"auto_augment": "trivial"}), ("--auto_augment=none", {"auto_augment": None}),
-    ("--dataset=custom", {"dataset": "imagenet2012", "max_epoch": 150}),
+    ("--dataset=custom", {"dataset": "photos", "mode": "train_and_evaluate"}),
     ("--opt=SGD", {"opt": "sgd"}), ("--clip-grad=1", {"clip_grad_norm": 1.0}),
     ("--mode=evaluate --eval_dir=/e", {"mode": "evaluate", "pre_trained": "/e"}),
 ]
@@ -64,7 +64,7 @@ def test_names_that_depend_on_the_script_or_the_mode(tmp_path):
 def test_another_name_of_a_key(name, ours):
     value = {"image_size": 64, "dropout_rate": 0.2, "lr_scheduler": "exponential", "device_target": "CPU",
              "network": "vgg11", "interpolation": "area", "hflip": 0.2, "auto_augment": "randaug",
-             "re_prob": 0.2, "patience": 0, "opt": "adamw", "ema_decay": 0.9}.get(ours, 3)
+             "re_prob": 0.2, "val_split": 0.2, "opt": "adamw", "ema_decay": 0.9}.get(ours, 3)
     assert getattr(get_config([f"--{name}={value}"]), ours) == getattr(get_config([f"--{ours}={value}"]), ours)
 
 
@@ -126,7 +126,7 @@ def test_a_model_zoo_file_without_a_network_says_it_by_its_names(tmp_path, folde
 def test_the_model_zoo_s_file_for_cpus_loads(tmp_path):
     config = read_recipe(tmp_path, "train_path: ./data/train/\neval_path: ./data/test/\nsplit_path: ./data/\n"
                          "dataset: custom\nnum_epochs: 10\nckpt_file: ./a.ckpt\nsave_file: ./vgg16.ckpt\n")
-    assert (config.dataset, config.data_dir, config.max_epoch) == ("imagenet2012", "./data/train/", 10)
+    assert (config.dataset, config.data_dir, config.max_epoch) == ("photos", "./data/train/", 10)
 
 
 def test_what_a_mindcv_file_leaves_out_has_mindcvs_values(tmp_path):

@@ -16,7 +16,7 @@ from model_utils.schema import Config
 
 MARKS = re.compile(r"<!-- tests/scripts/test_commands\.py runs these -->\n(.*?)<!-- end -->", re.DOTALL)
 BLOCK, INLINE = re.compile(r"```bash\n(.*?)```", re.DOTALL), re.compile(r"`((?:python|bash|msrun) \S[^`\n]*)`")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "README_CN.md")] + sorted((ROOT / "docs").rglob("*.md"))
 PLACEHOLDER = re.compile(r"--(config_path|resume)=(mine\.yaml|outputs/|FOLDER|\.\.\.)")  # files of the reader's own
 EARLIER_RUNS = {  # that the pages name, in outputs
     "quickstart/20250101_120000": "--config_path=configs/quickstart.yaml --data_dir=data/shapes",
@@ -60,7 +60,7 @@ def commands_in(page: Path) -> list[str]:
     return [re.sub(r"\s+(# |> ).*", "", line) for line in lines if shlex.split(line, comments=True)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_and_file_exists(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands_in(page):
@@ -80,6 +80,14 @@ def test_every_flag_and_file_exists(page, monkeypatch):
     named = {ROOT / name for name in re.findall(r"(?<![\w/])(?:scripts|configs)/[\w/]+\.(?:py|sh|yaml)\b", text)}
     linked = {page.parent / name for name in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)}
     assert not [str(path) for path in named | linked if not path.exists()]
+
+
+def test_the_chinese_pages_have_the_same_commands():
+    for page in [ROOT / "README_CN.md", *(ROOT / "docs/zh").iterdir()]:
+        english = ROOT / "README.md" if page.name == "README_CN.md" else ROOT / "docs" / page.name
+        ours, theirs = ([re.sub(r"\s*(?<!\S)#.*", "", block, flags=re.MULTILINE).split() for block in BLOCK.findall(
+            path.read_text(encoding="utf-8"))] for path in (page, english))
+        assert ours == theirs, page
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from model_utils import dialects, local_adapter
-from model_utils.dialects import ALIASES, IGNORED, Values, convert, is_mindcv, translate_mindcv
+from model_utils.dialects import ALIASES, IGNORED, Values, convert, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.reading import brief, read_text
 from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, PROGRAMS, Config, keys_of, short, shown, type_of
@@ -232,7 +232,7 @@ def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, 
         name, origin = layer.pop("base")
         base, notes = _read_recipe(Path(os.path.normpath(path.parent / str(name))), f"`base`, {origin}",
                                    (*seen, path.resolve()))
-    if is_mindcv(layer) and "network" not in base:
+    if "model" in layer and "network" not in layer | base:
         layer, said = translate_mindcv(layer, str(path))
         notes += said
     values: Values = {}

@@ -96,14 +96,6 @@ def choose_target(asked: str) -> tuple[str, str | None]:
     return asked, None
 
 
-def choose_jit_level(config: Config, target: str) -> str | None:
-    """The level to set; None leaves it to MindSpore, whose choice on Ascend differs from card to card."""
-    has_table = local_adapter.launcher() == "rank table"  # then MindSpore takes O2, whatever is set
-    if target == "Ascend" and config.graph_mode and (has_table or config.jit_level == "auto"):
-        return "O2"
-    return None if config.jit_level == "auto" else config.jit_level
-
-
 def choose_card(config: Config, env: Mapping[str, str]) -> tuple[int, str | None]:
     """The number of the card, and a line if `device_id` is ignored: with several ranks the launcher gives each one a
     card of its own, and a single number would put all of them on the same card."""
@@ -162,7 +154,11 @@ def set_up_device(config: Config) -> Rank:
         device_id, other_card = choose_card(config, os.environ)
         mindspore.set_device(target, device_id)
     mindspore.set_context(mode=mindspore.GRAPH_MODE if config.graph_mode else mindspore.PYNATIVE_MODE)
-    if level := choose_jit_level(config, target):
+    level = None if config.jit_level == "auto" else config.jit_level
+    has_table = local_adapter.launcher() == "rank table"  # then MindSpore takes O2, whatever is set
+    if target == "Ascend" and config.graph_mode and (has_table or level is None):
+        level = "O2"  # MindSpore's own choice differs from card to card
+    if level:
         mindspore.set_context(jit_config={"jit_level": level})
     if config.deterministic:
         mindspore.set_deterministic(True)

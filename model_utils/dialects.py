@@ -237,10 +237,6 @@ DECAY_EPOCHS, DECAY_RATE, MILESTONES = 100, 0.9, (30, 60, 90)
 DYNAMIC = ("loss_scale_type", "dynamic_loss_scale")
 
 
-def is_mindcv(layer: Values) -> bool:
-    return "model" in layer and "network" not in layer
-
-
 def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
     """A MindCV file in our keys, and the lines that report it; keys that MindCV does not have are passed on.
 

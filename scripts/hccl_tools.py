@@ -37,7 +37,6 @@ from src.utils.files import writing
 from src.utils.util import listed
 
 HCCN_CONF = Path("/etc/hccn.conf")
-ServerDevices = tuple[str, list[tuple[int, str]]]  # the address of a server, the ids and addresses of its devices
 
 
 def _address(text: str) -> str:
@@ -135,8 +134,9 @@ def device_address(device_id: int) -> str:
                     f"device {device_id} (--check FILE checks a table that exists)")
 
 
-def server_by_flags(options: argparse.Namespace) -> ServerDevices:
-    """The server and the addresses that the flags name; what they leave out is asked for on this host."""
+def server_by_flags(options: argparse.Namespace) -> tuple[str, list[tuple[int, str]]]:
+    """The address of the server, and ids and addresses of its devices. What the flags leave out is asked for on this
+    host."""
     device_ids = device_range(options.device_num)
     if options.visible_devices:
         try:
@@ -152,19 +152,15 @@ def server_by_flags(options: argparse.Namespace) -> ServerDevices:
     return server, list(zip(device_ids, addresses, strict=True))
 
 
-def servers_of(paths: Sequence[Path]) -> list[ServerDevices]:
-    """Those of several tables."""
-    return [(server.server_id, [(device.device_id, device.device_ip) for device in
-                                sorted(server.device, key=lambda device: device.rank_id)])
-            for path in paths for server in read_rank_table(path, any_order=True).server_list]
-
-
 def _run(options: argparse.Namespace) -> None:
     if options.check:
         path, table, said = options.check, read_rank_table(options.check), "is correct: "
     else:
+        merged = [(server.server_id, [(device.device_id, device.device_ip) for device in
+                                      sorted(server.device, key=lambda device: device.rank_id)])
+                  for path in options.tables for server in read_rank_table(path, any_order=True).server_list]
         ranks, servers = count(), []
-        for server, devices in sorted(servers_of(options.tables) if options.tables else [server_by_flags(options)]):
+        for server, devices in sorted(merged or [server_by_flags(options)]):
             numbered = [{"device_id": str(device_id), "device_ip": address.strip(), "rank_id": str(next(ranks))}
                         for device_id, address in devices]
             servers.append({"server_id": server, "device": numbered, "host_nic_ip": "reserve"})

@@ -131,8 +131,6 @@ def open_engine(engine: str, path: Path, *, batch_size: int | None, target: str 
 
     UserError, naming the file, if the engine cannot load it.
     """
-    if not path.is_file():
-        raise UserError(f"model_path: there is no file {path}")
     try:
         if engine == "onnxruntime":
             return OnnxEngine(path)

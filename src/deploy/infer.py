@@ -206,7 +206,9 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
         if path.suffix.lower() == SUFFIXES["MINDIR"]:
             if config.engine == "onnxruntime":
                 path = onnx_of_same_export(path)
-            elif config.engine == "auto" and _is_plain_cpu(config):
+            elif (config.engine == "auto" and config.device_target in ("auto", "CPU")
+                  and not any(map(has_device, ("Ascend", "GPU"))) and find_spec("mindspore_lite") is None
+                  and find_spec("onnxruntime") is not None):  # which takes half of MindSpore's time for an image here
                 with suppress(UserError):  # there is none
                     path = onnx_of_same_export(path)
         name, notes = choose_engine(config.engine, path)
@@ -233,12 +235,6 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
         raise UserError(f"model_path: {path} has no classifier and answers with features, not with classes: use "
                         "--result_dir=FOLDER to write them, and neither --save nor --annotate")
     return model, engine
-
-
-def _is_plain_cpu(config: Config) -> bool:
-    """Whether onnxruntime is the fastest engine here: it takes half of MindSpore's time for one image on a CPU."""
-    return (config.device_target in ("auto", "CPU") and not any(map(has_device, ("Ascend", "GPU")))
-            and find_spec("mindspore_lite") is None and find_spec("onnxruntime") is not None)
 
 
 def answer_all(engine: Engine, items: Sequence[Item], read: Callable[[Item], np.ndarray | str], workers: int,

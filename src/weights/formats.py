@@ -59,10 +59,6 @@ def as_float32(array: np.ndarray) -> np.ndarray:
     return array.astype("<f4", order="C")
 
 
-def is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.names is not None
-
-
 def type_name(array: np.ndarray) -> str:
     return "bfloat16" if array.dtype.names else array.dtype.newbyteorder("=").name
 

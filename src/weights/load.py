@@ -15,7 +15,7 @@ from model_utils.schema import DATASETS, Config
 from src.utils.util import listed
 from src.vgg import POOLED_SIDE, SIDE_MULTIPLE
 from src.weights.checkpoint import CKPT, INFO_KEY, STATE_KEY, find_checkpoints, network_weights
-from src.weights.formats import as_float32, is_float, read_weight_file, type_name
+from src.weights.formats import as_float32, read_weight_file, type_name
 from src.weights.model_info import ModelInfo
 from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
 
@@ -66,7 +66,7 @@ def read_weights(path: Path) -> Weights:
     arrays, names = {}, {}
     for ours, name in found.items():
         array = file.arrays[name]
-        if not is_float(array):
+        if "float" not in type_name(array):
             left_out[name] = f"numbers of the type {type_name(array)}"
         elif info and not info.has_bias and ours.startswith("layers.") and ours.endswith(".bias") and not array.any():
             left_out[name] = "zeros for a bias that the network does not have"

@@ -35,15 +35,14 @@ from model_utils.local_adapter import usable_cores
 from model_utils.reading import read_json, whole
 from src.utils.files import writing
 
-TASKS = ("steps", "forward", "operators", "pipeline", "startup", "memory")  # functions of that module
-COMPARED = ("steps", "forward", "operators")  # PyTorch takes part in
-ALL = ("steps", "forward", "pipeline", "startup", "memory")  # of --what=all; the others take much time
+TASKS = ("steps", "forward", "pipeline", "startup", "memory")  # functions of that module
+COMPARED = ("steps", "forward")  # PyTorch takes part in
 TITLES = {
-    "steps": "Training steps", "forward": "Forward pass", "operators": "Forward and backward of each layer",
+    "steps": "Training steps", "forward": "Forward pass",
     "pipeline": "Data pipeline", "startup": "Start-up", "memory": "Peak memory",
     # in records of earlier versions:
     "deploying": "Exported models", "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading",
-    "matmul": "Matrix product", "freezing": "Training a part of the network", "formats": "Data formats",
+    "freezing": "Training a part of the network", "formats": "Data formats",
     "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
@@ -67,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The benchmark's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--what", type=lambda text: text.split(","), default=["steps"], metavar="NAME,...",
-                        help=f"what to measure: {', '.join(TASKS)}; or all, that is {', '.join(ALL)} (default steps)")
+                        help=f"what to measure: {', '.join(TASKS)}; or all (default steps)")
     parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
                         help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=whole(1, 10_000), default=7, help="measured blocks of each contender")
@@ -78,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
-    options.what = [name for item in options.what for name in (ALL if item == "all" else [item])]
+    options.what = [name for item in options.what for name in (TASKS if item == "all" else [item])]
     if unknown := [name for name in options.what if name not in TASKS]:
         parser.error(f"--what: unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
     if flags and options.table:

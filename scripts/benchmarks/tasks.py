@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ USERS_ENVIRONMENT = dict(os.environ)
 guard_this_machine()  # must come before the import of MindSpore
 
 import mindspore  # noqa: E402
-from mindspore import Callback, ParameterTuple, Tensor, nn, ops  # noqa: E402
+from mindspore import Callback, Tensor, nn, ops  # noqa: E402
 
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
@@ -90,13 +89,11 @@ def random_images(config: Config) -> Tensor:
 
 
 class Layer(NamedTuple):
-    """A layer and its place in the network."""
+    """A layer and what it computes."""
 
-    name: str  # the same for equal layers
     kind: str
     shape: tuple[int, ...]  # of its input, images first
     out: int  # channels or units of its output
-    cell: nn.Cell
     gflop: float  # of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0
 
 
@@ -111,9 +108,7 @@ def layers_of(network: VGG, config: Config) -> list[Layer]:
         if kind == "dense":
             shape = (shape[0], cell.in_channels)
         out = cell.out_channels if kind in TAPS else shape[1]
-        name = f"{kind} {shape[1]} to {out}" if kind in TAPS else f"{kind} {shape[1]}"
-        name += "" if kind == "dense" else f", {shape[2]}x{shape[3]}"
-        found.append(Layer(name, kind, shape, out, cell, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
+        found.append(Layer(kind, shape, out, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
         shape = (shape[0], out, *(pixels // (2 if kind == "pooling" else 1) for pixels in shape[2:]))
     return found
 
@@ -185,7 +180,7 @@ def steps(task: Task) -> Contenders:
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
-# --- the network, its layers, the pipelines
+# --- the network alone, and the pipelines
 
 
 def forward(task: Task) -> Contenders:
@@ -197,60 +192,6 @@ def forward(task: Task) -> Contenders:
             for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")
     gflop = sum(layer.gflop for layer in layers_of(networks[0], config))
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
-
-
-class Passes(nn.Cell):
-    """Forward and backward of one cell alone. The first layer of a network needs no input gradient."""
-
-    def __init__(self, cell: nn.Cell, *, is_first: bool) -> None:
-        super().__init__()
-        self.cell, self.weights = cell, ParameterTuple(cell.trainable_params())
-        self.has_weights = bool(self.weights)
-        self.gradient = ops.GradOperation(get_all=not is_first, get_by_list=self.has_weights, sens_param=True)
-
-    def construct(self, x: Tensor, slope: Tensor) -> Any:
-        if self.has_weights:
-            return self.cell(x), self.gradient(self.cell, self.weights)(x, slope)
-        return self.cell(x), self.gradient(self.cell)(x, slope)
-
-
-def passes(cell: nn.Cell, shape: Sequence[int], *, is_first: bool = False) -> Callable[[], None]:
-    """A call that runs the cell forward and backward on an input of this shape."""
-    x = random_tensor(shape)
-    slope, both = random_tensor(cell(x).shape), Passes(cell, is_first=is_first).set_train()
-
-    def run() -> None:
-        last = both(x, slope)
-        while isinstance(last, tuple):
-            last = last[-1]
-        last.asnumpy()
-
-    return run
-
-
-def operators(task: Task) -> Contenders:
-    """Forward and backward of each kind of layer, and the optimizer; its name says how often a layer occurs."""
-    config, rank, _, _, model = set_up(task.config, with_data=False)
-    # Of a second network: a layer that is measured by itself loses the names of its parameters.
-    network = build.build_network(config, rank).set_train()
-    theirs, contenders = torch_blocks(task, network, "operators"), {}
-
-    def add(name: str, title: str, call: Callable[[], object], gflop: float | None = None) -> None:
-        contenders[title] = Contender(partial(seconds_per_call, call, task.steps), gflop=gflop)
-        if name in theirs:
-            contenders[f"PyTorch: {title}"] = Contender(theirs[name], gflop=gflop)
-
-    layers = layers_of(network, config)
-    for name, times in Counter(layer.name for layer in layers).items():
-        layer = next(layer for layer in layers if layer.name == name)
-        is_first = layer is layers[0]
-        add(name, f"{name} ({times}x)", passes(layer.cell, layer.shape, is_first=is_first),
-            layer.gflop * (2 if is_first else 3))
-    optimizer = model.train_network.optimizer
-    gradients = tuple(random_tensor(item.shape) for item in optimizer.parameters)
-    smallest = min(optimizer.parameters, key=lambda item: item.size)
-    add("optimizer", "optimizer, all parameters", lambda: (optimizer(gradients), smallest.asnumpy()))
-    return contenders | matmul(rank.device_target)
 
 
 def pipeline(task: Task) -> Contenders:
@@ -340,14 +281,14 @@ def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) ->
 def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], float]]:
     """PyTorch's blocks of the same network, each by its name; none if they are not asked for.
 
-    torch_worker.py gets all that it must know to build and train it; `mode` is train, forward or operators.
+    torch_worker.py gets all that it must know to build and train it; `mode` is train or forward.
     """
     if task.torch_python is None:
         return {}
     request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
                "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
                "parameters": int(sum(item.size for item in network.trainable_params())),
-               "layers": [layer[:4] for layer in layers_of(network, task.config)]}
+               "layers": [layer[:3] for layer in layers_of(network, task.config)]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
     errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115, a pipe could fill up
     try:

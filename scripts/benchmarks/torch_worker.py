@@ -20,23 +20,20 @@ from torch import nn
 POOLED_SIDE = 7
 
 
-def build_layer(about: dict[str, Any], kind: str, shape: list[int], out: int) -> nn.Module:
-    if kind == "convolution":
-        return nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"])
-    if kind == "dense":
-        return nn.Linear(shape[1], out)
-    return {"batch normalisation": nn.BatchNorm2d(out), "pooling": nn.MaxPool2d(2),
-            "ReLU": nn.ReLU(inplace=about["mode"] != "operators")}[kind]
-
-
 def build_network(about: dict[str, Any]) -> nn.Sequential:
     cells: list[nn.Module] = []
-    for _, kind, shape, out in about["layers"]:
+    for kind, shape, out in about["layers"]:
         if kind == "dense" and isinstance(cells[-1], nn.Linear):
             cells += [nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
         elif kind == "dense":
             cells += [nn.AdaptiveAvgPool2d(POOLED_SIDE), nn.Flatten()] if about["average_pool"] else [nn.Flatten()]
-        cells.append(build_layer(about, kind, shape, out))
+        if kind == "convolution":
+            cells.append(nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"]))
+        elif kind == "dense":
+            cells.append(nn.Linear(shape[1], out))
+        else:
+            cells.append({"batch normalisation": nn.BatchNorm2d(out), "pooling": nn.MaxPool2d(2),
+                          "ReLU": nn.ReLU(inplace=True)}[kind])
     network = nn.Sequential(*cells)
     count = sum(item.numel() for item in network.parameters())
     if count != about["parameters"]:
@@ -56,7 +53,7 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format, precis
                training: bool) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
     network = build_network(about).to(memory_format=memory_format).train(training)
-    images = torch.randn(*about["layers"][0][2]).to(memory_format=memory_format)
+    images = torch.randn(*about["layers"][0][1]).to(memory_format=memory_format)
     labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
 
@@ -75,27 +72,7 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format, precis
     return train if about["mode"] == "train" else forward
 
 
-def build_operator(about: dict[str, Any], kind: str, shape: list[int], out: int, is_first: bool) -> Callable[[], None]:
-    """Forward and backward of one layer alone."""
-    layer, images = build_layer(about, kind, shape, out), torch.randn(*shape, requires_grad=not is_first)
-    slope = torch.randn_like(layer(images))
-
-    def run() -> None:
-        images.grad = None
-        layer.zero_grad()
-        layer(images).backward(slope)
-
-    return run
-
-
 def build_contenders(about: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    if about["mode"] == "operators":
-        network = build_network(about)
-        for item in network.parameters():
-            item.grad = torch.randn_like(item)
-        return {**{name: build_operator(about, *layer, number == 0)
-                   for number, (name, *layer) in enumerate(about["layers"])},
-                "optimizer": build_optimizer(network, about).step}
     layouts = {"float32": (torch.contiguous_format, nullcontext),
                "float32, channels-last": (torch.channels_last, nullcontext)}
     if torch.backends.cpu.get_cpu_capability() == "AVX512":  # others emulate bfloat16: a step takes minutes

@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pytest
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
-from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.data.tfrecord import field, frame, varint
 
@@ -102,14 +100,6 @@ def write_recipe(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
 def read_recipe(folder: Path, text: str, *flags: str) -> Config:
     """The Config of a recipe with this text and of some flags."""
     return get_config(["-c", str(write_recipe(folder, text)), *flags])
-
-
-def refusal(*flags: str) -> str:
-    """The message with which a command line is refused."""
-    with pytest.raises(UserError) as error:
-        get_config(flags)
-    assert error.value.exit_status == 2
-    return str(error.value)
 
 
 def weights_of(checkpoint: Path) -> dict[str, np.ndarray]:

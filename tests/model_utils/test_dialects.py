@@ -3,11 +3,12 @@
 
 import pytest
 import yaml
-from helpers import ROOT, read_recipe, refusal, write_recipe
+from helpers import ROOT, read_recipe, write_recipe
 
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from model_utils.dialects import DEFAULTS, IGNORED, NAMES_ELSEWHERE, NO_KEYS, WITHOUT_COUNTERPART
+from model_utils.errors import UserError
 from model_utils.schema import Config
 from src import build
 
@@ -64,7 +65,9 @@ def test_another_name_of_a_key(name, ours):
 
 def test_a_flag_that_is_no_key_is_answered():
     for name, answer in NO_KEYS.items():
-        assert refusal(f"--{name}=1") == f"--{name}: unknown flag; here it {answer}"
+        with pytest.raises(UserError) as error:
+            get_config([f"--{name}=1"])
+        assert str(error.value) == f"--{name}: unknown flag; here it {answer}" and error.value.exit_status == 2
 
 
 def test_names_that_depend_on_the_script_or_the_mode(tmp_path):

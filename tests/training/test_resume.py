@@ -178,7 +178,7 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(cifar, tmp_path):
 
 def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_saved(cifar, tmp_path):
     """Four steps make an update: the state of step 6, in the middle of an epoch, has half a sum; those of 4 and 8 are
-    just after an update."""
+    just after an update. After step 5 a resumed run begins with the evaluation, of the averages."""
     whole = Reference(tmp_path / "whole", (
         *FLAGS, f"--data_dir={cifar.folder}", "--mode=train_and_evaluate", "--ckpt_interval_steps=1", "--opt=adamw",
         "--gradient_accumulation_steps=4", "--clip_grad_norm=0.5", "--ema_decay=0.5", "--lr=0.001",
@@ -198,12 +198,13 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
     done = run_main("eval", f"--pre_trained={whole.folder / 'ckpt_0' / LAST}", f"--data_dir={cifar.folder}",
                     "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
     assert f"{{'acc': {float(rows(whole.folder)[-1][-4]):.4f}}}" in done.out
-    folder = whole.stopped_after(6, tmp_path / "again")
-    whole.resumed(folder)
-    again = state_of(folder, 10)
-    assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)
-    assert_same_weights(folder, whole.folder)
-    assert rows(folder) == rows(whole.folder)
+    for step in (5, 6):
+        folder = whole.stopped_after(step, tmp_path / str(step))
+        whole.resumed(folder)
+        again = state_of(folder, 10)
+        assert again.keys() == final.keys() and all(np.array_equal(again[name], final[name]) for name in final)
+        assert_same_weights(folder, whole.folder)
+        assert rows(folder) == rows(whole.folder)
 
 
 def test_accumulated_steps_are_one_step_of_a_larger_batch(cifar, tmp_path):

@@ -269,8 +269,8 @@ def advice_on(config: Config, train: Reader) -> list[str]:
     """What makes a training on somebody's own photos hard, and what helps."""
     counts, lines = np.bincount(train.labels, minlength=len(train.class_names)), []
     if few := [f"{name} {count}" for name, count in zip(train.class_names, counts, strict=True) if count < FEW_IMAGES]:
-        lines.append(f"warning: few training images: {listed(few)}; {FEW_IMAGES} of a class are little, a hundred are "
-                     "better, and --pre_trained=FILE needs fewer than a training from scratch")
+        lines.append(f"warning: few training images: {listed(few)}; {FEW_IMAGES} per class are few, 100 are better, "
+                     "and --pre_trained=FILE needs fewer than a training from scratch")
     if counts.max() > MOST_IMBALANCE * max(1, counts.min()) and config.class_weights == ("none",):
         least, most = (f"{train.class_names[label]} {counts[label]}" for label in (counts.argmin(), counts.argmax()))
         lines.append(f"warning: the classes are of very different size: {least}, {most}; --class_weights=balanced "

@@ -170,7 +170,8 @@ def _open(config: Config, split: str, *, lenient: bool) -> Reader:
 def data_folder(config: Config) -> Path:
     """The folder that `data_dir` names; UserError if there is none."""
     if config.data_dir is None:
-        raise UserError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
+        raise UserError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER" + (
+            "\n  a bare --resume needs the command of the run; --resume=RUN_FOLDER does not" if config.resume else ""))
     data_dir = Path(config.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"data_dir: {data_dir} is not a folder (from {config.origin('data_dir')})")

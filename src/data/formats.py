@@ -170,7 +170,8 @@ def _open(config: Config, split: str, *, lenient: bool) -> Reader:
 def data_folder(config: Config) -> Path:
     """The folder that `data_dir` names; UserError if there is none."""
     if config.data_dir is None:
-        raise UserError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER")
+        raise UserError(f"data_dir: is not given; the {config.dataset} data is read from --data_dir=FOLDER" + (
+            "\n  a bare --resume needs the command of the run; --resume=RUN_FOLDER does not" if config.resume else ""))
     data_dir = Path(config.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"data_dir: {data_dir} is not a folder (from {config.origin('data_dir')})")
@@ -269,8 +270,8 @@ def advice_on(config: Config, train: Reader) -> list[str]:
     """What makes a training on somebody's own photos hard, and what helps."""
     counts, lines = np.bincount(train.labels, minlength=len(train.class_names)), []
     if few := [f"{name} {count}" for name, count in zip(train.class_names, counts, strict=True) if count < FEW_IMAGES]:
-        lines.append(f"warning: few training images: {listed(few)}; {FEW_IMAGES} of a class are little, a hundred are "
-                     "better, and --pre_trained=FILE needs fewer than a training from scratch")
+        lines.append(f"warning: few training images: {listed(few)}; {FEW_IMAGES} per class are few, 100 are better, "
+                     "and --pre_trained=FILE needs fewer than a training from scratch")
     if counts.max() > MOST_IMBALANCE * max(1, counts.min()) and config.class_weights == ("none",):
         least, most = (f"{train.class_names[label]} {counts[label]}" for label in (counts.argmin(), counts.argmax()))
         lines.append(f"warning: the classes are of very different size: {least}, {most}; --class_weights=balanced "

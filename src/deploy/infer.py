@@ -200,7 +200,8 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
     """What `model_path` names, in the engine for it: an exported model by its ending, anything else as a checkpoint."""
     path = weights_file(config.model_path)
     if not path.is_file():
-        raise UserError(f"model_path: there is no file {path}")
+        raise UserError(f"model_path: {path} is a folder; name a file in it, such as best.ckpt" if path.is_dir() else
+                        f"model_path: there is no file {path}")
     if path.suffix.lower() in SUFFIXES.values():
         model = identify_model(config, path)
         if path.suffix.lower() == SUFFIXES["MINDIR"]:

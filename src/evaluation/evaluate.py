@@ -231,6 +231,7 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
                 about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
                 target = free_name(folder / path.stem, "_")  # two runs may have a checkpoint of the same name
                 write_report(target, results[path], reader, about)
+                get_logger().info("tables, confusion matrix and mistakes: %s", target)
         if rank.rank == 0:
             log_table(results)
         if skipped:

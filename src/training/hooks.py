@@ -90,7 +90,7 @@ class Progress(Hook):
         images = state.images_per_step * state.steps_per_epoch * config.epochs_between_evals
         self._eval_share = eval_images / images / 3
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
-        self._bar = tqdm(total=state.total_steps, initial=state.step, unit=" steps", file=sys.stdout,
+        self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step", file=sys.stdout,
                          dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch",
                          disable=rank.rank != 0 or not sys.stdout.isatty())
 

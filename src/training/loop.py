@@ -228,6 +228,7 @@ def what_next(config: Config, folder: Path, state: TrainState) -> list[str]:
     lines.append(f"{'best' if checkpoint.name == 'best.ckpt' else 'last'} checkpoint: {checkpoint}")
     if config.enable_modelarts:  # these folders are gone when the job ends
         return lines
-    return [*lines, "to evaluate and to export it:",
+    return [*lines, "to evaluate, to predict and to export:",
             "  " + command("eval.py", config_path=folder / "config.yaml", pre_trained=checkpoint),
+            "  " + command("infer.py", model_path=checkpoint, input="FOLDER_OF_IMAGES"),
             "  " + command("export.py", ckpt_file=checkpoint)]

@@ -131,5 +131,5 @@ def _download(url: str, path: Path, file: BinaryIO, retries: int, timeout: int) 
         if failures < retries:
             print(f"{reason}; trying again ({failures + 1} of {retries})", file=sys.stderr, flush=True)
             time.sleep(min(2**failures, 30))
-    raise UserError(f"{url}: {reason}\n  the same command goes on with the download; a file that was downloaded "
-                    f"elsewhere is taken as {path}", 1)
+    raise UserError(f"{url}: {reason}\n  the same command continues the download; or download the file "
+                    f"elsewhere and save it as {path}", 1)

@@ -111,7 +111,7 @@ def test_a_set_is_complete_after_failures_and_then_left_alone(tmp_path):
 
 @pytest.mark.parametrize(("answers", "flags", "said"), [
     (["missing"], [], "404"), (["page"], [], "looks like a web page"),
-    (["slow"], ["--retries=0", "--timeout=1"], "downloaded elsewhere is taken as")])
+    (["slow"], ["--retries=0", "--timeout=1"], "elsewhere and save it as")])
 def test_a_download_that_fails_leaves_nothing(tmp_path, answers, flags, said):
     with Server(*answers) as server:
         outcome = download(tmp_path, server.url, *flags)
@@ -184,7 +184,7 @@ def test_weights_that_are_not_those_wanted_are_refused(weights):
     assert file.stem[-8:] in err and hashlib.sha256(ANSWERS["page"][1]).hexdigest() in err and not files_in(file.parent)
     outcome = ask("http://127.0.0.1:9/", "--retries=1")  # nobody answers there
     assert outcome.status == 1 and f"http://127.0.0.1:9/{file.name}" in outcome.err, outcome
-    assert "refused" in outcome.err and f"taken as {file}\n" in outcome.err and not files_in(file.parent)
+    assert "refused" in outcome.err and f"save it as {file}\n" in outcome.err and not files_in(file.parent)
 
 
 @pytest.mark.parametrize(("answer", "status"), [("slow", 0), ("slowly missing", 1)])

@@ -119,7 +119,7 @@ def options_page() -> str:
     lines = ["# All keys", "", "<!-- written by `python -m model_utils.config > docs/options.md` -->", "",
              "Each key is a flag (`--max_epoch=3`) and a line of a YAML file (`max_epoch: 3`); flags win. A bare flag "
              "of the type BOOL means True. `none` stands for no value. LIST is values with commas between them. The "
-             "recipe of the data set (`<dataset>_config.yaml`) replaces some of these defaults."]
+             "recipe of the data set replaces some of these defaults."]
     for group in GROUPS:
         lines += ["", f"## {group.__doc__}", "", "| key | type | default | what it does | read by |",
                   "| --- | --- | --- | --- | --- |"]

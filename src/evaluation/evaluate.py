@@ -23,7 +23,7 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, describe_model, load_model
-from src.data.base import NoDataError, Reader, are_names
+from src.data.base import Reader, are_names
 from src.data.broken_images import naming_bad_images
 from src.data.formats import build_reader, check_kind, check_numbering, data_folder, find_val_list
 from src.data.pixels import decode
@@ -268,8 +268,7 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ").replace(f" {path}", "")  # the same for several files
             skipped.setdefault(reason, []).append(path)
-            if len(paths) == 1 or isinstance(error, NoDataError):  # the other checkpoints have no data either
-                refusal = error
+            refusal = error if len(paths) == 1 else None
         if rank.world_size > 1:
             _check_same([1 + fingerprint(model.network) if fits else 0], rank)
         if refusal:
@@ -299,13 +298,13 @@ def _notes_on_names(class_names: Sequence[str], reader: Reader) -> list[str]:
 
 
 def log_table(results: dict[Path, Evaluation]) -> None:
-    """A table of several checkpoints, the best one marked, of equal ones the oldest."""
+    """A table of several checkpoints, the best one marked, of equal ones the oldest; none if they saw other images."""
     if len(results) < 2:
         return
     counts = {path: evaluation.counts for path, evaluation in results.items()}
     best = max(reversed(counts), key=lambda path: counts[path].top1())
-    has_top5 = counts[best].num_classes > 5
+    is_one_set, has_top5 = len({count.seen for count in counts.values()}) == 1, counts[best].num_classes > 5
     get_logger().info("top-1     %scheckpoint", "top-5     " * has_top5)
     for path, count in counts.items():
         get_logger().info("%.4f    %s%s%s", count.top1(), f"{count.topk():.4f}    " * has_top5, path,
-                          "  <- best" if path == best else "")
+                          "  <- best" * (path == best and is_one_set))

@@ -191,9 +191,11 @@ def test_the_error_of_a_process_is_its_message_alone(tmp_path):
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
     write_cifar10(tmp_path / "data")
     command = [sys.executable, str(ROOT / "scripts" / "check_dataset.py"), f"--data_dir={tmp_path / 'data'}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        run.stdout.close()
-        assert run.stderr.read() == "" and run.wait() == 141
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == 141
 
 
 @pytest.mark.parametrize(("target", "status", "said"), [

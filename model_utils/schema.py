@@ -33,15 +33,14 @@ class DataSet(NamedTuple):
     formats: tuple[str, ...] = ()  # none: the images are generated
 
 
+PHOTOS = DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,  # ImageNet's statistics
+                 formats=("folder", "list", "tfrecord", "mindrecord"))
 DATASETS = {
     "cifar10": DataSet(((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), photos=False,
                        formats=("cifar10", "list", "tfrecord", "mindrecord")),
     "cifar100": DataSet(((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), photos=False,
                         formats=("cifar100", "list", "tfrecord", "mindrecord")),
-    "photos": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,  # anybody's; ImageNet's statistics
-                      formats=("folder", "list", "tfrecord", "mindrecord")),
-    "imagenet2012": DataSet(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), photos=True,
-                            formats=("folder", "list", "tfrecord", "mindrecord")),
+    "photos": PHOTOS, "imagenet2012": PHOTOS,
     "synthetic": DataSet(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), photos=False),
 }
 SMALL = (32, 32)  # the size of images that are no photos

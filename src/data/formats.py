@@ -120,7 +120,7 @@ def read_split(config: Config, whole: Reader, path: Path) -> np.ndarray:
 
 
 def find_val_list(checkpoint: Path) -> Path | None:
-    """The list of the images that were held out in the run whose folder a checkpoint lies in, if it has one."""
+    """The val_list.txt of the run that a checkpoint is from, if it is still in its folder and the run has one."""
     folders = (checkpoint.parent, checkpoint.parent.parent)
     return next((folder / VAL_LIST for folder in folders if (folder / VAL_LIST).is_file()), None)
 

@@ -53,6 +53,7 @@ LEAST_STD = 1e-6  # of a standard deviation, by which pixels are divided
 MOST_ITEMS = 1000  # of a list
 MOST_SIDE, MOST_BATCH, MOST_DRAWN = 4096, 2**16, 10**6
 MOST_CLASSES = 10**6
+MOST_UNITS = 2**16
 LARGEST = 1e30  # of all numbers with a fraction
 NOTHING_WORDS = ("", "none", "null")
 
@@ -301,6 +302,8 @@ class NetworkKeys(Keys):
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
     include_top: bool = key(True, "False leaves the classifier out", resume="fixed")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
+    hidden_units: int = key(4096, "units of each hidden dense layer, at width 1; 0 leaves these layers out", ge=0,
+                            le=MOST_UNITS, resume="fixed")
     average_pool: bool = key(False, "pool the last feature map to 7x7, for any image size", resume="fixed")
     pre_trained: str | None = key(None, "weights to start from or to evaluate: .ckpt, .safetensors, .pth or .pt of "
                                   "this project, the model zoo, MindCV, torchvision or timm, or a name such as "

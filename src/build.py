@@ -98,7 +98,7 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> VG
     network = VGG(config.network, config.num_classes, image_size=config.image_size, batch_norm=config.batch_norm,
                   has_bias=config.has_bias, dropout_rate=config.effective_dropout,
                   initialize_mode=config.initialize_mode, include_top=config.include_top, width=config.width,
-                  average_pool=config.average_pool)
+                  hidden_units=config.hidden_units, average_pool=config.average_pool)
     if rank.device_target == "CPU" and not for_export:
         use_cpu_layers(network.layers, network.classifier, config.image_size,
                        seed=config.seed * rank.world_size + rank.rank,  # each rank drops other units

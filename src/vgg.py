@@ -19,8 +19,8 @@ class VGG(nn.Cell):
     """VGG11, 13, 16 or 19, from images [N, 3, H, W] to logits [N, num_classes].
 
     `image_size` is (height, width), both multiples of 32. `has_bias` is for the convolutions only, a `dropout_rate` of
-    0 means none, and `width` scales the channels and the hidden dense layers. With `average_pool` the classifier takes
-    7x7 features for any image size. Without `include_top` the output is the feature map [N, C, H/32, W/32].
+    0 means none, and `width` scales the channels and the hidden dense layers. With 0 `hidden_units` the classifier is one
+    dense layer. With `average_pool` the classifier takes 7x7 features for any image size. Without `include_top` the output is the feature map [N, C, H/32, W/32].
     Parameters have the names of the model zoo's checkpoints. Initial values repeat after `mindspore.set_seed`.
     ValueError for an unknown network, initialize_mode or image size.
     """
@@ -28,7 +28,7 @@ class VGG(nn.Cell):
     def __init__(self, network: str, num_classes: int = 1000, *, image_size: tuple[int, int] = (224, 224),
                  batch_norm: bool = True, has_bias: bool = False, dropout_rate: float = 0.5,
                  initialize_mode: str = "XavierUniform", include_top: bool = True, width: float = 1.0,
-                 average_pool: bool = False) -> None:
+                 hidden_units: int = HIDDEN_UNITS, average_pool: bool = False) -> None:
         super().__init__()
         if any(side < SIDE_MULTIPLE or side % SIDE_MULTIPLE for side in image_size):
             raise ValueError(f"image_size is {image_size}: both sides must be multiples of {SIDE_MULTIPLE}")
@@ -53,14 +53,18 @@ class VGG(nn.Cell):
             if average_pool and (height, map_width) != (POOLED_SIDE, POOLED_SIDE):
                 self.pool = AveragePool(height, map_width, POOLED_SIDE)
                 height, map_width = POOLED_SIDE, POOLED_SIDE
-            hidden = scaled(HIDDEN_UNITS, width)
             self.flatten = nn.Flatten()
+            units, hidden = channels * height * map_width, []
+            for _ in range(2):
+                if hidden_units:
+                    wider = scaled(hidden_units, width)
+                    hidden += [nn.Dense(units, wider, weight_init=initial.dense, bias_init="zeros"), nn.ReLU(),
+                               _dropout(dropout_rate)]
+                    units = wider
+                else:  # parameter names count positions, so the last layer keeps its own
+                    hidden += [nn.Identity(), nn.Identity(), nn.Identity()]
             self.classifier = nn.SequentialCell(
-                nn.Dense(channels * height * map_width, hidden, weight_init=initial.dense, bias_init="zeros"),
-                nn.ReLU(), _dropout(dropout_rate),
-                nn.Dense(hidden, hidden, weight_init=initial.dense, bias_init="zeros"),
-                nn.ReLU(), _dropout(dropout_rate),
-                nn.Dense(hidden, num_classes, weight_init=initial.head, bias_init="zeros"))
+                *hidden, nn.Dense(units, num_classes, weight_init=initial.head, bias_init="zeros"))
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.layers(x)  # [N, 3, H, W] -> [N, 512, H/32, W/32]

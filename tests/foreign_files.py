@@ -51,8 +51,8 @@ def make(network: str, *, batch_norm: bool, bias: bool = True, classes: int = 7,
             index += 3 if batch_norm else 2
             in_channels = count
         index += 1
-    units = (in_channels * map_side**2, hidden, hidden, classes)
-    for number, fan_in, fan_out in zip((0, 3, 6), units[:-1], units[1:], strict=True):
+    units = (in_channels * map_side**2, *(hidden, hidden) * (hidden > 0), classes)
+    for number, fan_in, fan_out in zip((0, 3, 6) if hidden else (6,), units[:-1], units[1:], strict=True):
         arrays |= {f"classifier.{number}.weight": draw(fan_out, fan_in, fan_in=fan_in / 2),
                    f"classifier.{number}.bias": draw(fan_out, fan_in=100)}
     return arrays
@@ -77,7 +77,7 @@ def reference_logits(arrays: Arrays) -> np.ndarray:
             count, channels, height, width = x.shape
             x = x.reshape(count, channels, height // 2, 2, width // 2, 2).max(axis=(3, 5))
     x = x.reshape(len(x), -1)
-    for number in (0, 3, 6):
+    for number in (0, 3, 6) if "classifier.0.weight" in arrays else (6,):
         x = x @ arrays[f"classifier.{number}.weight"].T + arrays[f"classifier.{number}.bias"]
         x = x if number == 6 else np.maximum(x, 0)
     return x

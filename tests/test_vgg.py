@@ -59,6 +59,9 @@ def test_width_scales_channels_and_classifier_down_to_eight():
     narrow = shapes(width=0.01)
     assert narrow["layers.0.weight"] == (8, 3, 3, 3)
     assert narrow["classifier.0.weight"] == (41, 8) and narrow["classifier.6.weight"] == (10, 41)
+    alone = shapes(hidden_units=0)
+    assert [name for name in alone if "classifier" in name] == ["classifier.6.weight", "classifier.6.bias"]
+    assert alone["classifier.6.weight"] == (10, 64)
 
 
 def test_rectangles_and_features_alone():

@@ -33,6 +33,7 @@ class ExportedInfo(ModelInfo):
     padding: int | None = None
     width: float | None = None
     average_pool: bool | None = None
+    hidden_units: int | None = None
 
 
 class ExportedFile(BaseModel, frozen=True):

@@ -20,7 +20,7 @@ from src.weights.model_info import ModelInfo
 from src.weights.names import HEAD, HIDDEN, PROJECTS, UNKNOWN, Layout, Project, recognise_layout, sizes, translate
 
 EVALUATION_KEYS = ("crop_pct", "interpolation", "resize_mode")
-MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "average_pool")
+MODEL_KEYS = ("network", "batch_norm", "has_bias", "width", "hidden_units", "average_pool")
 
 
 class Weights(NamedTuple):
@@ -115,8 +115,9 @@ def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
         facts = weights.info.config_values()
     else:
         facts = {"network": layout.network, "batch_norm": layout.batch_norm, "has_bias": layout.has_bias}
-        if sizes(layout.network, False, config.width) != sizes(layout.network, False, layout.width):
-            facts["width"] = layout.width
+        if sizes(layout.network, False, config.width, config.hidden_units) != sizes(
+                layout.network, False, layout.width, layout.hidden_units):
+            facts |= {"width": layout.width, "hidden_units": layout.hidden_units}
         if layout.num_classes:
             facts["num_classes"] = layout.num_classes
         if layout.map_area and layout.map_area != POOLED_SIDE**2:
@@ -222,10 +223,12 @@ def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str,
         return {name: why for name in wanted if name.startswith("classifier.")}
     if not any(name.startswith(f"{HEAD}.") for name in problems):
         return {}
-    has_head = f"{HEAD}.weight" in weights.arrays
-    theirs = f"the file's head has {weights.layout.num_classes} classes" if has_head else "the file has no head"
-    count = wanted[f"{HEAD}.weight"][0]
-    return {name: f"{theirs}, this run has {count}" for name in wanted if name.startswith(f"{HEAD}.")}
+    theirs, ours = weights.arrays.get(f"{HEAD}.weight"), wanted[f"{HEAD}.weight"]
+    why = f"the file has no head, this run has {ours[0]}"
+    if theirs is not None:
+        side = int(len(theirs) == ours[0])
+        why = f"the file's head has {theirs.shape[side]} {('classes', 'inputs')[side]}, this run has {ours[side]}"
+    return {name: why for name in wanted if name.startswith(f"{HEAD}.")}
 
 
 def fill(network: nn.Cell, weights: Weights, match: Match) -> None:

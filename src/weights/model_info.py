@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model_utils.errors import UserError
 from model_utils.reading import first_problem
-from model_utils.schema import DATASETS, INTERPOLATIONS, LEAST_STD, MOST_SIDE, NETWORKS, Config, Preset
+from model_utils.schema import DATASETS, INTERPOLATIONS, LEAST_STD, MOST_SIDE, MOST_UNITS, NETWORKS, Config, Preset
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt")  # of files of weights that are read
 Side = Annotated[int, Field(ge=32, le=MOST_SIDE, multiple_of=32)]
@@ -32,6 +32,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     width: float = Field(gt=0, le=4)
     dataset: Literal[tuple(DATASETS)]
     average_pool: bool = False
+    hidden_units: int = Field(4096, ge=0, le=MOST_UNITS)
     crop_pct: float | None = Field(None, ge=0.1, le=1)  # None in files written before this field existed
     interpolation: Literal[tuple(INTERPOLATIONS)] | None = None
     resize_mode: Literal["short_side", "squash"] | None = None

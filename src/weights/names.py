@@ -14,7 +14,9 @@ HEAD = "classifier.6"
 HIDDEN = ("classifier.0", "classifier.3")
 OUR_NORM = {part: part for part in ("gamma", "beta", "moving_mean", "moving_variance")}
 TORCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-TIMM_CLASSIFIER = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": HEAD}
+# of timm, and of networks with a single dense layer
+OTHER_CLASSIFIERS = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": HEAD,
+                     "classifier": HEAD}
 
 
 class Project(NamedTuple):
@@ -41,7 +43,7 @@ PROJECTS: dict[str, Project] = {
 
 WRAPPERS = r"(?:(?:module|_orig_mod|model|network|backbone|net)\.)*"  # what people put around a network
 LAYER = re.compile(WRAPPERS + r"(?:features|layers)\.(\d+)\.(\w+)")
-DENSE = re.compile(WRAPPERS + r"(classifier\.[036]|pre_logits\.fc[12]|head\.fc)\.(weight|bias)")
+DENSE = re.compile(WRAPPERS + r"(classifier(?:\.[036])?|pre_logits\.fc[12]|head\.fc)\.(weight|bias)")
 TRAINING_STATE = re.compile(
     r"(moments|moment[12]|accum|stat|optimizer|adam\w*|resume)\..*|learning_rate|momentum|global_step|epoch_num|"
     r"step_num|loss_scale|scale_sense|scale_window|current_iterator_step|last_overflow_iterator_step|current_step|"
@@ -68,7 +70,7 @@ def translate(dimensions: Mapping[str, int], *, is_torch: bool) -> tuple[str, di
                 part = {"weight": "gamma", "bias": "beta", **NORM_PARTS}.get(part, "")
             ours = f"layers.{index}.{part}" if part in ("weight", "bias", *OUR_NORM) else None
         elif match := DENSE.fullmatch(name):
-            ours = f"{TIMM_CLASSIFIER.get(match[1], match[1])}.{match[2]}"
+            ours = f"{OTHER_CLASSIFIERS.get(match[1], match[1])}.{match[2]}"
         if ours in theirs:
             left_out[name] = f"the same as {theirs[ours]}"
         elif ours:
@@ -103,6 +105,7 @@ class Layout(NamedTuple):
     width: float
     num_classes: int | None  # None: without its last layer
     map_area: int | None  # pixels of the feature map that the classifier takes; None without a classifier
+    hidden_units: int = HIDDEN_UNITS
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -111,7 +114,7 @@ class Layout(NamedTuple):
         return (side * SIDE_MULTIPLE,) * 2 if side and side**2 == self.map_area else None
 
 
-def sizes(network: str, batch_norm: bool, width: float) -> dict[str, int]:
+def sizes(network: str, batch_norm: bool, width: float, hidden_units: int = 0) -> dict[str, int]:
     """The parameters of a VGG, without its last layer: our name -> the number of channels or units."""
     found, index = {}, 0
     for stage in stages(network, width):
@@ -121,12 +124,13 @@ def sizes(network: str, batch_norm: bool, width: float) -> dict[str, int]:
                 found |= {f"layers.{index + 1}.{part}": count for part in OUR_NORM}
             index += 3 if batch_norm else 2
         index += 1  # the pooling
-    return found | {f"{layer}.{part}": scaled(HIDDEN_UNITS, width) for layer in HIDDEN for part in ("weight", "bias")}
+    return found | {f"{layer}.{part}": scaled(hidden_units, width) for layer in HIDDEN for part in ("weight", "bias")
+                    if hidden_units}
 
 
 def missing_names(layout: Layout, names: Container[str]) -> list[str]:
     """The parameters that a network of this layout has and `names` lacks. It may lack head or classifier."""
-    expected = [name for name in sizes(layout.network, layout.batch_norm, layout.width)
+    expected = [name for name in sizes(layout.network, layout.batch_norm, layout.width, layout.hidden_units)
                 if (layout.map_area if name.startswith("classifier.") else layout.has_bias or ".bias" not in name)]
     expected += [] if layout.num_classes is None else [f"{HEAD}.weight", f"{HEAD}.bias"]
     return [name for name in expected if name not in names]
@@ -151,8 +155,13 @@ def recognise_layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
         shapes[name][:1] == (count,) for name, count in sizes(network, batch_norm, width).items()
         if name in shapes and name.endswith(".weight"))), None)
     if width is None:
-        raise UserError(f"its convolutions have {', '.join(map(str, channels))} channels and its dense layers "
-                        f"{first[0] if first else 'no'} units, which no width of {network} has")
+        raise UserError(f"its convolutions have {', '.join(map(str, channels))} channels, which no width of {network} "
+                        "has")
+    hidden_units = HIDDEN_UNITS
+    if first and first[0] != scaled(HIDDEN_UNITS, width):
+        hidden_units = round(first[0] / width)
+    elif head and not any(name.startswith(HIDDEN) for name in shapes):
+        first, hidden_units = head, 0
     has_bias = any(name.replace(".weight", ".bias") in shapes for name in convolutions)
     return Layout(network, batch_norm, has_bias, width, head[0] if head else None,
-                  math.prod(first[1:]) // max(channels) if first else None)
+                  math.prod(first[1:]) // max(channels) if first else None, hidden_units)

@@ -65,6 +65,20 @@ def test_a_file_for_other_channel_counts_brings_its_width(tmp_path):
     assert load(path).config.width == pytest.approx(0.05, abs=0.002)
 
 
+@pytest.mark.parametrize("hidden", [0, 64])
+def test_a_file_with_another_classifier_brings_its_size(tmp_path, hidden):
+    model = make("vgg11", batch_norm=True, hidden=hidden)
+    arrays = torchvision(model)
+    if not hidden:  # as networks for CIFAR-10 call their only dense layer
+        arrays = {name.replace("classifier.6.", "classifier."): values for name, values in arrays.items()}
+    path = write_pth(tmp_path / "a.pth", arrays)
+    check_logits(path, model)
+    config = load(path).config
+    assert (config.width, config.hidden_units) == (0.125, 8 * hidden)
+    text = refused_training(tmp_path, path, "--hidden_units=4096")
+    assert f"hidden_units: --hidden_units says 4096, but the checkpoint {path} has {8 * hidden}" in text
+
+
 def folder_flags(tmp_path: Path) -> tuple[str, ...]:
     """Images of three classes, and a tiny recipe for them."""
     write_class_folders(tmp_path / "data", each=4)

@@ -5,8 +5,7 @@
     python scripts/check_dataset.py --config_path=imagenet2012_config.yaml --data_dir=data/imagenet
 
 Takes the flags of train.py. Reports images per class, sizes, broken images, wrong labels, and images that are in both
-training and evaluation. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check. Lists of the images that
-are not broken: convert_dataset.py --to=list --on_bad_image=skip with the same flags.
+training and evaluation. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
 """
 
 import sys

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a data set into MindRecord files, from any format that train.py reads, or list its image files.
+"""Pack a data set into MindRecord files, from any format that train.py reads.
 
-    python scripts/convert_dataset.py --to=mindrecord --output=data/packed --dataset=photos --data_dir=DIR
-    python scripts/convert_dataset.py --to=list --dataset=photos --data_dir=DIR
+    python scripts/convert_dataset.py --output=data/packed --dataset=photos --data_dir=DIR
 
 Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
 PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
-source. Lists are written beside the images, which stay where they are.
+source.
 --val_split=0.2 makes training and evaluation images of one set of them.
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
@@ -17,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command, stop_quietly
+from model_utils.errors import run_command, stop_quietly
 
 stop_quietly(__name__)
 
@@ -31,8 +30,7 @@ from model_utils.reading import whole
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--to", required=True, choices=("mindrecord", "list"), help="the format to write")
-    parser.add_argument("--output", type=Path, help="a new folder, for MindRecord files")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder, for the files")
     parser.add_argument("--shards", type=whole(0, 10_000), default=0,
                         help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
@@ -40,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         config = get_config(flags, "convert_dataset.py")
-        if options.output is None and options.to != "list":
-            raise UserError(f"--output=FOLDER: is needed to write {options.to}")
         from src.data.tools import convert_dataset
         convert_dataset(options, config)
 

@@ -19,8 +19,9 @@ class VGG(nn.Cell):
     """VGG11, 13, 16 or 19, from images [N, 3, H, W] to logits [N, num_classes].
 
     `image_size` is (height, width), both multiples of 32. `has_bias` is for the convolutions only, a `dropout_rate` of
-    0 means none, and `width` scales the channels and the hidden dense layers. With 0 `hidden_units` the classifier is one
-    dense layer. With `average_pool` the classifier takes 7x7 features for any image size. Without `include_top` the output is the feature map [N, C, H/32, W/32].
+    0 means none, and `width` scales the channels and the hidden dense layers. Without `hidden_units` the classifier is
+    one dense layer. With `average_pool` it takes 7x7 features for any image size. Without `include_top` the output is
+    the feature map [N, C, H/32, W/32].
     Parameters have the names of the model zoo's checkpoints. Initial values repeat after `mindspore.set_seed`.
     ValueError for an unknown network, initialize_mode or image size.
     """

@@ -264,11 +264,20 @@ def write_mindrecord(folder: Path, rows: Sequence[dict], shards: int = 1, **type
     writer.commit()
 
 
-def convert(source: Path, output: Path | None, *flags: str, dataset: str = "imagenet2012", classes: int = 3) -> Outcome:
-    """scripts/convert_dataset.py, in this process: to MindRecord files or, without an output, to lists."""
-    target = [f"--output={output}", "--to=mindrecord"] if output else ["--to=list"]
-    return run_main("scripts.convert_dataset", *target, f"--dataset={dataset}", f"--num_classes={classes}",
-                    f"--data_dir={source}", *flags)
+def convert(source: Path, output: Path, *flags: str, dataset: str = "imagenet2012", classes: int = 3) -> Outcome:
+    """scripts/convert_dataset.py, in this process."""
+    return run_main("scripts.convert_dataset", f"--output={output}", f"--dataset={dataset}",
+                    f"--num_classes={classes}", f"--data_dir={source}", *flags)
+
+
+def write_lists(root: Path) -> None:
+    """Lists of the images in class folders, beside these."""
+    for split in ("train", "val"):
+        folders = sorted((root / split).glob("*/"))
+        lines = [f"{os.path.relpath(image, root)} {label}\n" for label, folder in enumerate(folders)
+                 for image in sorted(folder.iterdir())]
+        if lines:
+            (root / f"{split}_list.txt").write_text("".join(lines), errors="surrogateescape")
 
 
 def photo_config(data_dir: Path, *flags: str) -> Config:

@@ -3,17 +3,16 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from model_utils.errors import UserError
 from model_utils.reading import MOST_LIST_BYTES, as_count, brief, read_text
 from model_utils.schema import MOST_CLASSES, Config
 from src.data.base import SPLIT_FOLDERS, EncodedReader, find_class_names, own_split, raise_problems
-from src.utils.files import printable, write_atomically
+from src.utils.files import printable
 
 LIST_FILES = {"train": "train_list.txt", "test": "val_list.txt"}
 EXPECTED = """    data_dir/
@@ -105,13 +104,3 @@ class ListReader(EncodedReader):
 
 
 READER = ListReader
-
-
-def write_list(path: Path, files: Iterable[str | Path], labels: Iterable[int]) -> None:
-    """Write a list of files with their labels. UserError if a file is not below the folder of the list."""
-    root, lines = os.path.join(os.path.abspath(path.parent), ""), []
-    for file, label in zip(files, labels, strict=True):
-        if not os.path.abspath(file).startswith(root):
-            raise UserError(f"{file}: is not below {path.parent}, where the list is to be written")
-        lines.append(f"{os.path.abspath(file).removeprefix(root)} {label}\n")
-    write_atomically(path, "".join(lines).encode(errors="surrogateescape"))

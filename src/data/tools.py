@@ -26,7 +26,6 @@ from model_utils.schema import Config
 from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
 from src.data.folder import is_image
 from src.data.formats import FORMATS, build_reader, check_class_count, check_classes
-from src.data.list_file import LIST_FILES, write_list
 from src.utils.files import writing
 from src.utils.util import listed
 
@@ -165,25 +164,16 @@ def same_image(reader: Reader, index: int, packed: Reader, position: int) -> boo
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write the images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
-    output = options.output or Path(config.data_dir)
-    indices, left_out = range(len(reader)), {}
-    read = partial(good_images, config, reader, left_out)
+    output, left_out = options.output, {}
     hidden = output / f".convert_dataset.{split}"
-    place = hidden if options.output else output  # the paths of a list are relative to it
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
-        if options.to == "list":
-            files = [reader.file(index) for index, _ in read(indices)]
-        else:
-            write_mindrecord(hidden, split, reader, read, options.shards)
-        kept = [index for index in indices if index not in left_out]
-        if options.to == "list":
-            write_list(place / LIST_FILES[split], files, reader.labels[kept].tolist())
-        # Class folders may have names in a labels.txt already, and the other split may know names that this one lacks.
-        if not (output / LABELS_FILE).exists() or (options.output and are_names(reader.class_names)):
+        write_mindrecord(hidden, split, reader, partial(good_images, config, reader, left_out), options.shards)
+        kept = [index for index in range(len(reader)) if index not in left_out]
+        if not (output / LABELS_FILE).exists() or are_names(reader.class_names):  # the other split may know the names
             write_class_names(hidden, reader.class_names)
-        packed = build_reader(config.taking({"data_dir": str(place), "dataset_format": options.to, "val_split": 0.0,
+        packed = build_reader(config.taking({"data_dir": str(hidden), "dataset_format": "mindrecord", "val_split": 0.0,
                                              "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
         chosen = random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept)))
         if packed.labels.tolist() != reader.labels[kept].tolist() or not all(
@@ -211,24 +201,18 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
     if len(readers) == 2 and readers["test"].notes:
         raise UserError(f"{readers['train'].source}: these would be both sets; --val_split=0.2 divides them, "
                         "--split=train writes one set of them all")
-    if options.output and options.to == "list":
-        raise UserError(f"--output: lists are written beside their images, not to {options.output}; leave it out")
-    source = Path(config.data_dir or ".").resolve()
-    output = (options.output or source).resolve()
+    source, output = Path(config.data_dir or ".").resolve(), options.output.resolve()
     for split, reader in readers.items():
         raise_problems(reader.problems)
         check_classes(reader, next(iter(readers.values())).class_names)
-        if options.output is None and reader.file(0) is None:
-            raise UserError(f"{reader.source}: the images are not files; --to=mindrecord --output=FOLDER packs them")
         split_folders = {folder.parent.resolve() for folder in getattr(reader, "folders", ())}
-        if options.output and (output == source or split_folders & {output, *output.parents}):
+        if output == source or split_folders & {output, *output.parents}:
             raise UserError(f"--output: {output} is in the folder that is read; name another one")
-        if FORMATS[options.to].find(output, split):
-            raise UserError(f"{output}: holds {NAMES[split]} data as {options.to} already; remove it, or name another "
-                            "folder with --output")
-    if options.to == "mindrecord":
-        with handled_by():
-            importlib.import_module("mindspore.mindrecord")
+        if FORMATS["mindrecord"].find(output, split):
+            raise UserError(f"{output}: holds {NAMES[split]} data already; remove it, or name another folder with "
+                            "--output")
+    with handled_by():
+        importlib.import_module("mindspore.mindrecord")
     with writing(output):
         for split, reader in readers.items():
             convert(config, split, reader, options)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import COUNTS, convert, example, run_main, run_python, write_cifar10, write_coloured, write_image
+from helpers import (
+    COUNTS,
+    convert,
+    example,
+    run_main,
+    run_python,
+    write_cifar10,
+    write_coloured,
+    write_image,
+    write_lists,
+)
 from PIL import Image
 
 TRAIN = sum(COUNTS["train"])
@@ -64,7 +74,8 @@ def test_names_that_are_not_utf_8(data):
     done = run_python("-m", "scripts.check_dataset", "--dataset=imagenet2012", "--num_classes=3", "--data_dir=data",
                       cwd=Path.cwd())
     assert done.status == 1 and "caf\\xe9: 5" in done.out and "Traceback" not in done.err
-    assert convert(data, None, "--on_bad_image=skip").status == 0
+    image.with_name(f"{cafe}.png").unlink()
+    write_lists(data)
     assert check().status == 0  # the lists have the bytes of the names
 
 

@@ -6,15 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import Outcome, convert, run_main
+from helpers import Outcome, run_main, write_lists
 
 
 @pytest.fixture
 def listed(photo_model, tmp_path):
     """The test images in a list."""
     shutil.copytree(photo_model.data / "val", tmp_path / "val")
-    assert convert(tmp_path, None, "--split=test").status == 0
-    (tmp_path / "labels.txt").unlink()
+    write_lists(tmp_path)
     return tmp_path
 
 

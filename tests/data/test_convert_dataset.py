@@ -16,10 +16,10 @@ def source(tmp_path):
     return write_coloured(tmp_path / "source")
 
 
-def check_same(source, folder, to) -> None:
+def check_same(source, folder) -> None:
     for split in ("train", "test"):
         one = build_reader(photo_config(source, "--dataset_format=folder"), split)
-        two = build_reader(photo_config(folder, f"--dataset_format={to}"), split)
+        two = build_reader(photo_config(folder, "--dataset_format=mindrecord"), split)
         assert one.labels.tolist() == two.labels.tolist() and one.class_names == two.class_names
         assert all(np.array_equal(one.read(index), two.read(index)) for index in range(len(one)))
 
@@ -31,34 +31,21 @@ def test_mindrecord_files_hold_the_images_in_their_order(source, tmp_path):
     assert files_in(tmp_path / "out") == shards | {f"{name}.db" for name in shards} | {"labels.txt"}
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out/labels.txt").read_text() == "0:ant\n1:bee\n2:cow\n"
-    check_same(source, tmp_path / "out", "mindrecord")
-
-
-def test_a_list_is_written_beside_images_that_are_files(source):
-    before = files_in(source)
-    assert convert(source, None).status == 0
-    assert files_in(source) - before == {"train_list.txt", "val_list.txt", "labels.txt"}
-    lines = (source / "train_list.txt").read_text().splitlines()
-    assert len(lines) == TRAIN and lines[0] == "train/ant/image 00.png 0"
-    check_same(source, source, "list")
-    again = convert(source, None, "--dataset_format=folder")
-    assert again.status == 2 and "holds training data as list already" in again.err
+    check_same(source, tmp_path / "out")
 
 
 def test_records_can_be_packed_again(source, tmp_path):
     assert convert(write_tfrecords(source, tmp_path / "tfrecord"), tmp_path / "packed").status == 0
-    check_same(source, tmp_path / "packed", "mindrecord")
+    check_same(source, tmp_path / "packed")
 
 
-@pytest.mark.parametrize("to", ["list", "mindrecord"])
-def test_one_set_is_divided_and_never_written_as_both(source, tmp_path, to):
-    flat = (source / "train").rename(tmp_path / "flat")
-    out = tmp_path / "out" if to == "mindrecord" else None
+def test_one_set_is_divided_and_never_written_as_both(source, tmp_path):
+    flat, out = (source / "train").rename(tmp_path / "flat"), tmp_path / "out"
     refused = convert(flat, out)
     assert refused.status == 2 and "--val_split=0.2" in refused.err and len(list(tmp_path.iterdir())) == 2
     done = convert(flat, out, "--val_split=0.2")
     assert done.status == 0, done.err
-    train, test = (build_reader(photo_config(out or flat), split) for split in ("train", "test"))
+    train, test = (build_reader(photo_config(out), split) for split in ("train", "test"))
     assert np.bincount(test.labels).tolist() == [2, 1, 2] and len(train) == TRAIN - 5
     assert len({reader.read(index).tobytes() for reader in (train, test) for index in range(len(reader))}) == TRAIN
 
@@ -66,11 +53,10 @@ def test_one_set_is_divided_and_never_written_as_both(source, tmp_path, to):
 def test_one_split_after_the_other(source, tmp_path):
     out = tmp_path / "out"
     assert convert(source, out, "--split=test").status == 0
-    assert convert(out, None, "--split=train").status == 2
     again = convert(source, out)
-    assert again.status == 2 and "holds evaluation data as mindrecord already" in again.err
+    assert again.status == 2 and "holds evaluation data already" in again.err
     assert convert(source, out, "--split=train").status == 0
-    check_same(source, out, "mindrecord")
+    check_same(source, out)
 
 
 def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp_path, monkeypatch):

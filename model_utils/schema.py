@@ -124,6 +124,7 @@ AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
 Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
                     AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
 ClassWeight = Literal["none", "balanced"] | float
+Share = Annotated[float, Field(ge=0, le=1)]
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
 
 
@@ -259,7 +260,9 @@ class AugmentKeys(Keys):
                                    needs="dataset=photos|imagenet2012", resume="force")
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
                                    needs="dataset=photos|imagenet2012", resume="force")
-    hflip: float = key(0.5, "probability of a flip", ge=0, le=1, needs="augment=True", resume="force")
+    hflip: Share | Literal["alternate"] = key(
+        0.5, "probability of a flip; alternate: each image in every other epoch, which gains most in short runs",
+        needs="augment=True", resume="force")
     cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
     auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
                                            "randaug-m10-n2", needs="augment=True", resume="force")

@@ -4,7 +4,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import mindspore.dataset as ds
 import numpy as np
@@ -38,10 +38,12 @@ def _normalize(preset: Preset) -> list[Callable]:
     return [vision.Normalize(*preset.scaled), vision.HWC2CHW()]
 
 
-def _flip(probability: float) -> Callable:
+def _flip(probability: float | str) -> list[Callable]:
     """Independent of the crop. `RandomHorizontalFlip` is not: MindData gives all operations of a worker the same seed,
-    it draws two numbers per image as `RandomCrop` does, and so the flip would follow from the position of the crop."""
-    return vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), probability)]])
+    it draws two numbers per image as `RandomCrop` does, and so the flip would follow from the position of the crop.
+    `change_batch` flips alternately."""
+    return [] if probability == "alternate" else [
+        vision.RandomSelectSubpolicy([[(vision.HorizontalFlip(), probability)]])]
 
 
 def _changes(level: float, fill: int, *, wide: bool) -> list[Callable]:
@@ -93,7 +95,7 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
     preset = config.preset
     if not config.augment:
         return eval_transforms(preset, photos=photos, encoded=encoded)
-    after_crop = [_flip(config.hflip), *_colours(config)]
+    after_crop = [*_flip(config.hflip), *_colours(config)]
     if photos:
         first = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
                                                Inter[INTERPOLATIONS[preset.interpolation]]), *after_crop]
@@ -124,13 +126,18 @@ def _open(reader: Reader, sampler: ds.Sampler, operations: list[Callable], *, wo
     return dataset
 
 
-def change_batch(config: Config, rank: int, epoch: int, first_step: int, images: list[np.ndarray],
-                 labels: list[np.ndarray], info: ds.BatchInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Random erasing, then mixup or cutmix, of a finished batch. With one of these two, labels become the shares of
-    the classes, [N, classes]. What is drawn follows from (seed, epoch, step, rank) alone."""
-    random = np.random.default_rng((config.seed, epoch + info.get_epoch_num(), first_step + info.get_batch_num(), rank))
+def change_batch(config: Config, rank: Rank, dataset_size: int, first_epoch: int, first_step: int,
+                 images: list[np.ndarray], labels: list[np.ndarray],
+                 info: ds.BatchInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Alternating flips, random erasing, then mixup or cutmix, of a finished batch. With one of the last two, labels
+    become the shares of the classes, [N, classes]. What is drawn follows from (seed, epoch, step, rank) alone."""
+    epoch, step = first_epoch + info.get_epoch_num(), first_step + info.get_batch_num()
+    random = np.random.default_rng((config.seed, epoch, step, rank.rank))
     images, labels = np.stack(images), np.stack(labels)
     count, _, height, width = images.shape
+    if config.hflip == "alternate":
+        turned = flips(config, rank, dataset_size, epoch)[step * count:(step + 1) * count]
+        images[turned] = images[turned, :, :, ::-1]
     for image in np.flatnonzero(random.random(count) < config.re_prob):
         area = random.uniform(0.02, 0.33) * height * width
         aspect = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
@@ -159,6 +166,15 @@ def change_batch(config: Config, rank: int, epoch: int, first_step: int, images:
     shares[np.arange(count), labels] = share
     shares[np.arange(count), labels[::-1]] += 1 - share
     return images, shares
+
+
+@lru_cache(maxsize=2)  # of this epoch and the next
+def flips(config: Config, rank: Rank, dataset_size: int, epoch: int) -> np.ndarray:
+    """Whether each image of this rank's epoch is flipped, in their order: every other epoch. Half of them begin."""
+    order = train_shard(dataset_size, rank=rank.rank, world_size=rank.world_size, batch_size=config.batch_size,
+                        seed=config.seed, epoch=epoch)
+    begins = np.random.RandomState(config.seed).permutation(dataset_size) % 2 == 0
+    return begins[order] ^ (epoch % 2 == 1)
 
 
 class EpochSampler(ds.Sampler):
@@ -199,8 +215,8 @@ def create_dataset(config: Config, reader: Reader, rank: Rank, epoch: int, steps
     sampler = EpochSampler(config, len(reader), rank, epoch, first_step, steps)
     dataset = _open(reader, sampler, operations, workers=rank.workers, on_bad_image=config.on_bad_image)
     change = {}
-    if config.augment and (config.re_prob or config.mixup or config.cutmix):
-        change = {"per_batch_map": partial(change_batch, config, rank.rank, epoch, first_step),
+    if config.augment and (config.hflip == "alternate" or config.re_prob or config.mixup or config.cutmix):
+        change = {"per_batch_map": partial(change_batch, config, rank, len(reader), epoch, first_step),
                   "input_columns": ["image", "label"]}
     return dataset.batch(config.batch_size, drop_remainder=True, num_parallel_workers=rank.workers, **change)
 

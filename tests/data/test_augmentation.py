@@ -89,6 +89,28 @@ def test_crop_flip_and_cutout_do_not_depend_on_each_other(tmp_path, workers):
             assert abs(np.corrcoef(place, chance[whole])[0, 1]) < 0.2
 
 
+def test_alternating_flips_turn_each_image_in_every_other_epoch(tmp_path):
+    images = np.zeros((200, 32, 32, 3), np.uint8)  # red grows from left to right, blue is the number of the image
+    images[..., 0], images[..., 2] = 7 * np.arange(32), np.arange(200)[:, None, None]
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(images, np.zeros(200, np.uint8))).tobytes())
+    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=20", "--hflip=alternate", *PIXELS])
+    data = [build_train_data(config, Rank(rank, 2, 2, "CPU")) for rank in range(2)]
+
+    def flipped(epoch, *, done_steps=0):
+        pixels = np.concatenate([rows for part in data for rows, _ in batches(part.dataset(
+            epoch, done_steps=done_steps))])
+        numbers = (255 * np.median(pixels[:, 2], axis=(1, 2))).round().astype(int)
+        return dict(zip(numbers.tolist(), np.median(np.diff(pixels[:, 0]), axis=(1, 2)) < 0, strict=True))
+
+    first, second, third = map(flipped, range(3))
+    assert len(first) == 200 and sum(first.values()) == 100 and first == third
+    assert all(second[number] != turned for number, turned in first.items())
+    rest = flipped(1, done_steps=3)
+    assert len(rest) == 80 and rest.items() <= second.items()
+
+
 def chi_squared(values, others):
     """How far two draws per image are from independence, in standard deviations; the first in eighths of its range."""
     eighths = np.digitize(values, np.unique(np.quantile(values, np.arange(1, 8) / 8)))

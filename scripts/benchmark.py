@@ -35,14 +35,13 @@ from model_utils.local_adapter import usable_cores
 from model_utils.reading import read_json, whole
 from src.utils.files import writing
 
-TASKS = ("steps", "forward", "pipeline", "startup", "memory")  # functions of that module
+TASKS = ("steps", "forward", "pipeline")  # functions of that module
 COMPARED = ("steps", "forward")  # PyTorch takes part in
 TITLES = {
-    "steps": "Training steps", "forward": "Forward pass",
-    "pipeline": "Data pipeline", "startup": "Start-up", "memory": "Peak memory",
+    "steps": "Training steps", "forward": "Forward pass", "pipeline": "Data pipeline",
     # in records of earlier versions:
-    "deploying": "Exported models", "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading",
-    "freezing": "Training a part of the network", "formats": "Data formats",
+    "startup": "Start-up", "memory": "Peak memory", "deploying": "Exported models", "evaluating": "Evaluation",
+    "saving": "Saving", "loading": "Loading", "freezing": "Training a part of the network", "formats": "Data formats",
     "scaling": "Several ranks"}
 PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
@@ -109,14 +108,14 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         from scripts.benchmarks import tasks  # imports MindSpore
 
     record = {**describe_run(flags, options), "results": []}
-    for config, case_flags in zip(configs, options.cases, strict=True):
+    for config in configs:
         case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
                 "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
         for what in dict.fromkeys(options.what):
             print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
             torch_python = (options.torch_python or sys.executable) if options.compare else None
             with ExitStack() as stack:
-                task = tasks.Task(config, (*flags, *case_flags), options.steps, stack, record["versions"], torch_python)
+                task = tasks.Task(config, options.steps, stack, record["versions"], torch_python)
                 rows = measure(getattr(tasks, what)(task), options.blocks)
             gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
             record["results"].append({"what": what, "case": case, "rows": rows})
@@ -133,14 +132,14 @@ def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, A
             time.sleep(PAUSE_S)
             values[name].append(contender.run())
     rows: dict[str, dict[str, Any]] = {}
-    for name, (_, images, gflop, unit, cpu_seconds) in contenders.items():
-        measured, factor = values[name][1:], 1000 if unit == "ms" else 1
+    for name, (_, images, gflop, cpu_seconds) in contenders.items():
+        measured = values[name][1:]
         middle = statistics.median(measured)
-        figures = {"median": factor * middle, "min": factor * min(measured), "max": factor * max(measured),
+        figures = {"median": 1000 * middle, "min": 1000 * min(measured), "max": 1000 * max(measured),
                    "images_per_s": images and images / middle,
                    "gflop_per_step": gflop, "gflop_per_s": gflop and gflop / middle,
                    "cpu_ms": cpu_seconds and 1000 * statistics.median(cpu_seconds[1:])}
-        rows[name] = {"unit": unit, "n": blocks, **{key: value for key, value in figures.items() if value}}
+        rows[name] = {"unit": "ms", "n": blocks, **{key: value for key, value in figures.items() if value}}
     limit = max((row["gflop_per_s"] for name, row in rows.items() if name.startswith(MATRIX_PRODUCT)), default=0)
     for name, row in rows.items():
         if limit and "gflop_per_s" in row and not name.startswith(MATRIX_PRODUCT):

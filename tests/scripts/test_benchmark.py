@@ -27,11 +27,7 @@ for line in sys.stdin:
 ROWS = {  # task -> its rows, without those of the matrix product
     "steps": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
     "forward": ["forward pass, one fixed batch", "forward pass in training mode"],
-    "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"],
-    "memory": ["bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"],
-    "startup": ["bare: import, build, compile, first step", "of this: importing",
-                "of this: building the network and its optimizer", "of this: compiling and the first step",
-                "train.py, until its first loss"]}
+    "pipeline": ["training, with augmentation", "training, without augmentation", "evaluation"]}
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +43,7 @@ def measured(tmp_path, *args: str) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] if task in ("startup", "memory") else [])
-                                  for task in ROWS])
+@pytest.mark.parametrize("task", ROWS)
 def test_each_task_gives_its_rows(tmp_path, task):
     record = measured(tmp_path, f"--what={task}")
     [result] = record["results"]

@@ -52,22 +52,11 @@ PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps
 # --- the command line
 
 
-def cases(text: str) -> list[list[str]]:
-    """`network:size:batch`, several with commas between, as flags; a size is one number or HEIGHTxWIDTH."""
-    try:
-        return [[f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"]
-                for network, size, batch in (case.split(":") for case in text.split(","))]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64") from None
-
-
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The benchmark's own options, and the flags that are train.py's."""
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--what", type=lambda text: text.split(","), default=["steps"], metavar="NAME,...",
                         help=f"what to measure: {', '.join(TASKS)}; or all (default steps)")
-    parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
-                        help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=whole(1, 10_000), default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=whole(1, 10_000), default=20, help="steps per block")
     parser.add_argument("--compare", choices=["torch"], help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
@@ -95,8 +84,8 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
                                                for path, record in records.items()), sep="\n")
         return
-    configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
-    for config in configs if options.compare else ():
+    config = get_config(flags, "benchmark.py")
+    if options.compare:
         if config.device_target not in ("auto", "CPU"):
             raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
@@ -108,20 +97,19 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         from scripts.benchmarks import tasks  # imports MindSpore
 
     record = {**describe_run(flags, options), "results": []}
-    for config in configs:
-        case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
-                "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
-        for what in dict.fromkeys(options.what):
-            print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
-            torch_python = (options.torch_python or sys.executable) if options.compare else None
-            with ExitStack() as stack:
-                task = tasks.Task(config, options.steps, stack, record["versions"], torch_python)
-                rows = measure(getattr(tasks, what)(task), options.blocks)
-            gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
-            record["results"].append({"what": what, "case": case, "rows": rows})
-            print(tables({**record, "results": record["results"][-1:]}) + "\n", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
+            "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
+    for what in dict.fromkeys(options.what):
+        print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
+        torch_python = (options.torch_python or sys.executable) if options.compare else None
+        with ExitStack() as stack:
+            task = tasks.Task(config, options.steps, stack, record["versions"], torch_python)
+            rows = measure(getattr(tasks, what)(task), options.blocks)
+        gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
+        record["results"].append({"what": what, "case": case, "rows": rows})
+        print(tables({**record, "results": record["results"][-1:]}) + "\n", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ def test_pytorch_gets_the_same_network_and_settings(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py"\n')
     python.chmod(0o755)
-    record = measured(tmp_path, "--what=forward", "--compare=torch", f"--torch_python={python}", "--cases=vgg11:32:4")
+    record = measured(tmp_path, "--what=forward", "--compare=torch", f"--torch_python={python}")
     assert record["results"][0]["rows"]["torch, plain"]["images_per_s"] == 8 and record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())
     assert {"has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov", "weight_decay",
@@ -77,7 +77,7 @@ def test_tables_of_the_committed_records(monkeypatch, name):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"), (["--cases=vgg16:32"], "'vgg16:32'"),
+    (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"),
     (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
     (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
     (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),

@@ -93,8 +93,7 @@ def place(tmp_path_factory) -> Path:
         "long_key.yaml": f"{'k' * 1000}: 1\n", "nested.yaml": f"lr_epochs: {'[' * 1500}\n",
         "long_value.yaml": f"max_epoch: {'x' * 10**5}\n", "many.yaml": f"lr_epochs: [{'1, ' * 5000}]\n",
         "latin.json": "\udcff", "latin.txt": "\udcff", "deep.json": deep, "list.json": "[]",
-        "digits.json": f"[{nines}]", "labels.json": "[1]", "record.json": json.dumps(dict.fromkeys(
-            ("date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"), 1)),
+        "digits.json": f"[{nines}]", "labels.json": "[1]",
         "rank_digits.json": json.dumps({"status": "completed", "server_list": [{"server_id": "10.0.0.1", "device": [
             {"rank_id": nines, "device_id": "0"}]}]}),
         "page.pth": "<!DOCTYPE html>", "keras.ckpt": "\udc89HDF\r\n", "text.ckpt": "hello",

@@ -30,7 +30,7 @@ from src.data.pixels import decode
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
 from src.evaluation.plots import contact_sheet, drawable, plot_confusion
-from src.utils.files import free_name, printable, write_atomically
+from src.utils.files import printable, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import new_run_folder, open_run_folder
@@ -229,7 +229,10 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
             if rank.rank == 0:
                 log_classes(results[path].counts, reader.class_names)
                 about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
-                target = free_name(folder / path.stem, "_")  # two runs may have a checkpoint of the same name
+                target, number = folder / path.stem, 1
+                while target.exists():  # two runs may have a checkpoint of the same name
+                    number += 1
+                    target = folder / f"{path.stem}_{number}"
                 write_report(target, results[path], reader, about)
                 get_logger().info("tables, confusion matrix and mistakes: %s", target)
         if rank.rank == 0:

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from model_utils.errors import UserError, handled_by
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
-from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
+from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems
 from src.data.folder import is_image
 from src.data.formats import FORMATS, build_reader, check_class_count, check_classes
-from src.utils.files import writing
+from src.utils.files import write_atomically, writing
 from src.utils.util import listed
 
 STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": "evaluation"}
@@ -145,7 +145,7 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[S
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     try:
         for shard in range(shards):
-            writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
+            writer = FileWriter(str(folder / f"{STEMS[split]}-{shard:05d}-of-{shards:05d}.mindrecord"), shard_num=1)
             writer.add_schema(schema, "images")
             part = read(range(count * shard // shards, count * (shard + 1) // shards))
             while batch := list(islice(part, BATCH)):
@@ -172,7 +172,8 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
         write_mindrecord(hidden, split, reader, partial(good_images, config, reader, left_out), options.shards)
         kept = [index for index in range(len(reader)) if index not in left_out]
         if not (output / LABELS_FILE).exists() or are_names(reader.class_names):  # the other split may know the names
-            write_class_names(hidden, reader.class_names)
+            lines = (f"{label}:{name}\n" for label, name in enumerate(reader.class_names))
+            write_atomically(hidden / LABELS_FILE, "".join(lines))
         packed = build_reader(config.taking({"data_dir": str(hidden), "dataset_format": "mindrecord", "val_split": 0.0,
                                              "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
         chosen = random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept)))

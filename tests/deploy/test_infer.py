@@ -57,10 +57,10 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(cifar_model: Deployed, tmp_path) -> Path:
-    """The MindIR of an export in a folder of its own, with its ONNX file and its card."""
-    for path in (cifar_model.mindir, cifar_model.onnx, cifar_model.mindir.with_suffix(".json")):
+    """The ONNX file of an export in a folder of its own, with its card."""
+    for path in (cifar_model.onnx, cifar_model.onnx.with_suffix(".json")):
         shutil.copy(path, tmp_path)
-    return tmp_path / cifar_model.mindir.name
+    return tmp_path / cifar_model.onnx.name
 
 
 def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tmp_path):
@@ -71,9 +71,8 @@ def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tm
         image = prepare(read_image(path), PHOTO, photos=True)[None]
         logits = session.run(None, {session.get_inputs()[0].name: image})[0][0]
         expected[str(path)] = best_guesses(logits, ("ant", "bee", "cow"), 3)
-    for model, *flags in ((photo_model.mindir,), (photo_model.onnx,), (photo_model.checkpoint,),
-                          (photo_model.mindir, "--engine=onnxruntime")):
-        done = infer(model, images, f"--save={tmp_path / 'p.json'}", *flags)
+    for model in (photo_model.mindir, photo_model.onnx, photo_model.checkpoint):
+        done = infer(model, images, f"--save={tmp_path / 'p.json'}")
         assert done.status == 0, done.err
         rows = json.loads((tmp_path / "p.json").read_text())
         assert [row["file"] for row in rows] == list(expected)
@@ -191,33 +190,10 @@ def test_what_cannot_be_answered_is_refused(cifar_model: Deployed, copied, image
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_onnx_instead_of_mindir_needs_the_proof(copied, images):
-    """The file that is named is run as it is; another one only if the hashes show that it is of the same export."""
-    def said(status: int) -> str:
-        done = infer(copied, images, "--engine=onnxruntime")
-        assert done.status == status, done
-        return done.err
-
-    card, onnx = copied.with_suffix(".json"), copied.with_suffix(".onnx")
-    said(0)
-    for path in (copied, onnx):
-        content = path.read_bytes()
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert f"{path}: is not the file that small.json describes" in said(2)
-        path.write_bytes(content)
-    entries = json.loads(card.read_text())
-    del entries["files"]["ONNX"]
-    card.write_text(json.dumps(entries))
-    assert f"{onnx}: is not the file that small.json describes" in said(2)
-    card.unlink()
-    assert f"there is no {card}" in said(2)
-
-
 def test_a_model_without_a_card_takes_the_recipe(copied, images):
-    onnx, card = copied.with_suffix(".onnx"), copied.with_suffix(".json")
-    card.unlink()
-    done = infer(onnx, images, "--image_size=32", "--top=10")
+    copied.with_suffix(".json").unlink()
+    done = infer(copied, images, "--image_size=32", "--top=10")
     assert done.status == 0 and "small.json" in done.out and "airplane" in done.out
     for flags, words in (((), "an input of (1, 3, 224, 224)"), (("--image_size=32", "--num_classes=3"), "num_classes")):
-        done = infer(onnx, images, *flags)
+        done = infer(copied, images, *flags)
         assert done.status == 2 and words in done.err

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from helpers import TINY, cifar_records, convert, make_split, must_run, run_main, write_image
+from helpers import TINY, cifar_records, make_split, must_run, run_main, write_image
 
 from model_utils.config import get_config
 from src.data.formats import build_reader
@@ -48,7 +48,6 @@ def test_every_command_takes_it(splits, tmp_path):
     write_image(tmp_path / "a.png", splits["test"][0][0])
     done = run_main("infer", "--model_path=model.onnx", "--input=a.png")
     assert done.status == 0 and "fine " in done.out, done
-    assert convert("data", "packed", dataset="cifar100", classes=100).status == 0
     done = run_main("scripts.check_dataset", "--dataset=cifar100", "--data_dir=data", "--cifar100_labels=coarse")
     assert done.status == 0 and "20 images, 20 classes" in done.out, done
     # labels that do not fit

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from helpers import COUNTS, convert, files_in, photo_config, write_coloured, write_tfrecords
 
-from src.data import tools
 from src.data.formats import build_reader
 
 TRAIN, VAL = sum(COUNTS["train"]), sum(COUNTS["val"])
@@ -63,7 +62,7 @@ def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    monkeypatch.setattr(tools, "same_image", lambda *args: False)
+    monkeypatch.setattr("src.data.base.Part.fingerprint", lambda self: "other images")
     outcome = convert(source, out)
     assert outcome.status == 2 and "differ from those of" in outcome.err
     monkeypatch.undo()

@@ -20,7 +20,6 @@ from helpers import (
     TINY,
     TRAIN_COUNT,
     batches,
-    convert,
     encode_example,
     eval_batches,
     field,
@@ -234,15 +233,16 @@ def test_images_labels_names_order_and_batches_are_those_of_the_folders(formats,
     assert len(rows) == TRAIN // 4 and same(rows, train_batches(config, read(formats["folder"]), epoch=3))
 
 
-def test_cifar_records_and_what_is_packed_of_them_give_the_same_batches(tmp_path):
-    written = write_cifar10(tmp_path / "cifar")
-    assert convert(written.folder, tmp_path / "packed", dataset="cifar10", classes=10).status == 0
-    found = []
+def test_cifar_records_and_the_same_images_as_files_give_the_same_batches(tmp_path):
+    written, rows, found = write_cifar10(tmp_path / "cifar"), [], []
+    for image, label in zip(*written.train, strict=True):
+        write_image(tmp_path / "image.png", image)
+        rows.append({"image": (tmp_path / "image.png").read_bytes(), "label": int(label)})
+    write_mindrecord(tmp_path / "packed", rows, image="bytes", label="int32")
     for data_dir in (written.folder, tmp_path / "packed"):
         config = get_config([f"--data_dir={data_dir}", "--image_size=64", "--batch_size=9"])
         reader = build_reader(config, "train")
         found.append(train_batches(config, reader, epoch=1))
-        assert reader.class_names[:2] == ("airplane", "automobile")
     assert len(found[0]) == 8 and same(*found)
 
 

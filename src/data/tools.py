@@ -8,11 +8,9 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,6 @@ STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": 
 SHOWN_CLASSES = 20
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
-Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
 def read_all(config: Config, reader: Reader, indices: Sequence[int],
@@ -111,23 +108,12 @@ def check_dataset(options: argparse.Namespace, config: Config) -> int:
     return int(bool(wrong)) if splits else 2
 
 
-def good_images(config: Config, reader: Reader, left_out: dict[int, str], indices: Sequence[int]) -> Images:
-    """UserError names a broken image, unless such are to be skipped: then they are added to `left_out`."""
-    for index, content, problem in read_all(config, reader, indices, "writing images"):
-        if not problem:
-            yield index, content.tobytes()
-        elif config.on_bad_image == "skip":
-            left_out[index] = problem
-        else:
-            raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
-
-
-def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
-                     shards: int) -> None:
-    """MindRecord files, each with the next part of the images."""
+def write_mindrecord(config: Config, reader: Reader, folder: Path, split: str, shards: int) -> dict[int, str]:
+    """MindRecord files, each with the next part of the images. UserError names a broken image, unless such are to be
+    skipped: then it returns which, and why."""
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    count = len(reader)
+    count, left_out = len(reader), {}
     if shards < 1:
         mean = np.mean([len(reader.look(index)[0]) for index in range(0, count, max(1, count // 50))])
         shards = max(1, round(mean * count / SHARD_BYTES))
@@ -137,23 +123,31 @@ def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[S
         for shard in range(shards):
             writer = FileWriter(str(folder / f"{STEMS[split]}-{shard:05d}-of-{shards:05d}.mindrecord"), shard_num=1)
             writer.add_schema(schema, "images")
-            part = read(range(count * shard // shards, count * (shard + 1) // shards))
-            while batch := list(islice(part, BATCH)):
-                writer.write_raw_data([{"image": content, "label": int(reader.labels[index])}
-                                       for index, content in batch])
+            part, rows = range(count * shard // shards, count * (shard + 1) // shards), []
+            for index, content, problem in read_all(config, reader, part, "writing images"):
+                if not problem:
+                    rows.append({"image": content.tobytes(), "label": int(reader.labels[index])})
+                elif config.on_bad_image == "skip":
+                    left_out[index] = problem
+                else:
+                    raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
+                if rows and (len(rows) == BATCH or index == part[-1]):
+                    writer.write_raw_data(rows)
+                    rows = []
             writer.commit()
     except (MindRecordException, RuntimeError) as error:  # such as a full disk
         raise UserError(f"{folder}: cannot be written: {error}") from None
+    return left_out
 
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write the images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
-    output, left_out = options.output, {}
+    output = options.output
     hidden = output / f".convert_dataset.{split}"
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
-        write_mindrecord(hidden, split, reader, partial(good_images, config, reader, left_out), options.shards)
+        left_out = write_mindrecord(config, reader, hidden, split, options.shards)
         kept = [index for index in range(len(reader)) if index not in left_out]
         if not (output / LABELS_FILE).exists() or are_names(reader.class_names):  # the other split may know the names
             lines = (f"{label}:{name}\n" for label, name in enumerate(reader.class_names))

@@ -28,13 +28,10 @@ CJK_FONTS = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "pingfang", "m
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, for the Agg renderer."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 @cache

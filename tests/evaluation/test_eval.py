@@ -29,7 +29,7 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.schema import DATASETS
 from src import build
 from src.data.formats import build_reader
-from src.evaluation.evaluate import draw_wrong, evaluate_and_log
+from src.evaluation.evaluate import draw_wrong
 from src.evaluation.evaluate import evaluate as evaluate_network
 from src.training.loop import build_test_reader
 from src.weights.checkpoint import save_checkpoint
@@ -253,7 +253,7 @@ def test_the_most_confident_mistakes_are_the_right_images(copy_of, monkeypatch, 
         (folder / "val" / "ant" / f"image {broken:02}.png").write_bytes(b"")
     config = photo_config(folder, "--on_bad_image=skip", "--device_target=CPU")
     reader = build_reader(config, "test")
-    evaluation = evaluate_and_log(config, Rank(), Brightness(), reader)
+    evaluation = evaluate_network(config, Rank(), Brightness(), reader)
     assert [(index, answer) for _, index, answer in evaluation.wrong] == [(index, 1) for index in wrong]
     monkeypatch.setattr("src.evaluation.evaluate.contact_sheet", lambda *parts: sheets.append(parts))
     draw_wrong(folder / "wrong.png", evaluation.wrong, reader)

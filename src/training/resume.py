@@ -152,7 +152,11 @@ class SaveStates(Hook):
         elif state.is_over:
             state.unsaved.append("the resume state")
         if everywhere and rank.rank == 0:
-            remove_old_states(folder, state.step)
+            # Later ones belong to a continuation that was abandoned, and go too.
+            kept = [path for path in _main_files(folder) if _step_of(path) <= state.step][:KEPT_STATES]
+            for main_file in set(_main_files(folder)) - set(kept):
+                for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
+                    path.unlink(missing_ok=True)
         self._last_save_s = time.monotonic()
 
     def _write(self, path: Path, state: TrainState) -> None:
@@ -171,16 +175,6 @@ class SaveStates(Hook):
 def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
     """Whether a multiple of `interval` is among these steps."""
     return interval is not None and last_step // interval > (first_step - 1) // interval
-
-
-def remove_old_states(folder: Path, newest_step: int) -> None:
-    """Keep the last states of all ranks. States newer than `newest_step` belong to a continuation that was abandoned,
-    and go too. Call it when the newest is safe on every rank."""
-    main_files = _main_files(folder)
-    kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
-    for main_file in set(main_files) - set(kept):
-        for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
-            path.unlink(missing_ok=True)
 
 
 # --- finding

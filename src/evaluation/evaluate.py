@@ -40,6 +40,7 @@ from src.weights.checkpoint import find_checkpoints, fingerprint
 
 MOST_WRONG = 24  # images in wrong.png
 MOST_ROWS = 20  # classes in the log
+MOST_DRAWN = 100  # classes in confusion_matrix.png; with more, its labels are too small to read
 
 
 class Evaluation(NamedTuple):
@@ -167,7 +168,8 @@ def write_report(folder: Path, evaluation: Evaluation, reader: Reader, about: di
                 for index, (name, images, correct, scores) in enumerate(columns)))
     _write_csv(folder / "confusion_matrix.csv", ["true class", *names],
                ([name, *row] for name, row in zip(names, counts.confusion.tolist(), strict=True)))
-    plot_confusion(folder / "confusion_matrix.png", counts.confusion, names)
+    if len(names) <= MOST_DRAWN:
+        plot_confusion(folder / "confusion_matrix.png", counts.confusion, names)
     if evaluation.wrong:
         draw_wrong(folder / "wrong.png", evaluation.wrong, reader)
 

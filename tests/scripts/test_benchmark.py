@@ -79,17 +79,3 @@ def test_tables_of_the_committed_records(monkeypatch, name):
     monkeypatch.chdir(ROOT / "docs")
     done = run_main("scripts.benchmark", "--table", name)
     assert done.status == 0 and done.out.count("| vgg") >= 2 and f"* [{name}]({name}): " in done.out
-
-
-@pytest.mark.parametrize("args, message", [
-    (["--what=steps,speed"], "unknown 'speed'"), (["--blocks=0"], "--blocks"), (["--cases=vgg16:32"], "'vgg16:32'"),
-    (["--torch_python=python3"], "--compare=torch"), (["--compare=torch", "--freeze=features"], "--freeze"),
-    (["--compare=torch", "--torch_python=./none", "--what=forward", *TINY], "./none cannot be started"),
-    (["--compare=torch", f"--torch_python={sys.executable}", "--what=forward", *TINY], "PyTorch does not answer"),
-    (["--table", "none.json"], "none.json: cannot be read"), (["--table", "README.md"], "README.md: cannot be read"),
-    (["--table", "none.json", "--lr=1"], "--lr=1"), (["--json=docs", *TINY, *DATA], "docs cannot be written"),
-    ([*TINY, *DATA[:1], "--synthetic_train_images=8", "--batch_size=4"], "--steps: 20 steps")])
-def test_mistakes_are_answered_with_status_2(monkeypatch, args, message):
-    monkeypatch.chdir(ROOT)
-    done = run_main("scripts.benchmark", *args)
-    assert done.status == 2 and message in done.err and not done.out

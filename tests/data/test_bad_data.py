@@ -119,14 +119,6 @@ def break_images(folder: Path) -> tuple[str, ...]:
     return broken
 
 
-def test_a_broken_image_ends_the_run_with_its_name(copy_of):
-    broken = break_images(copy_of("folder"))
-    outcome = train_here()
-    assert outcome.status == 2 and "Traceback" not in outcome.err
-    assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
-    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
-
-
 @pytest.mark.parametrize(("mode", "rows"), [("replace", 20), ("skip", 16)])
 def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, rows):
     broken = break_images(copy_of("folder"))

@@ -117,6 +117,16 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
+    def printed(self) -> str:
+        """The output of a command that must have ended well."""
+        assert self.status == 0, self
+        return self.out
+
+    def refusal(self) -> str:
+        """The message of a command that must have ended by a mistake of the user."""
+        assert self.status == 2 and "Traceback" not in self.err, self
+        return self.err
+
 
 def run_main(script: str, *args: str) -> Outcome:
     """`python <script>.py args`, in this process: much faster, because MindSpore is loaded already."""

@@ -28,10 +28,10 @@ def count(script: str, folder: Path, *flags: str) -> Outcome:
 def test_other_class_numbers_and_other_kinds_of_images_are_refused(photo_model, listed, script, flag):
     # Without `--dataset`, the recipe says small images; eval.py goes by it only if it is the user's own.
     recipe = ("-c", "cifar10_config.yaml") if script == "eval" else ()
-    said = count(script, listed, flag.format(photo_model), *recipe)
-    assert said.status == 2 and "the model was trained on photos: give --dataset=photos, or" in said.err
+    said = count(script, listed, flag.format(photo_model), *recipe).refusal()
+    assert "the model was trained on photos: give --dataset=photos, or" in said
     lines = (listed / "val_list.txt").read_text().splitlines()
     turned = [f"{path} {2 - int(label)}\n" for path, label in map(str.split, lines)]
     (listed / "val_list.txt").write_text("".join(turned))
-    said = count(script, listed, flag.format(photo_model), "--dataset=imagenet2012")
-    assert said.status == 2 and "numbers its classes otherwise than the" in said.err and "cow, ant" in said.err
+    said = count(script, listed, flag.format(photo_model), "--dataset=imagenet2012").refusal()
+    assert "numbers its classes otherwise than the" in said and "cow, ant" in said

@@ -335,9 +335,7 @@ def test_the_folder_of_one_split_is_never_taken_for_the_other(tmp_path):
 def test_class_folders_without_splits_are_both_sets_and_that_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.move(write_class_folders(tmp_path / "both", each=2) / "train", tmp_path / "data")
-    outcome = train_here("--mode=train_and_evaluate")
-    assert outcome.status == 0, outcome.err
-    assert "are the training images as well: the accuracy" in outcome.out
+    assert "are the training images as well: the accuracy" in train_here("--mode=train_and_evaluate").printed()
 
 
 @packed_format

@@ -78,8 +78,7 @@ def evaluate(data: Path, root: Path, checkpoint: Path | str, *flags: str) -> Out
 
 
 def evaluated(outcome: Outcome) -> list[str]:
-    assert outcome.status == 0, outcome
-    return re.findall(r"^checkpoint: (.*)$", outcome.out, re.MULTILINE)
+    return re.findall(r"^checkpoint: (.*)$", outcome.printed(), re.MULTILINE)
 
 
 # --- which checkpoints

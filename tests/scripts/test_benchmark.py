@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from helpers import ROOT, TINY, run_main
+from helpers import ROOT, TINY, must_run
 
 from scripts import benchmark
 from scripts.benchmarks import tasks
@@ -35,8 +35,7 @@ def quick(monkeypatch):
 
 def measured(tmp_path, *args: str) -> dict:
     path = tmp_path / "result.json"
-    done = run_main("scripts.benchmark", "--blocks=2", "--steps=2", f"--json={path}", *TINY, *DATA, *args)
-    assert done.status == 0, done.err
+    must_run("scripts.benchmark", "--blocks=2", "--steps=2", f"--json={path}", *TINY, *DATA, *args)
     return json.loads(path.read_text())
 
 
@@ -71,5 +70,5 @@ def test_pytorch_gets_the_same_network_and_settings(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("benchmark_*.json")))
 def test_tables_of_the_committed_records(monkeypatch, name):
     monkeypatch.chdir(ROOT / "docs")
-    done = run_main("scripts.benchmark", "--table", name)
-    assert done.status == 0 and done.out.count("| vgg") >= 2 and f"* [{name}]({name}): " in done.out
+    printed = must_run("scripts.benchmark", "--table", name).out
+    assert printed.count("| vgg") >= 2 and f"* [{name}]({name}): " in printed

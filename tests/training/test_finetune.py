@@ -67,13 +67,12 @@ def movable(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("graph_mode", [True, False])
 def test_frozen_features_keep_their_bits_while_training_and_evaluating(bench, tmp_path, graph_mode):
-    outcome = bench.train(tmp_path / "runs", "--freeze=features", "--mode=train_and_evaluate", "--max_epoch=2",
-                          f"--graph_mode={graph_mode}")
-    assert outcome.status == 0, outcome
-    assert outcome.out.count("after allreduce eval: top1") == 2  # between the epochs, too, the network changed its mode
-    assert "epoch: 2 step: 3, loss is" in outcome.out
+    printed = bench.train(tmp_path / "runs", "--freeze=features", "--mode=train_and_evaluate", "--max_epoch=2",
+                          f"--graph_mode={graph_mode}").printed()
+    assert printed.count("after allreduce eval: top1") == 2  # between the epochs, too, the network changed its mode
+    assert "epoch: 2 step: 3, loss is" in printed
     assert moved(bench.file, tmp_path / "runs") == CLASSIFIER
-    assert "vgg11, 395,779 trainable parameters of 541,027 (frozen: features), 3 classes" in outcome.out
+    assert "vgg11, 395,779 trainable parameters of 541,027 (frozen: features), 3 classes" in printed
     checkpoint = only_folder(tmp_path / "runs") / "best.ckpt"
     assert read_weights(checkpoint).info.class_names == CLASSES
     assert bench.evaluate(tmp_path / "evaluations", checkpoint).status == 0
@@ -90,8 +89,7 @@ def test_a_frozen_classifier_keeps_its_head_and_nothing_frozen_moves_all(bench, 
     assert bench.train(tmp_path / "all").status == 0
     assert moved(bench.file, tmp_path / "all") >= movable(bench.file)
     file = write_torchvision(tmp_path / "three.safetensors", classes=3)
-    outcome = bench.train(tmp_path / "runs", f"--pre_trained={file}", "--freeze=classifier")
-    assert outcome.status == 0, outcome
+    bench.train(tmp_path / "runs", f"--pre_trained={file}", "--freeze=classifier").printed()
     changed = moved(file, tmp_path / "runs")
     assert not changed & CLASSIFIER and changed >= movable(file) - CLASSIFIER
 

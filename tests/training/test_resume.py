@@ -39,8 +39,7 @@ class Reference:
         self.flags = flags
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resume, "KEPT_STATES", 100)
-            outcome = run_main("train", *flags, f"--ckpt_path={root}")
-        assert outcome.status == 0, outcome.err
+            must_run("train", *flags, f"--ckpt_path={root}")
         self.folder = only_folder(root)
 
     def stopped_after(self, step, root):

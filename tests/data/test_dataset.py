@@ -23,8 +23,6 @@ from helpers import (
     convert,
     encode_example,
     eval_batches,
-    field,
-    frame,
     photo_config,
     same,
     train_batches,
@@ -42,7 +40,7 @@ from model_utils.errors import UserError
 from src.data.base import NoDataError, find_shards
 from src.data.formats import FORMATS, build_reader
 from src.data.mindrecord import ENDINGS
-from src.data.tfrecord import masked_crc
+from src.data.tfrecord import field, frame, masked_crc
 from src.dataset import create_dataset
 
 pytestmark = pytest.mark.usefixtures("graph_mode")  # runs here are op by op; other tests get their mode back
@@ -79,8 +77,8 @@ def train_epoch(config, rank=Rank(0, 1, 2), epoch=0):  # noqa: B008
     return train_batches(config, build_reader(config, "train"), rank, epoch)
 
 
-def eval_epoch(config, split="test", rank=Rank(0, 1, 2)):  # noqa: B008
-    return in_one(eval_batches(config, build_reader(config, split), rank))
+def eval_epoch(config, split="test"):
+    return in_one(eval_batches(config, build_reader(config, split)))
 
 
 # CIFAR-10

@@ -30,8 +30,6 @@ from model_utils.schema import DATASETS
 from src import build
 from src.data.formats import build_reader
 from src.evaluation.evaluate import draw_wrong, evaluate_and_log
-from src.evaluation.evaluate import evaluate as evaluate_network
-from src.training.loop import build_test_reader
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -152,22 +150,9 @@ def test_features_alone_cannot_be_trained_or_counted(data, tmp_path, script):
     assert outcome.status == 2 and "include_top" in outcome.err and not (tmp_path / "outputs").exists()
 
 
-def test_flags_and_data_that_do_not_fit_are_refused(data, checkpoints, tmp_path):
-    for flag in ("--network=vgg16", "--num_classes=11", "--image_size=64", "--width=0.5"):
-        outcome = evaluate(data, tmp_path / "outputs", checkpoints[0], flag)
-        assert outcome.status == 2 and flag.strip("-").split("=")[0] in outcome.err and "checkpoint" in outcome.err
+def test_a_folder_of_data_that_is_not_there_is_refused(checkpoints, tmp_path):
     outcome = evaluate(tmp_path / "absent", tmp_path / "outputs", checkpoints[2].parent)
-    assert outcome.status == 2 and str(tmp_path / "absent") in outcome.err and not (tmp_path / "outputs").exists()
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
-    """Or a run would go on without dropout, and with BatchNorm frozen."""
-    network = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 32 * 32, 10)).set_train(training)
-    config = get_config([*TINY, f"--data_dir={data}", "--per_batch_size=16", "--mode=train_and_evaluate"])
-    reader = build_test_reader(config, build.build_train_data(config, Rank()).reader)
-    assert evaluate_network(config, Rank(), network, reader).counts.seen == TEST_COUNT
-    assert network.training is training
+    assert str(tmp_path / "absent") in outcome.refusal() and not (tmp_path / "outputs").exists()
 
 
 # --- what is printed

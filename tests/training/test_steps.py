@@ -18,7 +18,7 @@ from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.build import amp_level, build_loss, build_model, build_network, build_train_data, sink_size
 from src.training import loop, resume
-from src.training.hooks import MetricsLog, PlateauWarning, Progress, SaveCheckpoints, Saver
+from src.training.hooks import PlateauWarning, Progress, SaveCheckpoints
 from src.training.state import Hook, RunCallback, TrainState
 from src.utils.logging import set_up_logging
 from src.utils.signals import StopSignals
@@ -230,15 +230,6 @@ def test_a_loss_that_stays_at_guessing_or_above_warns_once(capsys, losses, steps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == warnings
     assert all("warning: epoch 1 " in line and "2.303" in line and "--batch_norm=True" in line for line in lines)
-
-
-def test_an_epoch_that_is_finished_later_has_one_row(tmp_path):
-    """Two runs into the same file, the first of which ended in the middle of its second epoch."""
-    for start, losses, second in ((0, [3, 3, 2], ["2", "3", "2"]), (3, [1], ["2", "4", "1"])):
-        log = MetricsLog(config(), Saver(config(), tmp_path, []), TrainState(2, RATES, 8, step=start))
-        drive(losses, log, steps_per_epoch=2, start=start)
-        rows = [row.split(",")[:3] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
-        assert rows[1:] == [["1", "2", "3"], second]
 
 
 class FakeSaver:

@@ -28,12 +28,6 @@ def arrays():
             "steps": np.arange(3, dtype=np.int32), "flag": np.array([True, False])}
 
 
-@pytest.fixture
-def path(tmp_path, arrays):
-    write_file(tmp_path / "a.state", {STATE_KEY: TEXT}, arrays.items())
-    return tmp_path / "a.state"
-
-
 def check_same(found, wanted):
     assert list(found) == list(wanted)
     for name, array in wanted.items():
@@ -41,7 +35,9 @@ def check_same(found, wanted):
         assert found[name].tobytes() == array.tobytes()
 
 
-def test_every_type_is_read_back_bit_for_bit_also_by_mindspore(path, arrays, monkeypatch):
+def test_every_type_is_read_back_bit_for_bit_also_by_mindspore(tmp_path, arrays, monkeypatch):
+    path = tmp_path / "a.state"
+    write_file(path, {STATE_KEY: TEXT}, arrays.items())
     contents = read_file(path)
     assert contents.is_verified and contents.texts == {STATE_KEY: TEXT} and path.stat().st_mode & 0o777 == 0o644
     check_same(contents.arrays, arrays)

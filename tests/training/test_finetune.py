@@ -73,11 +73,7 @@ def test_frozen_features_keep_their_bits_while_training_and_evaluating(bench, tm
     assert "epoch: 2 step: 3, loss is" in printed
     assert moved(bench.file, tmp_path / "runs") == CLASSIFIER
     assert "vgg11, 395,779 trainable parameters of 541,027 (frozen: features), 3 classes" in printed
-    checkpoint = only_folder(tmp_path / "runs") / "best.ckpt"
-    assert read_weights(checkpoint).info.class_names == CLASSES
-    assert bench.evaluate(tmp_path / "evaluations", checkpoint).status == 0
-    rows = next((tmp_path / "evaluations").rglob("per_class.csv")).read_text().splitlines()[1:]
-    assert [row.split(",")[1] for row in rows] == list(CLASSES)
+    assert read_weights(only_folder(tmp_path / "runs") / "best.ckpt").info.class_names == CLASSES
     if graph_mode:
         return
     again = bench.train(tmp_path / "runs", "--freeze=features", "--max_epoch=3", "--resume")

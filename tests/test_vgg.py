@@ -51,10 +51,6 @@ def test_depths():
         assert channels == sorted(channels) and channels[-1] == 512
 
 
-def test_dropout_changes_no_parameter_name():
-    assert shapes(dropout_rate=0.0) == shapes(dropout_rate=0.5) == shapes() and "layers.0.bias" not in shapes()
-
-
 def test_width_scales_channels_and_classifier_down_to_eight():
     narrow = shapes(width=0.01)
     assert narrow["layers.0.weight"] == (8, 3, 3, 3)

@@ -156,12 +156,7 @@ def test_a_global_batch_has_the_same_images_for_any_number_of_ranks(cifar):
         assert {len(rows) for rows in ranks} == {TRAIN_COUNT // 12}
         return [sorted(data for rank in ranks for data in as_bytes(rank[step][0])) for step in range(len(ranks[0]))]
 
-    one_rank = global_batches(1)
-    # no two images are the same, so that sets of them count right
-    assert len(set(map(bytes, (*cifar.train.images, *cifar.test.images)))) == TRAIN_COUNT + TEST_COUNT
-    seen = sum(one_rank, [])
-    assert len(seen) == len(set(seen)) and set(seen) <= {image.tobytes() for image in cifar.train.images}
-    assert one_rank == global_batches(2) == global_batches(3)
+    assert global_batches(1) == global_batches(2) == global_batches(3)
 
 
 # Class folders

@@ -139,12 +139,10 @@ def test_the_names_of_the_classes_are_compared(cifar, tmp_path, classes, status,
     assert said in outcome.out + outcome.err if said else "classes (" not in outcome.out and not outcome.err
 
 
-@pytest.mark.parametrize("script", ["train", "eval"])
-def test_features_alone_cannot_be_trained_or_counted(cifar, tmp_path, script):
+def test_features_alone_cannot_be_counted(cifar, tmp_path):
     path = write_checkpoint(tmp_path / "features.ckpt", 1, "--include_top=False")
-    outcome = run_main(script, *TINY, "--include_top=False", f"--data_dir={cifar.folder}", f"--pre_trained={path}",
-                       f"--ckpt_path={tmp_path / 'outputs'}")
-    assert outcome.status == 2 and "include_top" in outcome.err and not (tmp_path / "outputs").exists()
+    outcome = evaluate(cifar.folder, tmp_path / "outputs", path)
+    assert "include_top" in outcome.refusal() and not (tmp_path / "outputs").exists()
 
 
 def test_a_folder_of_data_that_is_not_there_is_refused(checkpoints, tmp_path):

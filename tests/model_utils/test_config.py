@@ -7,7 +7,6 @@ import resource
 import pytest
 import yaml
 from helpers import ROOT, read_recipe, run_main, run_python, write_recipe
-from pydantic import ValidationError
 
 from model_utils.config import PROGRAMS, get_config, keys_of, options_page
 from model_utils.dialects import NAMES_ELSEWHERE
@@ -37,8 +36,7 @@ def test_a_flag_overrides_yaml_and_yaml_the_default(tmp_path, spelling):
     assert config.origin("max_epoch") == "--max_epoch" and config.is_flag("max_epoch")
     assert config.origin("batch_size") == f"{path}:2" and not config.is_flag("batch_size")
     assert config.origin("momentum") == "default"
-    with pytest.raises(ValidationError, match="frozen"):
-        config.max_epoch = 1
+
 
 @pytest.mark.parametrize(("program", "flags", "epochs"), [
     ("train.py", (), 70), ("train.py", ("--dataset=ImageNet2012",), 150), ("train.py", ("--dataset=synthetic",), 70),

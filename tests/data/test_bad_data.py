@@ -209,12 +209,3 @@ def test_broken_images_in_records_are_named_and_replaced_too(copy_of, tmp_path, 
         train_batches(config, reader)
     images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
     assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
-
-
-def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
-    (copy_of("folder") / "val/bee/image 04.png").write_bytes(b"")
-    said = train_here("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5").refusal()
-    assert "data/val/bee/image 04.png: is empty" in said
-    point = find_point(get_config(["--resume", "--ckpt_path=runs"]), Rank())
-    assert point.step == point.record["steps_per_epoch"]
-    assert len((point.folder / "metrics.csv").read_text().split()) == 2

@@ -145,11 +145,6 @@ def test_features_alone_cannot_be_counted(cifar, tmp_path):
     assert "include_top" in outcome.refusal() and not (tmp_path / "outputs").exists()
 
 
-def test_a_folder_of_data_that_is_not_there_is_refused(checkpoints, tmp_path):
-    outcome = evaluate(tmp_path / "absent", tmp_path / "outputs", checkpoints[2].parent)
-    assert str(tmp_path / "absent") in outcome.refusal() and not (tmp_path / "outputs").exists()
-
-
 # --- what is printed
 
 

@@ -49,7 +49,7 @@ def test_every_command_takes_it(splits, tmp_path):
     assert "fine " in must_run("infer", "--model_path=model.onnx", "--input=a.png").out
     assert convert("data", "packed", dataset="cifar100", classes=100).status == 0
     done = must_run("scripts.check_dataset", "--dataset=cifar100", "--data_dir=data", "--cifar100_labels=coarse")
-    assert "20 images, 20 classes" in done.out
+    assert "20 images, 20 classes" in done.out and "width 32 to 32" in done.out
     # labels that do not fit
     assert "--num_classes=20" in run_main("train", *FLAGS, "--cifar100_labels=coarse").refusal()
     done = run_main("eval", *FLAGS, f"--pre_trained={checkpoint}", "--cifar100_labels=coarse")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning: what is frozen does not change and costs no gradient, and the head may learn faster."""
+"""Fine-tuning: what is frozen does not change and costs no gradient."""
 
 import re
 from pathlib import Path

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from helpers import COUNTS, convert, files_in, photo_config, write_coloured, write_tfrecords
+from helpers import COUNTS, convert, files_in, photo_config, write_coloured
 
 from src.data import tools
 from src.data.formats import build_reader
@@ -32,11 +32,6 @@ def test_mindrecord_files_hold_the_images_in_their_order(source, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out/labels.txt").read_text() == "0:ant\n1:bee\n2:cow\n"
     check_same(source, tmp_path / "out")
-
-
-def test_records_can_be_packed_again(source, tmp_path):
-    assert convert(write_tfrecords(source, tmp_path / "tfrecord"), tmp_path / "packed").status == 0
-    check_same(source, tmp_path / "packed")
 
 
 def test_one_set_is_divided_and_never_written_as_both(source, tmp_path):

@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, Deployed, Outcome
 
-SCRIPT = ROOT / "scripts" / "run_infer_310.sh"
-
 
 def device(cwd: Path, *args: object, **variables: str) -> Outcome:
     """The script, from an empty folder, with the Python of the tests."""
     cwd.mkdir(exist_ok=True)
     env = os.environ | {"PYTHON": sys.executable, "GLOG_v": "3"} | variables
-    done = subprocess.run(["bash", str(SCRIPT), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(["bash", ROOT / "scripts" / "run_infer_310.sh", *map(str, args)], cwd=cwd, env=env,
+                          capture_output=True, text=True, timeout=300)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

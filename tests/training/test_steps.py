@@ -208,7 +208,6 @@ def test_divergence_names_the_step_and_its_rate(bad):
 
 
 @pytest.mark.parametrize(("interval", "options", "steps"), [
-    (2, {"steps_per_epoch": 3}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
     (2, {"steps_per_epoch": 3, "read_every": 2}, {(1, 2): 2, (1, 3): 3, (2, 2): 5, (2, 3): 6}),
     (5, {"steps_per_epoch": 18, "per_call": 3, "read_every": 100}, {(1, 6): 2, (1, 12): 4, (1, 15): 5, (1, 18): 6})])
 def test_a_loss_line_comes_at_the_interval_and_shows_the_loss_of_its_own_step(capsys, interval, options, steps):

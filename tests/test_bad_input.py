@@ -84,6 +84,7 @@ def place(tmp_path_factory) -> Path:
     table = {"rank_id": "0", "device_id": "0"}
     (here / "table.json").write_text(json.dumps({"server_list": [{"server_id": "10.0.0.1", "device": [table]}]}))
     write_image(here / "photo.png", np.zeros((40, 40, 3), np.uint8))
+    (here / "run.state").symlink_to(ROOT / "tests/files/first_version/resume/step-00000006.state")
     texts = {
         "large.yaml": "seed: 1\n" * 10**5, "hex.yaml": f"lr: 0x{'f' * 400}", "deep.yaml": f"lr_epochs: {deep}",
         "bomb.yaml": "lr: &a [x]\n" + "".join(f"{to}: &{to} [{', '.join([f'*{name}'] * 9)}]\n"

@@ -351,6 +351,17 @@ def test_other_classes_and_other_images_are_another_run(tmp_path):
     assert f"training images: as many, but others: those of {data}" in err and f"now {data}" in err
 
 
+def test_the_weights_that_the_run_began_with_are_not_needed_again(plain, tmp_path):
+    begin = tmp_path / "begin.ckpt"
+    shutil.copy(plain.folder / "ckpt_0" / LAST, begin)
+    flags = [*plain.flags, f"--pre_trained={tmp_path}/*.ckpt"]
+    whole = Reference(tmp_path / "whole", flags)
+    begin.unlink()
+    folder = whole.stopped_after(6, tmp_path / "again")
+    whole.resumed(folder)
+    assert_same_weights(folder, whole.folder)
+
+
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_path):
     folder = reference.stopped_after(10, tmp_path)
     hold = ("import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from model_utils import dialects, local_adapter
-from model_utils.dialects import ALIASES, IGNORED, Values, convert, translate_mindcv
+from model_utils.dialects import ALIASES, IGNORED, SWITCHES, Values, convert, translate_mindcv
 from model_utils.errors import UserError
 from model_utils.reading import brief, read_text
 from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, PROGRAMS, Config, keys_of, short, shown, type_of
@@ -92,10 +92,10 @@ def _build_parser(program: str, *, shows_all: bool) -> argparse.ArgumentParser:
                 add(section, name, type_of(name), _description(name, short(field.default)), bare,
                     name in (read if shows_all else first))
     section = parser.add_argument_group("Names that other projects use")
-    for name, alias in ALIASES.items():
-        text = _meaning(alias)
+    for name in ALIASES:
+        text = _meaning(name)
         is_read = not {*re.findall(r"\w+", text)}.isdisjoint(read)
-        add(section, name, "VALUE", text, "True" if alias.is_switch else None, shows_all and is_read)
+        add(section, name, "VALUE", text, "True" if name in SWITCHES else None, shows_all and is_read)
     for name, reason in IGNORED.items():
         add(section, name, "VALUE", f"has no effect: {reason}", None, shows_all)
     return parser
@@ -109,8 +109,9 @@ def _description(name: str, default: str = "") -> str:
     return field.description + f" ({limits})" * bool(limits)
 
 
-def _meaning(alias: dialects.Alias) -> str:
-    return f"= {alias.meaning}" if isinstance(alias.meaning, str) else alias.meaning.__doc__
+def _meaning(alias: str) -> str:
+    meaning = ALIASES[alias]
+    return f"= {meaning}" if isinstance(meaning, str) else meaning.__doc__
 
 
 def options_page() -> str:
@@ -127,7 +128,7 @@ def options_page() -> str:
             programs = ", ".join(program.removesuffix(".py") for program in PROGRAMS if name in read[program])
             lines.append(f"| `{name}` | {type_of(name)} | {short(field.default)} | {_description(name)} | {programs} |")
     lines += ["", "## Names that other projects use", "", "| flag | meaning |", "| --- | --- |"]
-    lines += [f"| `--{name}` | {_meaning(alias)} |" for name, alias in ALIASES.items()]
+    lines += [f"| `--{name}` | {_meaning(name)} |" for name in ALIASES]
     return "\n".join(lines) + "\n"
 
 
@@ -156,10 +157,9 @@ def _flag_values(flags: dict[str, str], recipe: Values, program: str) -> Values:
     mode = "evaluate" if program == "eval.py" else str(flags.get("mode", recipe.get("mode", ("",))[0])).lower()
     values: Values = {}
     for name, text in flags.items():
-        alias = ALIASES.get(name)
-        if alias and alias.mode not in (None, mode):
-            raise UserError(f"--{name}: is known only with --mode={alias.mode}")
-        meaning = alias.meaning if alias else name
+        if name == "eval_dir" and mode != "evaluate":
+            raise UserError("--eval_dir: is known only with --mode=evaluate")
+        meaning = ALIASES.get(name, name)
         if (program == "eval.py" and name == "ckpt_path" and "pre_trained" not in flags
                 and (Path(text).suffix == ".ckpt" or Path(text).is_file())):
             meaning = "pre_trained"  # as in MindCV; a folder is the root of the run folders
@@ -237,8 +237,7 @@ def _read_recipe(path: Path, asked_by: str = "--config_path", seen: tuple[Path, 
         notes += said
     values: Values = {}
     for name, (value, origin) in layer.items():
-        alias = ALIASES.get(name)
-        meaning = alias.meaning if alias and alias.in_yaml else name
+        meaning = name if name in Config.model_fields else ALIASES.get(name, name)
         if name in IGNORED:
             notes.append(f"{origin}: `{name}` has no effect here: {IGNORED[name]}")
         elif meaning == name and name not in Config.model_fields:

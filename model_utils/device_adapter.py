@@ -167,9 +167,9 @@ def set_up_device(config: Config) -> Rank:
         raise UserError(f"rank_size: is {config.rank_size} (from {config.origin('rank_size')}), but this job has "
                         f"{world_size} rank(s); start that many with msrun --worker_num={config.rank_size} "
                         f"--local_worker_num={config.rank_size} --join=True, or leave rank_size out")
-    sharers = local_adapter.local_ranks() if world_size > 1 and not local_adapter.has_own_cores() else 1
+    shares_cores = world_size > 1 and not local_adapter.has_own_cores()
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
-                                         ranks=sharers)
+                                         ranks=local_adapter.launched_size(on_this_host=True) if shares_cores else 1)
     notes = [choice, level and f"jit_level: {level}", guard, other_card]
     for name, is_asked in (("dataset_sink_mode", config.dataset_sink_mode == "True"),
                            ("sink_size", config.is_flag("sink_size"))):

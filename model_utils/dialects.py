@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from model_utils.errors import UserError
 from model_utils.reading import brief
@@ -40,15 +40,6 @@ def _network(value: Any) -> dict[str, Any]:
     return {"network": name.removesuffix("_bn"), "batch_norm": True} if name.endswith("_bn") else {"network": value}
 
 
-class Alias(NamedTuple):
-    """Another project's name of a key."""
-
-    meaning: Meaning
-    in_yaml: bool = True  # False: a flag only, because the name means something else in YAML files
-    mode: str | None = None  # allowed with this value of `mode` only
-    is_switch: bool = False  # a bare --name means True
-
-
 # Our key -> what it is called elsewhere.
 NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "network": ("arch", "model"), "data_dir": ("datadir", "data", "train_path"), "batch_size": ("batch",),
@@ -67,19 +58,21 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "clip_grad_norm": ("clip_grad", "gradient_clip_val"), "val_split": ("validation_split", "valid_pct"),
     "gradient_accumulation_steps": ("accumulate_grad_batches", "grad_accum_steps"),
 }
-ALIASES: dict[str, Alias] = {
-    **{name: Alias(ours) for ours, names in NAMES_ELSEWHERE.items() for name in names},
-    "data_path": Alias("data_dir", in_yaml=False),
-    "distribute": Alias("is_distributed", is_switch=True),
-    "nesterov": Alias("use_nesterov", is_switch=True),
-    "use_deterministic_algorithms": Alias("deterministic", is_switch=True),
-    "eval_dir": Alias("pre_trained", mode="evaluate"),
-    "amp": Alias(_amp, is_switch=True),
-    "native_amp": Alias(_amp, is_switch=True),
-    "dtype": Alias(_dtype),
-    "label_smoothing": Alias(_label_smoothing),
-    "smoothing": Alias(_label_smoothing),
+# Another project's name of a key -> what it means here.
+ALIASES: dict[str, Meaning] = {
+    **{name: ours for ours, names in NAMES_ELSEWHERE.items() for name in names},
+    "data_path": "data_dir",  # as a flag only: in YAML files it is a key of ours
+    "distribute": "is_distributed",
+    "nesterov": "use_nesterov",
+    "use_deterministic_algorithms": "deterministic",
+    "eval_dir": "pre_trained",  # as a flag only with mode=evaluate
+    "amp": _amp,
+    "native_amp": _amp,
+    "dtype": _dtype,
+    "label_smoothing": _label_smoothing,
+    "smoothing": _label_smoothing,
 }
+SWITCHES = ("distribute", "nesterov", "use_deterministic_algorithms", "amp", "native_amp")  # a bare --name means True
 SHORT = {"-b": "--batch_size", "-j": "--num_parallel_workers"}
 
 # Values of other projects, in lower case, by our key.

@@ -25,16 +25,11 @@ def launcher(env: Mapping[str, str] = os.environ) -> str | None:
     return "rank table" if has_table else None
 
 
-def launched_size(env: Mapping[str, str] = os.environ) -> int:
-    """Number of ranks in the job; 1 outside a launcher."""
-    name = {"msrun": "MS_WORKER_NUM", "rank table": "RANK_SIZE"}.get(launcher(env), "")
-    return as_count(env.get(name, "")) or 1
-
-
-def local_ranks(env: Mapping[str, str] = os.environ) -> int:
-    """How many ranks share this host's cores, as far as the launcher says: msrun gives the size of the job only."""
-    name = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE"}.get(launcher(env), "")
-    return as_count(env.get(name, "")) or 1
+def launched_size(env: Mapping[str, str] = os.environ, *, on_this_host: bool = False) -> int:
+    """Number of ranks in the job; 1 outside a launcher. `on_this_host`: of those that share this host's cores, as far
+    as the launcher says: msrun gives the size of the job only."""
+    names = {"msrun": "MS_WORKER_NUM", "rank table": "LOCAL_RANK_SIZE" if on_this_host else "RANK_SIZE"}
+    return as_count(env.get(names.get(launcher(env), ""), "")) or 1
 
 
 def local_device_id(env: Mapping[str, str] = os.environ) -> int | None:

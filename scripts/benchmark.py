@@ -32,34 +32,17 @@ from typing import Any
 from model_utils.config import get_config
 from model_utils.device_adapter import GUARD_VARIABLE, choose_target
 from model_utils.local_adapter import usable_cores
-from model_utils.reading import read_json, whole
+from model_utils.reading import whole
 from src.utils.files import writing
 
-TASKS = ("steps", "forward", "pipeline", "startup", "memory")  # functions of that module
+TASKS = {  # functions of that module, and their titles
+    "steps": "Training steps", "forward": "Forward pass", "pipeline": "Data pipeline"}
 COMPARED = ("steps", "forward")  # PyTorch takes part in
-TITLES = {
-    "steps": "Training steps", "forward": "Forward pass",
-    "pipeline": "Data pipeline", "startup": "Start-up", "memory": "Peak memory",
-    # in records of earlier versions:
-    "deploying": "Exported models", "evaluating": "Evaluation", "saving": "Saving", "loading": "Loading",
-    "freezing": "Training a part of the network", "formats": "Data formats",
-    "scaling": "Several ranks"}
-PROGRAMS = {"python": "Python", "mindspore": "MindSpore", "numpy": "NumPy", "torch": "PyTorch"}
 PAUSE_S = 0.1  # a library's threads wait busily for a while after its work: that must not cost the next contender
 MATRIX_PRODUCT = "float32 product of "  # rows whose rate the others' GFLOP/s are a share of
-PARTS = {"date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"}  # of a record
 
 
 # --- the command line
-
-
-def cases(text: str) -> list[list[str]]:
-    """`network:size:batch`, several with commas between, as flags; a size is one number or HEIGHTxWIDTH."""
-    try:
-        return [[f"--network={network}", f"--image_size={size.replace('x', ',')}", f"--batch_size={batch}"]
-                for network, size, batch in (case.split(":") for case in text.split(","))]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NETWORK:SIZE:BATCH, such as vgg16:32:64") from None
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -67,21 +50,16 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--what", type=lambda text: text.split(","), default=["steps"], metavar="NAME,...",
                         help=f"what to measure: {', '.join(TASKS)}; or all (default steps)")
-    parser.add_argument("--cases", type=cases, default=[[]], metavar="NETWORK:SIZE:BATCH,...",
-                        help="several networks, image sizes and batches, such as vgg16:32:64,vgg16:224:8")
     parser.add_argument("--blocks", type=whole(1, 10_000), default=7, help="measured blocks of each contender")
     parser.add_argument("--steps", type=whole(1, 10_000), default=20, help="steps per block")
     parser.add_argument("--compare", choices=["torch"], help=f"measure PyTorch as well, for {', '.join(COMPARED)}")
     parser.add_argument("--torch_python", "--torch-python", metavar="PYTHON",
                         help="the Python interpreter that has torch; by default this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file as well")
-    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print such files as tables, and end")
     options, flags = parser.parse_known_args(argv)
     options.what = [name for item in options.what for name in (TASKS if item == "all" else [item])]
     if unknown := [name for name in options.what if name not in TASKS]:
         parser.error(f"--what: unknown {unknown[0]!r}; known are all, {', '.join(TASKS)}")
-    if flags and options.table:
-        parser.error(f"{flags[0]}: has no meaning with --table, which measures nothing")
     if options.torch_python and not options.compare:
         parser.error("--torch_python: has no meaning without --compare=torch")
     if options.compare and not set(options.what) & set(COMPARED):
@@ -91,13 +69,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
     """Measure everything that is asked for. The file grows with each task: a run that is stopped loses little."""
-    if options.table:
-        records = {path: read_record(path) for path in options.table}
-        print(tables(*records.values()), "", *(f"* [{path}]({path}): {source_text(record)}"
-                                               for path, record in records.items()), sep="\n")
-        return
-    configs = [get_config([*flags, *case], "benchmark.py") for case in options.cases]  # errors before hours of work
-    for config in configs if options.compare else ():
+    config = get_config(flags, "benchmark.py")
+    if options.compare:
         if config.device_target not in ("auto", "CPU"):
             raise UserError(f"--compare=torch: works on CPU only, not on {config.device_target}")
         if key := next((key for key in ("freeze", "pre_trained") if getattr(config, key)), None):
@@ -109,20 +82,19 @@ def run(options: argparse.Namespace, flags: Sequence[str]) -> None:
         from scripts.benchmarks import tasks  # imports MindSpore
 
     record = {**describe_run(flags, options), "results": []}
-    for config, case_flags in zip(configs, options.cases, strict=True):
-        case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
-                "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
-        for what in dict.fromkeys(options.what):
-            print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
-            torch_python = (options.torch_python or sys.executable) if options.compare else None
-            with ExitStack() as stack:
-                task = tasks.Task(config, (*flags, *case_flags), options.steps, stack, record["versions"], torch_python)
-                rows = measure(getattr(tasks, what)(task), options.blocks)
-            gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
-            record["results"].append({"what": what, "case": case, "rows": rows})
-            print(tables({**record, "results": record["results"][-1:]}) + "\n", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    case = {"network": config.network, "width": config.width, "image_size": list(config.image_size),
+            "batch_size": config.batch_size, "device": choose_target(config.device_target)[0]}
+    for what in dict.fromkeys(options.what):
+        print(f"measuring {what}, {case_text(case)} ...", file=sys.stderr, flush=True)
+        torch_python = (options.torch_python or sys.executable) if options.compare else None
+        with ExitStack() as stack:
+            task = tasks.Task(config, options.steps, stack, record["versions"], torch_python)
+            rows = measure(getattr(tasks, what)(task), options.blocks)
+        gc.collect()  # networks refer to themselves; a large one must not stay in memory beside the next
+        record["results"].append({"what": what, "case": case, "rows": rows})
+        print(table(record["results"][-1]) + "\n", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, Any]]:
@@ -133,23 +105,20 @@ def measure(contenders: Mapping[str, Any], blocks: int) -> dict[str, dict[str, A
             time.sleep(PAUSE_S)
             values[name].append(contender.run())
     rows: dict[str, dict[str, Any]] = {}
-    for name, (_, images, gflop, unit, cpu_seconds) in contenders.items():
-        measured, factor = values[name][1:], 1000 if unit == "ms" else 1
+    for name, (_, images, gflop, cpu_seconds) in contenders.items():
+        measured = values[name][1:]
         middle = statistics.median(measured)
-        figures = {"median": factor * middle, "min": factor * min(measured), "max": factor * max(measured),
+        figures = {"median": 1000 * middle, "min": 1000 * min(measured), "max": 1000 * max(measured),
                    "images_per_s": images and images / middle,
                    "gflop_per_step": gflop, "gflop_per_s": gflop and gflop / middle,
                    "cpu_ms": cpu_seconds and 1000 * statistics.median(cpu_seconds[1:])}
-        rows[name] = {"unit": unit, "n": blocks, **{key: value for key, value in figures.items() if value}}
+        rows[name] = {"unit": "ms", "n": blocks, **{key: value for key, value in figures.items() if value}}
     limit = max((row["gflop_per_s"] for name, row in rows.items() if name.startswith(MATRIX_PRODUCT)), default=0)
     for name, row in rows.items():
         if limit and "gflop_per_s" in row and not name.startswith(MATRIX_PRODUCT):
             row["share_of_matmul"] = row["gflop_per_s"] / limit
         row |= {key: float(f"{value:.6g}") for key, value in row.items() if isinstance(value, float)}
     return rows
-
-
-# --- records
 
 
 def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -169,16 +138,6 @@ def describe_run(flags: Sequence[str], options: argparse.Namespace) -> dict[str,
             "blocks": options.blocks, "steps": options.steps}
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = read_json(path)
-        record = {name: record[name] for name in PARTS}
-        tables(record), source_text(record)
-        return record
-    except (UserError, FileNotFoundError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise UserError(f"{path}: cannot be read as a file that benchmark.py --json has written: {error}") from None
-
-
 # --- tables
 
 
@@ -187,19 +146,6 @@ def case_text(case: Mapping[str, Any]) -> str:
     device = f", {case['device']}" if case["device"] != "CPU" else ""
     height, side = case["image_size"]
     return f"{case['network']}{width}, {height}x{side}, batch {case['batch_size']}{device}"
-
-
-def versions(record: Mapping[str, Any], *programs: str) -> str:
-    """The versions of these programs, and the settings of the environment that matter for speed."""
-    used = [f"{PROGRAMS[name]} {record['versions'][name]}" for name in programs if name in record["versions"]]
-    return ", ".join([*used, *(f"{name}={value}" for name, value in record["environment"].items())])
-
-
-def source_text(record: Mapping[str, Any]) -> str:
-    machine, flags = record["machine"], " ".join(record["flags"])
-    blocks = f"{record['blocks']} blocks of {record['steps']} step{'s' * (record['steps'] > 1)}"
-    return "; ".join([f"{machine['cpu']}, {machine['cores']} cores", versions(record, *PROGRAMS), record["date"],
-                      blocks, *([f"flags `{flags}`"] if flags else [])])
 
 
 def number(value: float) -> str:
@@ -211,41 +157,30 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def cells(record: Mapping[str, Any], result: Mapping[str, Any], name: str) -> dict[str, str]:
+def cells(result: Mapping[str, Any], name: str) -> dict[str, str]:
     """The columns of one row; empty if it has no such figure."""
     row, first = result["rows"][name], next(iter(result["rows"].values()))
 
     def figure(key: str, form: Callable[[float], str] = number) -> str:
         return form(row[key]) if key in row else ""
 
-    compared = "images_per_s" if "images_per_s" in row else "median"
-    same_kind = ("images_per_s" in row) == ("images_per_s" in first) and row["unit"] == first["unit"]
-    return {"network": case_text(result["case"]), "with": versions(record, "mindspore"), "measured": name,
-            "median": f"{number(row['median'])} {row['unit']}",
+    return {"network": case_text(result["case"]), "measured": name, "median": f"{number(row['median'])} ms",
             "smallest to largest": f"{number(row['min'])} to {number(row['max'])}", "n": str(row["n"]),
             "images/s": figure("images_per_s"),
-            "of the first": percent(row[compared] / first[compared]) if same_kind else "",
+            "of the first": figure("images_per_s", lambda value: percent(value / first["images_per_s"])),
             "GFLOP": figure("gflop_per_step"), "GFLOP/s": figure("gflop_per_s"),
             "of the matrix rate": figure("share_of_matmul", percent),
-            "efficiency": figure("efficiency", percent),  # in records of earlier versions
             "processor time": figure("cpu_ms", lambda value: f"{number(value)} ms")}
 
 
-def tables(*records: Mapping[str, Any]) -> str:
-    """A Markdown table for each thing that was measured, with the rows of all records; it reads in a terminal too."""
-    differ = len({versions(record, "mindspore") for record in records}) > 1
-    by_task: dict[str, list[dict[str, str]]] = {}
-    for record in records:
-        for result in record["results"]:
-            by_task.setdefault(result["what"], []).extend(cells(record, result, name) for name in result["rows"])
-    parts = []
-    for what, lines in by_task.items():
-        titles = [title for title in lines[0] if any(line[title] for line in lines) and (title != "with" or differ)]
-        widths = [max(3, len(title), *(len(line[title]) for line in lines)) for title in titles]
-        rows = [titles, ["-" * width for width in widths], *([line[title] for title in titles] for line in lines)]
-        parts += [f"**{TITLES[what]}**", "\n".join(
-            "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)]
-    return "\n\n".join(parts)
+def table(result: Mapping[str, Any]) -> str:
+    """What was measured as a Markdown table; it reads in a terminal too."""
+    lines = [cells(result, name) for name in result["rows"]]
+    titles = [title for title in lines[0] if any(line[title] for line in lines)]
+    widths = [max(3, len(title), *(len(line[title]) for line in lines)) for title in titles]
+    rows = [titles, ["-" * width for width in widths], *([line[title] for title in titles] for line in lines)]
+    return f"**{TASKS[result['what']]}**\n\n" + "\n".join(
+        "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

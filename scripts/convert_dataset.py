@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a data set into MindRecord files, from any format that train.py reads.
+"""Pack images in files, TFRecord or MindRecord files into MindRecord files.
 
     python scripts/convert_dataset.py --output=data/packed --dataset=photos --data_dir=DIR
 
-Takes the flags of train.py for what is read. Images are packed as they are, in their order; those of CIFAR-10 become
-PNG. The result is read back before it appears: the count, all labels, and the images of a sample must be those of the
-source.
+Takes the flags of train.py for what is read. Images are packed as they are, in their order. The result is read back
+before it appears: the count, all labels, and the images of a sample must be those of the source.
 --val_split=0.2 makes training and evaluation images of one set of them.
 Exit status: 0 done, 2 the data or the output folder is not right.
 """

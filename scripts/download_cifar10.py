@@ -29,7 +29,8 @@ from src.utils.files import writing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-TRAIN, TEST, NAMES = "cifar-10-batches-bin", "cifar-10-verify-bin", "batches.meta.txt"
+TRAIN, TEST = "cifar-10-batches-bin", "cifar-10-verify-bin"
+NAMES = f"{TRAIN}/batches.meta.txt"  # of the classes; from there the test images have them too
 FILES = (*(f"{TRAIN}/data_batch_{number}.bin" for number in range(1, 6)), f"{TEST}/test_batch.bin")
 RECORD_BYTES = 3073
 
@@ -42,24 +43,20 @@ def wrong_file(paths: Iterable[Path]) -> Path | None:
 
 def unpack(archive: Path, unpacked: Path, dest: Path) -> None:
     """Unpack the archive, and move its files to their places, the test file out of the others."""
-    wanted = {NAMES, *(Path(file).name for file in FILES)}
+    places = {Path(file).name: dest / file for file in (NAMES, *FILES)}
     try:
         with tarfile.open(archive) as tar:
-            (unpacked / TRAIN).mkdir()
             for member in tar:  # `extractall` has a safe filter from Python 3.11.4 on alone
                 name = Path(member.name).name
-                if member.isfile() and member.name == f"{TRAIN}/{name}" and name in wanted:
-                    (unpacked / TRAIN / name).write_bytes(tar.extractfile(member).read())
+                if member.isfile() and member.name == f"{TRAIN}/{name}" and name in places:
+                    (unpacked / name).write_bytes(tar.extractfile(member).read())
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: cannot be unpacked: {error}") from None
-    sources = [unpacked / TRAIN / Path(file).name for file in FILES]
-    if wrong := wrong_file(sources):
+    if wrong := wrong_file(unpacked / Path(file).name for file in FILES):
         raise UserError(f"the archive has no {TRAIN}/{wrong.name}, or it is no file of CIFAR-10 records")
-    for path, file in zip(sources, FILES, strict=True):
-        (dest / file).parent.mkdir(exist_ok=True)
-        path.replace(dest / file)
-    if (unpacked / TRAIN / NAMES).is_file():
-        (unpacked / TRAIN / NAMES).replace(dest / TRAIN / NAMES)  # from where the test images have them too
+    for path in sorted(unpacked.iterdir()):
+        places[path.name].parent.mkdir(exist_ok=True)
+        path.replace(places[path.name])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@
 #   DATASET_PATH     the data set; with `n` for cifar10 also a folder that preprocess.py has written
 #   NEED_PREPROCESS  y writes inputs and labels to ./preprocess_Result; n uses those of an earlier call
 #   DEVICE_ID        which device; that of the environment unless given, else 0
-# ENGINE=onnxruntime runs NAME.onnx instead of NAME.mindir, if NAME.json proves that they are of the same export.
+# ENGINE=mindspore runs a .mindir in MindSpore although MindSpore Lite is installed.
 # Writes to the current folder: result_Files/, time_Result/test_perform_static.txt, acc.log and a log of each stage.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail

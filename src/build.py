@@ -26,7 +26,7 @@ from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
 from src.weights.checkpoint import is_statistic, network_weights
-from src.weights.load import Start, agree, fill, match_weights, read_weights, report
+from src.weights.load import Start, agree, load_into, read_weights
 
 SINK_MARGIN = 5  # times log_interval: no sink is longer or shorter by more
 SINK_BYTES = 2**28  # of a batch: MindData hands no more to an Ascend card at a time
@@ -118,9 +118,7 @@ def build_start(start: Start, rank: Rank) -> tuple[VGG, list[str]]:
     else:
         with drawn_later():
             network = build_network(config, rank)
-        match = match_weights(weights, network, swaps_head=True, strict=config.pre_trained_strict)
-        fill(network, weights, match)
-        new, lines = match.new, report(weights, match, network, start.taken)
+        new, lines = load_into(network, weights, start.taken, swaps_head=True, strict=config.pre_trained_strict)
     if untrained := sorted(set(freeze(network, config.freeze)) & set(new)):
         raise UserError(f"freeze: {config.freeze} freezes {listed(untrained)}, which are not in pre_trained: they "
                         "would keep their initial values")
@@ -216,9 +214,7 @@ def load_model(config: Config, rank: Rank, path: Path, *, last: LoadedModel | No
     else:
         with drawn_later():
             network = build_network(fitting, rank, for_export=for_export)
-    match = match_weights(weights, network, swaps_head=False)
-    fill(network, weights, match)
-    lines = report(weights, match, network, taken)
+    _, lines = load_into(network, weights, taken, swaps_head=False)
     if weights.trained_on is None and not config.is_flag("dataset"):
         lines.append("warning: the file does not say what it was trained on; images are prepared as those of "
                      f"dataset={config.dataset}, unless --dataset says otherwise")

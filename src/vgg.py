@@ -56,13 +56,13 @@ class VGG(nn.Cell):
                 height, map_width = POOLED_SIDE, POOLED_SIDE
             self.flatten = nn.Flatten()
             units, hidden = channels * height * map_width, []
-            for _ in range(2):
+            for _ in range(2):  # parameter names count positions, so each of them has something
                 if hidden_units:
                     wider = scaled(hidden_units, width)
                     hidden += [nn.Dense(units, wider, weight_init=initial.dense, bias_init="zeros"), nn.ReLU(),
-                               _dropout(dropout_rate)]
+                               nn.Dropout(p=dropout_rate) if dropout_rate else nn.Identity()]
                     units = wider
-                else:  # parameter names count positions, so the last layer keeps its own
+                else:
                     hidden += [nn.Identity(), nn.Identity(), nn.Identity()]
             self.classifier = nn.SequentialCell(
                 *hidden, nn.Dense(units, num_classes, weight_init=initial.head, bias_init="zeros"))
@@ -72,10 +72,6 @@ class VGG(nn.Cell):
         x = self.pool(x)  # -> [N, 512, 7, 7] with average_pool
         x = self.flatten(x)  # -> [N, 512 * H/32 * W/32]
         return self.classifier(x)  # -> [N, 4096] -> [N, 4096] -> [N, num_classes]
-
-
-def _dropout(rate: float) -> nn.Cell:
-    return nn.Dropout(p=rate) if rate else nn.Identity()  # parameter names count positions, so something must be there
 
 
 def stages(network: str, width: float = 1.0) -> list[list[int]]:

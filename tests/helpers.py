@@ -55,12 +55,11 @@ def cifar_records(split: Split) -> np.ndarray:
     return np.concatenate([split.labels[:, None], planes], axis=1)
 
 
-def write_cifar10(root: Path, *, single_folder: bool = False, train_count: int = TRAIN_COUNT,
-                  test_count: int = TEST_COUNT) -> Cifar:
+def write_cifar10(root: Path, *, single_folder: bool = False) -> Cifar:
     """A tree as it is published: five training files and a test file, in two folders or in a single one."""
     train_folder = root / "cifar-10-batches-bin"
     test_folder = train_folder if single_folder else root / "cifar-10-verify-bin"
-    train, test = make_split(train_count, seed=1), make_split(test_count, seed=2)
+    train, test = make_split(TRAIN_COUNT, seed=1), make_split(TEST_COUNT, seed=2)
     for folder in (train_folder, test_folder):
         folder.mkdir(parents=True, exist_ok=True)
     parts = np.array_split(cifar_records(train), 5)
@@ -116,6 +115,16 @@ class Outcome(NamedTuple):
     status: int
     out: str
     err: str
+
+    def printed(self) -> str:
+        """The output of a command that must have ended well."""
+        assert self.status == 0, self
+        return self.out
+
+    def refusal(self) -> str:
+        """The message of a command that must have ended by a mistake of the user."""
+        assert self.status == 2 and "Traceback" not in self.err, self
+        return self.err
 
 
 def run_main(script: str, *args: str) -> Outcome:

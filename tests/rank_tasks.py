@@ -84,12 +84,6 @@ def refused(task, *args: object) -> str:
     return ""
 
 
-def break_off(folder: Path, rank: Rank) -> str:
-    """Train where a test image is broken."""
-    return refused(train, folder / "broken", rank, *TINY, "--dataset=imagenet2012", "--num_classes=3", "--batch_size=4",
-                   "--mode=train_and_evaluate", f"--data_dir={folder / 'images'}", "--max_epoch=2", "--ckpt_interval=5")
-
-
 def talk(rank: Rank) -> dict[str, np.ndarray]:
     """Sums of numbers with carries, the mean of one that each rank has of its own, and agreement on a number: where
     all have the same, and where the last rank has another."""
@@ -112,7 +106,9 @@ def main(folder: Path, rank: Rank) -> None:
         train(folder / "full", rank, *FULL)
     if rank.world_size == 2:
         resume_last_step(folder, rank)
-        results["refusal"] = break_off(folder, rank)
+        results["refusal"] = refused(  # because of a broken test image
+            train, folder / "broken", rank, *TINY, "--dataset=imagenet2012", "--num_classes=3", "--batch_size=4",
+            "--mode=train_and_evaluate", f"--data_dir={folder / 'images'}", "--max_epoch=2", "--ckpt_interval=5")
     np.savez(folder / f"rank_{rank.rank}.npz", size=rank.world_size, **results)
 
 

@@ -84,6 +84,7 @@ def place(tmp_path_factory) -> Path:
     table = {"rank_id": "0", "device_id": "0"}
     (here / "table.json").write_text(json.dumps({"server_list": [{"server_id": "10.0.0.1", "device": [table]}]}))
     write_image(here / "photo.png", np.zeros((40, 40, 3), np.uint8))
+    (here / "run.state").symlink_to(ROOT / "tests/files/first_version/resume/step-00000006.state")
     texts = {
         "large.yaml": "seed: 1\n" * 10**5, "hex.yaml": f"lr: 0x{'f' * 400}", "deep.yaml": f"lr_epochs: {deep}",
         "bomb.yaml": "lr: &a [x]\n" + "".join(f"{to}: &{to} [{', '.join([f'*{name}'] * 9)}]\n"
@@ -93,8 +94,7 @@ def place(tmp_path_factory) -> Path:
         "long_key.yaml": f"{'k' * 1000}: 1\n", "nested.yaml": f"lr_epochs: {'[' * 1500}\n",
         "long_value.yaml": f"max_epoch: {'x' * 10**5}\n", "many.yaml": f"lr_epochs: [{'1, ' * 5000}]\n",
         "latin.json": "\udcff", "latin.txt": "\udcff", "deep.json": deep, "list.json": "[]",
-        "digits.json": f"[{nines}]", "labels.json": "[1]", "record.json": json.dumps(dict.fromkeys(
-            ("date", "machine", "versions", "environment", "flags", "blocks", "steps", "results"), 1)),
+        "digits.json": f"[{nines}]", "labels.json": "[1]",
         "rank_digits.json": json.dumps({"status": "completed", "server_list": [{"server_id": "10.0.0.1", "device": [
             {"rank_id": nines, "device_id": "0"}]}]}),
         "page.pth": "<!DOCTYPE html>", "keras.ckpt": "\udc89HDF\r\n", "text.ckpt": "hello",

@@ -3,25 +3,20 @@
 
 import json
 import os
-import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from model_utils.config import get_config
-from model_utils.device_adapter import Rank, guard_this_machine, set_up_device
+from model_utils.device_adapter import guard_this_machine, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config
 
@@ -38,10 +33,7 @@ from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-BARE_STEP, LOOP = "bare TrainOneStepCell, one fixed batch", "train.py's loop, real pipeline"
 FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
-PHASES = ("importing", "building the network and its optimizer", "compiling and the first step")
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
 TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
 
@@ -50,7 +42,6 @@ class Task(NamedTuple):
     """What to measure: one network, image size and batch."""
 
     config: Config
-    flags: tuple[str, ...]  # those of train.py that `config` was read from, for processes of their own
     steps: int  # per block
     stack: ExitStack  # closes what the task has opened
     versions: dict[str, str]  # of the record; takes PyTorch's
@@ -58,12 +49,11 @@ class Task(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """One of the things that are compared: `run` runs a block and returns the value of one step of it."""
+    """One of the things that are compared: `run` runs a block and returns the seconds of one step of it."""
 
     run: Callable[[], float]
     images: float | None = None  # per step
     gflop: float | None = None  # per step
-    unit: str = "ms"  # `run` returns seconds for ms and s, MiB for MiB
     cpu_seconds: Sequence[float] = ()  # processor time per step of each block, filled by `run`
 
 
@@ -127,18 +117,6 @@ def matmul(device_target: str) -> Contenders:
 # --- training steps
 
 
-def set_up(config: Config, *, with_data: bool = True) -> tuple[Config, Rank, Any, VGG, mindspore.Model]:
-    """Config, rank, data, network and model of a run, built as train.py builds them."""
-    rank = set_up_device(config)
-    mindspore.set_seed(config.seed)
-    start = open_pre_trained(config)
-    data = build.build_train_data(start.config, rank) if with_data else None
-    network, _ = build.build_start(start, rank)
-    rates = build.build_learning_rates(start.config, data.steps_per_epoch if data else 100, rank.world_size)
-    loss = build.build_loss(start.config, data.reader.labels if data else ())
-    return start.config, rank, data, network, build.build_model(start.config, rank, network, loss, rates)
-
-
 def bare_step(config: Config, model: mindspore.Model, steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
     labels = np.random.RandomState(0).randint(0, config.num_classes, config.batch_size).astype(np.int32)
@@ -169,9 +147,16 @@ def train_loop(data: build.TrainData, model: mindspore.Model, steps: int) -> Cal
 
 
 def steps(task: Task) -> Contenders:
-    """The bare step against training with `Model.train` and the real pipeline."""
-    config, rank, data, network, model = set_up(task.config)
-    runs = {BARE_STEP: bare_step(config, model, task.steps), LOOP: train_loop(data, model, task.steps),
+    """The bare step against training with `Model.train` and the real pipeline, both built as train.py builds them."""
+    rank = set_up_device(task.config)
+    mindspore.set_seed(task.config.seed)
+    start = open_pre_trained(task.config)
+    config, data = start.config, build.build_train_data(start.config, rank)
+    network, _ = build.build_start(start, rank)
+    rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
+    model = build.build_model(config, rank, network, build.build_loss(config, data.reader.labels), rates)
+    runs = {"bare TrainOneStepCell, one fixed batch": bare_step(config, model, task.steps),
+            "train.py's loop, real pipeline": train_loop(data, model, task.steps),
             **torch_blocks(task, network, "train")}
     first, *others = (layer.gflop for layer in layers_of(network, config))
     # The gradients of weight and input take as much as the forward pass each; the first layer needs none of its input.
@@ -198,8 +183,8 @@ def pipeline(task: Task) -> Contenders:
     """The images of `data_dir` as training sees them, with and without augmentation, and as evaluation does."""
     rank, pipelines = set_up_device(task.config), {}
     for name, augment in (("training, with augmentation", True), ("training, without augmentation", False)):
-        flags = [*task.flags, f"--augment={augment}", f"--training_step_per_epoch={task.steps}"]
-        data = build.build_train_data(get_config(flags, "benchmark.py"), rank)
+        config = task.config.taking({"augment": augment, "training_step_per_epoch": task.steps}, "benchmark.py")
+        data = build.build_train_data(config, rank)
         pipelines[name] = data.dataset, data.steps_per_epoch, task.config.batch_size
     # The share of one rank of many, of about as many steps; not the first steps of all images, because MindData would
     # prepare far more than these.
@@ -219,60 +204,6 @@ def pipeline(task: Task) -> Contenders:
 
     return {name: Contender(partial(run, create, steps, count(), cpu_seconds := []), images, cpu_seconds=cpu_seconds)
             for name, (create, steps, images) in pipelines.items()}
-
-
-# --- fresh processes
-
-
-def startup(task: Task) -> Contenders:
-    """A bare training step from nothing, in parts, and train.py from its command to its first loss."""
-    parts: list[float] = []
-
-    def bare() -> float:
-        parts[:] = in_fresh_process("startup", task)
-        return sum(parts)
-
-    def first_loss() -> float:
-        """train.py is killed after its first loss line."""
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            command = [sys.executable, "-u", str(ROOT / "train.py"), *task.flags, "--mode=train", "--log_interval=1",
-                       f"--ckpt_path={folder}"]
-            start, line = time.perf_counter(), ""
-            with subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True) as process:
-                for line in process.stdout:
-                    if "loss is" in line:
-                        process.kill()
-                        return time.perf_counter() - start
-        raise UserError(f"startup: train.py ended before its first loss: {line.strip()}")
-
-    runs = {"bare: import, build, compile, first step": bare,
-            **{f"of this: {name}": partial(lambda index: parts[index], index) for index, name in enumerate(PHASES)},
-            "train.py, until its first loss": first_loss}
-    return {name: Contender(run, unit="s") for name, run in runs.items()}
-
-
-def memory(task: Task) -> Contenders:
-    """The most memory that training steps take."""
-    return {name: Contender(partial(in_fresh_process, name, task), unit="MiB") for name in (BARE_STEP, LOOP)}
-
-
-def in_fresh_process(what: str, task: Task) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure_here, what, time.time(), task.steps, task.flags).result()
-
-
-def measure_here(what: str, started: float, steps: int, flags: Sequence[str]) -> list[float] | float:
-    """In the fresh process: the seconds of each of the PHASES, or the peak of its memory in MiB."""
-    imported = time.time()
-    config, _, data, _, model = set_up(get_config(flags, "train.py"), with_data=what == LOOP)
-    built = time.time()
-    (train_loop(data, model, steps) if data else bare_step(config, model, 1 if what == "startup" else steps))()
-    if what == "startup":
-        return [imported - started, built - imported, time.time() - built]
-    # Not getrusage, whose peak counts the process that this one was forked from as well.
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)[1]) / 1024
 
 
 # --- PyTorch, in a process of its own that runs a block whenever it is asked to

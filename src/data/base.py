@@ -16,7 +16,6 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.reading import brief, check_regular, read_text
 from src.data.broken_images import ImageTracker, image_problem
-from src.utils.files import write_atomically
 from src.utils.util import listed
 
 if TYPE_CHECKING:
@@ -179,11 +178,6 @@ def split_folders(data_dir: Path, split: str) -> list[Path]:
 # Shards: one split in several files
 
 
-def shard_name(stem: str, number: int, count: int, ending: str = "") -> str:
-    """`train-00003-of-00008`, as slim names its shards."""
-    return f"{stem}-{number:05d}-of-{count:05d}{ending}"
-
-
 def find_shards(data_dir: Path, split: str, endings: str) -> list[Path]:
     """The files of a split in their order: their names have the word of the split, or they are in the split's folder.
 
@@ -252,10 +246,6 @@ def find_class_names(folders: Iterable[Path], labels: np.ndarray, num_classes: i
     if labels.max() >= len(names):
         raise UserError(f"{path}: has no name for the class {first_label + labels.max()}, of which there are images")
     return tuple(names[label] for label in range(len(names)))
-
-
-def write_class_names(folder: Path, names: Sequence[str]) -> None:
-    write_atomically(folder / LABELS_FILE, "".join(f"{label}:{name}\n" for label, name in enumerate(names)))
 
 
 def are_names(classes: Sequence[str]) -> bool:

@@ -47,11 +47,6 @@ def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
     return cv2.resize(pixels, size[::-1], interpolation=getattr(cv2, f"INTER_{INTERPOLATIONS[interpolation]}"))
 
 
-def stored_photo(data: np.ndarray, preset: Preset) -> np.ndarray:
-    """An encoded photo of a data set -> the input's size. One operation, because each costs a pipeline time."""
-    return fit_photo(decode(data, upright=False), preset)
-
-
 def fit_photo(pixels: np.ndarray, preset: Preset) -> np.ndarray:
     """A photo of any size -> the input's size: resized, then the middle of it."""
     pixels = resize(pixels, preset.resized(*pixels.shape[:2]), preset.interpolation)

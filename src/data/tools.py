@@ -5,15 +5,12 @@ import argparse
 import hashlib
 import importlib
 import os
-import random
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +20,16 @@ from tqdm import tqdm
 from model_utils.errors import UserError, handled_by
 from model_utils.local_adapter import usable_cores
 from model_utils.schema import Config
-from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems, shard_name, write_class_names
+from src.data.base import LABELS_FILE, NoDataError, Reader, are_names, raise_problems
 from src.data.folder import is_image
 from src.data.formats import FORMATS, build_reader, check_class_count, check_classes
-from src.utils.files import writing
+from src.utils.files import write_atomically, writing
 from src.utils.util import listed
 
 STEMS, NAMES = {"train": "train", "test": "val"}, {"train": "training", "test": "evaluation"}
 SHOWN_CLASSES = 20
 SHARD_BYTES = 128 << 20
 BATCH = 256  # images read at once
-SAMPLE = 200
-Images = Iterator[tuple[int, bytes]]  # index and encoded image
 
 
 def read_all(config: Config, reader: Reader, indices: Sequence[int],
@@ -113,78 +108,60 @@ def check_dataset(options: argparse.Namespace, config: Config) -> int:
     return int(bool(wrong)) if splits else 2
 
 
-def encoded(reader: Reader, content: np.ndarray) -> bytes:
-    """An image as a file; an array becomes a PNG image, which keeps every pixel."""
-    if reader.encoded:
-        return content.tobytes()
-    Image.fromarray(content).save(png := BytesIO(), "PNG")
-    return png.getvalue()
-
-
-def good_images(config: Config, reader: Reader, left_out: dict[int, str], indices: Sequence[int]) -> Images:
-    """UserError names a broken image, unless such are to be skipped: then they are added to `left_out`."""
-    for index, content, problem in read_all(config, reader, indices, "writing images"):
-        if not problem:
-            yield index, encoded(reader, content)
-        elif config.on_bad_image == "skip":
-            left_out[index] = problem
-        else:
-            raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
-
-
-def write_mindrecord(folder: Path, split: str, reader: Reader, read: Callable[[Sequence[int]], Images],
-                     shards: int) -> None:
-    """MindRecord files, each with the next part of the images."""
+def write_mindrecord(config: Config, reader: Reader, folder: Path, split: str, shards: int) -> dict[int, str]:
+    """MindRecord files, each with the next part of the images. UserError names a broken image, unless such are to be
+    skipped: then it returns which, and why."""
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    count = len(reader)
+    count, left_out = len(reader), {}
     if shards < 1:
-        mean = np.mean([len(encoded(reader, reader.look(index)[0])) for index in range(0, count, max(1, count // 50))])
+        mean = np.mean([len(reader.look(index)[0]) for index in range(0, count, max(1, count // 50))])
         shards = max(1, round(mean * count / SHARD_BYTES))
     shards = min(count, shards)
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     try:
         for shard in range(shards):
-            writer = FileWriter(str(folder / shard_name(STEMS[split], shard, shards, ".mindrecord")), shard_num=1)
+            writer = FileWriter(str(folder / f"{STEMS[split]}-{shard:05d}-of-{shards:05d}.mindrecord"), shard_num=1)
             writer.add_schema(schema, "images")
-            part = read(range(count * shard // shards, count * (shard + 1) // shards))
-            while batch := list(islice(part, BATCH)):
-                writer.write_raw_data([{"image": content, "label": int(reader.labels[index])}
-                                       for index, content in batch])
+            part, rows = range(count * shard // shards, count * (shard + 1) // shards), []
+            for index, content, problem in read_all(config, reader, part, "writing images"):
+                if not problem:
+                    rows.append({"image": content.tobytes(), "label": int(reader.labels[index])})
+                elif config.on_bad_image == "skip":
+                    left_out[index] = problem
+                else:
+                    raise UserError(f"{problem}\n--on_bad_image=skip leaves such images out")
+                if rows and (len(rows) == BATCH or index == part[-1]):
+                    writer.write_raw_data(rows)
+                    rows = []
             writer.commit()
     except (MindRecordException, RuntimeError) as error:  # such as a full disk
         raise UserError(f"{folder}: cannot be written: {error}") from None
-
-
-def same_image(reader: Reader, index: int, packed: Reader, position: int) -> bool:
-    """Byte for byte; pixel for pixel for arrays."""
-    one, two = reader.read(index), packed.read(position)
-    return np.array_equal(one, two if reader.encoded else np.asarray(Image.open(BytesIO(two))))
+    return left_out
 
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write the images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
-    output, left_out = options.output, {}
+    output = options.output
     hidden = output / f".convert_dataset.{split}"
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
     try:
-        write_mindrecord(hidden, split, reader, partial(good_images, config, reader, left_out), options.shards)
+        left_out = write_mindrecord(config, reader, hidden, split, options.shards)
         kept = [index for index in range(len(reader)) if index not in left_out]
         if not (output / LABELS_FILE).exists() or are_names(reader.class_names):  # the other split may know the names
-            write_class_names(hidden, reader.class_names)
+            lines = (f"{label}:{name}\n" for label, name in enumerate(reader.class_names))
+            write_atomically(hidden / LABELS_FILE, "".join(lines))
         packed = build_reader(config.taking({"data_dir": str(hidden), "dataset_format": "mindrecord", "val_split": 0.0,
                                              "num_classes": len(reader.class_names)}, "--output"), split, lenient=True)
-        chosen = random.Random(0).sample(range(len(kept)), min(SAMPLE, len(kept)))
-        if packed.labels.tolist() != reader.labels[kept].tolist() or not all(
-                same_image(reader, kept[position], packed, position) for position in chosen):
+        if packed.fingerprint() != reader.part(np.array(kept), reader.source).fingerprint():
             raise UserError(f"{output}: the images that were written differ from those of {reader.source}")
         for path in sorted(hidden.iterdir(), reverse=True):  # the index of a MindRecord file before the file
             path.chmod(0o644)
             path.replace(output / path.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-    print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and {len(chosen)} images byte for byte")
+    print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and a sample of the images")
     if left_out:
         print("\n  ".join([f"  left out: {len(left_out)}", *list(left_out.values())[:5]]))
 
@@ -211,6 +188,9 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
         if FORMATS["mindrecord"].find(output, split):
             raise UserError(f"{output}: holds {NAMES[split]} data already; remove it, or name another folder with "
                             "--output")
+        if not reader.encoded:
+            raise UserError(f"--output: {output} would gain nothing: {reader.source} are small, and read into memory "
+                            "at once; train on them as they are")
     with handled_by():
         importlib.import_module("mindspore.mindrecord")
     with writing(output):

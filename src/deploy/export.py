@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import mindspore
 import numpy as np
@@ -32,6 +31,8 @@ TOLERANCE = 1e-3  # of the largest logit, or of 1 if that is smaller
 IMAGES = 8  # of each kind
 SEED = 1
 MAX_BYTES = {"MINDIR": 2**30, "ONNX": 2**31}  # of weights in one file
+PARITY = ("largest difference {max_abs_difference:.2g} (allowed {tolerance:.2g}), same top-1 for {same_top1} of "
+          "{images} images")
 
 
 def export(config: Config) -> ModelCard:
@@ -80,10 +81,10 @@ def export(config: Config) -> ModelCard:
             is_compared = config.parity_check and name != "AIR"  # AIR files cannot be loaded again
             parity = check_parity(network, hidden, info.preset, batch_size) if is_compared else None
             card.files[name] = ExportedFile(file=path.name, sha256=sha256(hidden), size_bytes=hidden.stat().st_size,
-                                            batch_size=batch_size, input_name=input_name,
-                                            parity=parity._asdict() if parity else None)
+                                            batch_size=batch_size, input_name=input_name, parity=parity)
             log.info("%s: %.1f MB, %s", path, hidden.stat().st_size / 1e6,
-                     f"compared with the network: {parity}" if parity else "not compared with the network")
+                     f"compared with the network: {PARITY.format(**parity)}" if parity else
+                     "not compared with the network")
         Path(scratch, f"{target.name}.json").write_text(card.to_json(), encoding="utf-8")
         for name in (*(entry.file for entry in card.files.values()), f"{target.name}.json"):
             os.replace(Path(scratch, name), target.parent / name)
@@ -136,20 +137,7 @@ def write_format(network: nn.Cell, file_format: str, path: Path, *, image_size: 
     return model.graph.input[0].name
 
 
-class Parity(NamedTuple):
-    """The comparison of two sets of answers to the same images."""
-
-    images: int
-    max_abs_difference: float
-    tolerance: float
-    same_top1: int
-
-    def __str__(self) -> str:
-        return (f"largest difference {self.max_abs_difference:.2g} (allowed {self.tolerance:.2g}), same top-1 for "
-                f"{self.same_top1} of {self.images} images")
-
-
-def check_parity(network: nn.Cell, path: Path, preset: Preset, batch_size: int | None) -> Parity:
+def check_parity(network: nn.Cell, path: Path, preset: Preset, batch_size: int | None) -> dict[str, float]:
     """Load the file and compare it with the network on random numbers and on drawn images. UserError if they differ."""
     noise = np.random.RandomState(SEED).randn(IMAGES, 3, *preset.image_size).astype(np.float32)
     drawn, _ = draw_shapes(IMAGES, seed=SEED)
@@ -164,8 +152,9 @@ def check_parity(network: nn.Cell, path: Path, preset: Preset, batch_size: int |
         difference = np.abs(expected.astype(np.float64) - actual)
     largest = float(np.nan_to_num(difference, nan=np.inf).max())
     tolerance = TOLERANCE * max(1.0, float(np.nan_to_num(np.abs(expected)).max()))
-    same_top1 = int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
-    parity = Parity(len(images), largest, tolerance, same_top1)
+    parity = {"images": len(images), "max_abs_difference": largest, "tolerance": tolerance,
+              "same_top1": int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())}
     if largest > tolerance:
-        raise UserError(f"{path.name} does not compute what the network computes: {parity}; nothing was written", 1)
+        raise UserError(f"{path.name} does not compute what the network computes: {PARITY.format(**parity)}; nothing "
+                        "was written", 1)
     return parity

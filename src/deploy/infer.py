@@ -12,8 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +26,7 @@ from model_utils.local_adapter import data_workers, local_device_id, usable_core
 from model_utils.schema import DATASETS, Config, Preset
 from src.deploy.engines import FREE_BATCH, CellEngine, Engine, choose_engine, open_engine, predict, run_batch
 from src.deploy.images import Item, annotate, dataset_items, find_images, image_items, prepare, read_list, unique_names
-from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model, onnx_of_same_export
+from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_model
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
 from src.evaluation.plots import contact_sheet, drawable
 from src.utils.download import weights_file
@@ -204,14 +202,6 @@ def open_model(config: Config) -> tuple[KnownModel, Engine]:
                         f"model_path: there is no file {path}")
     if path.suffix.lower() in SUFFIXES.values():
         model = identify_model(config, path)
-        if path.suffix.lower() == SUFFIXES["MINDIR"]:
-            if config.engine == "onnxruntime":
-                path = onnx_of_same_export(path)
-            elif (config.engine == "auto" and config.device_target in ("auto", "CPU")
-                  and not any(map(has_device, ("Ascend", "GPU"))) and find_spec("mindspore_lite") is None
-                  and find_spec("onnxruntime") is not None):  # which takes half of MindSpore's time for an image here
-                with suppress(UserError):  # there is none
-                    path = onnx_of_same_export(path)
         name, notes = choose_engine(config.engine, path)
         if name == "mindspore":
             notes += set_up_device(config).notes

@@ -159,20 +159,5 @@ def identify_model(config: Config, model_path: Path | None) -> KnownModel:
     return KnownModel(fitting, card.info.class_names, card.info.photos, entry.batch_size, (*config.notes, *decided))
 
 
-def onnx_of_same_export(mindir: Path) -> Path:
-    """The ONNX file that was exported together with this MindIR. UserError unless the hashes in NAME.json prove it."""
-    card, onnx = find_card(mindir), mindir.with_suffix(".onnx")
-    if card is None or not onnx.is_file():
-        missing = card_path(mindir) if onnx.is_file() else onnx
-        raise UserError(f"engine: onnxruntime needs {onnx.name} of the same export, and there is no {missing}; "
-                        "export.py --file_format=MINDIR,ONNX writes both")
-    for path in (mindir, onnx):
-        entry = card.entry(path)
-        if entry is None or entry.sha256 != sha256(path):
-            raise UserError(f"{path}: is not the file that {card_path(mindir).name} describes; export it again with "
-                            "--file_format=MINDIR,ONNX")
-    return onnx
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -30,7 +30,7 @@ from src.data.pixels import decode
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
 from src.evaluation.plots import contact_sheet, drawable, plot_confusion
-from src.utils.files import free_name, printable, write_atomically
+from src.utils.files import printable, write_atomically
 from src.utils.logging import get_logger
 from src.utils.ranks import check_agreed, sum_integers
 from src.utils.run_folder import new_run_folder, open_run_folder
@@ -40,6 +40,7 @@ from src.weights.checkpoint import find_checkpoints, fingerprint
 
 MOST_WRONG = 24  # images in wrong.png
 MOST_ROWS = 20  # classes in the log
+MOST_DRAWN = 100  # classes in confusion_matrix.png; with more, its labels are too small to read
 
 
 class Evaluation(NamedTuple):
@@ -55,17 +56,18 @@ class Evaluation(NamedTuple):
 
 def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
              signals: StopSignals | None = None) -> Evaluation | None:
-    """Count over all images of the reader, summed over all ranks. The network's mode is left as it was.
+    """Count over all images of the reader, summed over all ranks, and log the lines that scripts grep for. The
+    network's mode is left as it was.
 
     Each rank ends after `eval_step_per_epoch` batches if that is not -1. UserError on every rank for an image that
-    cannot be read; those that `on_bad_image` skips are not counted, not even in the numbers of `wrong`, and at least
-    one must be left. None on every rank if one of them receives a signal.
+    cannot be read; those that `on_bad_image` skips are not counted, and at least one must be left. None on every rank
+    if one of them receives a signal.
     """
     dataset = create_eval_dataset(config, reader, rank)  # None for a rank without images
     batches = ceil(len(reader) / rank.world_size / config.eval_batch_size)  # of the rank with the most images
     if config.eval_step_per_epoch > 0:
         batches = min(batches, config.eval_step_per_epoch)
-    counts, problem = Counts(config.num_classes), None
+    own, problem = Counts(config.num_classes), None
     wrong, start_s, timed_images, images_per_s = [], None, 0, 0.0
     was_training = network.training
     network.set_train(False)
@@ -79,8 +81,8 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
                 problem, labels = error, ()
             if len(labels):
                 logits = network(Tensor(fill_batch(images, config.eval_batch_size))).asnumpy()
-                first = counts.seen
-                answers, shares = counts.update(logits[:len(labels)].astype(np.float32), labels)
+                first = own.seen
+                answers, shares = own.update(logits[:len(labels)].astype(np.float32), labels)
                 wrong += [(float(shares[row]), first + row, int(answers[row]))
                           for row in np.flatnonzero((answers != labels) & (shares > 0))]  # NaN is not
                 wrong = sorted(wrong, key=lambda item: -item[0])[:MOST_WRONG]
@@ -100,31 +102,13 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
                                    "its log names it")
     if stopped:
         return None
-    summed = sum_integers(np.append(counts.to_array(), round(1000 * images_per_s)), rank.world_size)
-    of_all_ranks = Counts.from_array(summed[:-1])
-    if not of_all_ranks.seen:
+    summed = sum_integers(np.append(own.to_array(), round(1000 * images_per_s)), rank.world_size)
+    counts = Counts.from_array(summed[:-1])
+    if not counts.seen:
         raise UserError(f"{reader.source}: no image can be read")
-    return Evaluation(of_all_ranks, summed[-1] / 1000, wrong)
-
-
-def read_batches(dataset: Dataset | None, reader: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels, batch by batch. UserError that names an image which cannot be read."""
-    with naming_bad_images(reader):
-        yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ()
-
-
-def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
-                     signals: StopSignals | None = None) -> Evaluation | None:
-    """Evaluate, and log the lines that scripts grep for. None after a signal."""
-    evaluation = evaluate(config, rank, network, reader, signals)
-    if evaluation is None:
-        return None
     lost = report_lost(reader, "in the evaluation", "not counted", rank) if config.on_bad_image != "error" else []
     read = np.setdiff1d(eval_shard(len(reader), rank=rank.rank, world_size=rank.world_size), lost)
-    evaluation = evaluation._replace(wrong=[(share, int(read[place]), answer)
-                                            for share, place, answer in evaluation.wrong])
     if rank.rank == 0:
-        counts = evaluation.counts
         if not config.photos:
             get_logger().info("result: {'acc': %.4f}", counts.top1())  # the line that CIFAR-10 users know
         for k, correct in ((1, counts.top1_correct), (5, counts.topk_correct)):
@@ -132,7 +116,13 @@ def evaluate_and_log(config: Config, rank: Rank, network: nn.Cell, reader: Reade
                 get_logger().info("after allreduce eval: top%d_correct=%d, tot=%d, acc=%.2f%%", k, correct, counts.seen,
                                   100 * correct / counts.seen)
         get_logger().info("evaluation loss: %.6f", counts.loss())
-    return evaluation
+    return Evaluation(counts, summed[-1] / 1000, [(share, int(read[place]), answer) for share, place, answer in wrong])
+
+
+def read_batches(dataset: Dataset | None, reader: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels, batch by batch. UserError that names an image which cannot be read."""
+    with naming_bad_images(reader):
+        yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True) if dataset else ()
 
 
 def report_lost(reader: Reader, when: str, fate: str, rank: Rank) -> list[int]:
@@ -178,7 +168,8 @@ def write_report(folder: Path, evaluation: Evaluation, reader: Reader, about: di
                 for index, (name, images, correct, scores) in enumerate(columns)))
     _write_csv(folder / "confusion_matrix.csv", ["true class", *names],
                ([name, *row] for name, row in zip(names, counts.confusion.tolist(), strict=True)))
-    plot_confusion(folder / "confusion_matrix.png", counts.confusion, names)
+    if len(names) <= MOST_DRAWN:
+        plot_confusion(folder / "confusion_matrix.png", counts.confusion, names)
     if evaluation.wrong:
         draw_wrong(folder / "wrong.png", evaluation.wrong, reader)
 
@@ -225,11 +216,14 @@ def evaluate_checkpoints(config: Config) -> dict[Path, Evaluation]:
                 if (text := line.replace(str(path), "")) not in said:  # checkpoints of one run have the same to say
                     get_logger().info(line)
                 said.add(text)
-            results[path] = evaluate_and_log(model.config, rank, model.network, reader)
+            results[path] = evaluate(model.config, rank, model.network, reader)
             if rank.rank == 0:
                 log_classes(results[path].counts, reader.class_names)
                 about = {"checkpoint": str(path), "config": model.config.model_dump(mode="json")}
-                target = free_name(folder / path.stem, "_")  # two runs may have a checkpoint of the same name
+                target, number = folder / path.stem, 1
+                while target.exists():  # two runs may have a checkpoint of the same name
+                    number += 1
+                    target = folder / f"{path.stem}_{number}"
                 write_report(target, results[path], reader, about)
                 get_logger().info("tables, confusion matrix and mistakes: %s", target)
         if rank.rank == 0:

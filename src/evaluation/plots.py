@@ -20,21 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#12855f", "#c2413b", "#66727f"
-MAX_MATRIX_CLASSES = 100  # with more, the labels of a matrix are too small to read
 MAX_CELL_NUMBERS = 30  # classes; with more, the cells are too small for numbers
 MAX_LABEL = 22  # letters of a class name
-PAIRS_SHOWN = 20
 CJK_FONTS = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "pingfang", "msyh", "simhei", "droidsansfallback")
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, for the Agg renderer."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 @cache
@@ -126,17 +121,13 @@ def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
 
 
 def plot_confusion(out: Path, matrix: np.ndarray, class_names: Sequence[str]) -> None:
-    """Draw counts of (true class, predicted class): a matrix, or of over 100 classes the pairs most often confused."""
-    total, right = int(matrix.sum()), int(np.trace(matrix))
-    title = f"{right:,} of {total:,} images right" + (f" ({right / total:.2%})" if total else "")
-    draw = _confusion_matrix if len(class_names) <= MAX_MATRIX_CLASSES else _confused_pairs
-    _write(draw(matrix, [_short(name) for name in drawable(tuple(class_names))[1]], title), out)
-
-
-def _confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> "Figure":
-    """Cells shaded by their share of the true class, right ones in blue and wrong ones in red."""
+    """Draw counts of (true class, predicted class): cells shaded by their share of the true class, right ones in blue
+    and wrong ones in red."""
     from matplotlib.colors import to_rgb
 
+    names = [_short(name) for name in drawable(tuple(class_names))[1]]
+    total, right = int(matrix.sum()), int(np.trace(matrix))
+    title = f"{right:,} of {total:,} images right" + (f" ({right / total:.2%})" if total else "")
     count = len(names)
     few = count <= MAX_CELL_NUMBERS
     cell = 0.5 if few else 0.18  # in inches
@@ -156,24 +147,7 @@ def _confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> "
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class, and the share of it that was recognised")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    return figure
-
-
-def _confused_pairs(matrix: np.ndarray, names: Sequence[str], title: str) -> "Figure":
-    """Bars of the pairs (true -> predicted) with the most images, the most confused first."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS_SHOWN]
-    pairs = [pair for pair in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[pair] > 0]
-    figure = _figure(9, 1.3 + 0.32 * max(len(pairs), 3))
-    axes = figure.subplots()
-    axes.set_title(f"{title}; most often confused", loc="left", fontsize=11, fontweight="bold")
-    bars = axes.barh(range(len(pairs)), [int(wrong[pair]) for pair in pairs], color=RED, height=0.7)
-    axes.bar_label(bars, [f"{wrong[pair]:,}  ({wrong[pair] / matrix[pair[0]].sum():.0%})" for pair in pairs], padding=4)
-    axes.set_yticks(range(len(pairs)), [f"{names[row]} → {names[column]}" for row, column in pairs])
-    axes.invert_yaxis()
-    axes.margins(x=0.14)
-    axes.set_xlabel("images (share of the true class)" if pairs else "nothing was confused")
-    return figure
+    _write(figure, out)
 
 
 def contact_sheet(out: Path, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:

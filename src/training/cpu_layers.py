@@ -12,8 +12,10 @@ from mindspore import dtype as mstype
 from src.weights.checkpoint import COUNTER
 
 TAPS = 9  # of a 3x3 kernel
+# Chosen by time on two cores. The time is never measured in a run, which could then not be repeated.
 TILES_UP_TO = 56  # pixels a side; on larger maps MindSpore's own convolution is as fast, with less memory
-TABLE_VERSION = 3  # of `tile_side` and the forms: another one changes the last bits of a run
+TILES_FROM = 8  # channels; the transforms of fewer cost more than their products
+TABLE_VERSION = 3  # of these, the sides of the tiles and the forms: another one changes the last bits of a run
 # Where the polynomials of a tile are evaluated, beside infinity. These fractions lose a quarter of the digits that
 # 1, -1, 2 and -2 lose.
 POINTS = {2: (0, 1, -1), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
@@ -28,8 +30,8 @@ def use_cpu_layers(layers: nn.SequentialCell, classifier: nn.Cell, image_size: t
             height, width = height // 2, width // 2
             # Without AVX-512, three to five times as fast, because it keeps which pixels were the largest.
             _exchange(layers, index, nn.AdaptiveMaxPool2d((height, width)))
-        elif isinstance(cell, nn.Conv2d) and height == width and (tile := tile_side(cell.in_channels, width)):
-            _exchange(layers, index, TiledConv(cell, width, tile))
+        elif isinstance(cell, nn.Conv2d) and height == width <= TILES_UP_TO and cell.in_channels >= TILES_FROM:
+            _exchange(layers, index, TiledConv(cell, width, 2 if width % 4 else 4))
     made = 0
     for index, cell in enumerate(classifier if isinstance(classifier, nn.SequentialCell) else ()):
         if isinstance(cell, nn.Dropout):
@@ -93,16 +95,6 @@ class TiledConv(nn.Cell):
         y = self.from_left(ops.reshape(y, (self.tiles * self.points, -1)), self.out_rows)
         y = self.from_left(ops.reshape(y, (self.points * self.tiles, -1)), self.out_columns)
         return ops.reshape(y, (-1, self.out_channels, self.side, self.side))
-
-
-def tile_side(in_channels: int, side: int) -> int:
-    """Of the tiles in which a convolution of maps of this side is computed; 0 for MindSpore's own convolution.
-
-    Chosen by time on two cores. It is never measured in a run, which could then not be repeated.
-    """
-    if in_channels < 8 or side > TILES_UP_TO:  # the transforms of few channels cost more than their products
-        return 0
-    return 2 if side % 4 else 4
 
 
 def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.data.base import Reader
-from src.evaluation.evaluate import evaluate_and_log, report_lost
+from src.evaluation.evaluate import evaluate, report_lost
 from src.evaluation.metrics import top_k
 from src.evaluation.plots import plot_curves
 from src.training.optimizer import Averages, moving_statistics, swapped
@@ -217,7 +217,7 @@ class Evaluate(Hook):
 
     def _evaluate(self, state: TrainState) -> None:
         try:
-            evaluation = evaluate_and_log(self._config, self._rank, self._network, self._reader, self._signals)
+            evaluation = evaluate(self._config, self._rank, self._network, self._reader, self._signals)
         except UserError as error:  # nothing of the run so far must be lost by a broken test image
             state.problem = error
             return

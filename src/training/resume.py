@@ -74,7 +74,7 @@ class ResumePoint(NamedTuple):
     folder: Path  # the run folder
     record: dict[str, Any]
     contents: Contents
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
 
     @property
     def step(self) -> int:
@@ -152,7 +152,11 @@ class SaveStates(Hook):
         elif state.is_over:
             state.unsaved.append("the resume state")
         if everywhere and rank.rank == 0:
-            remove_old_states(folder, state.step)
+            # Later ones belong to a continuation that was abandoned, and go too.
+            kept = [path for path in _main_files(folder) if _step_of(path) <= state.step][:KEPT_STATES]
+            for main_file in set(_main_files(folder)) - set(kept):
+                for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
+                    path.unlink(missing_ok=True)
         self._last_save_s = time.monotonic()
 
     def _write(self, path: Path, state: TrainState) -> None:
@@ -171,16 +175,6 @@ class SaveStates(Hook):
 def _crosses(interval: int | None, first_step: int, last_step: int) -> bool:
     """Whether a multiple of `interval` is among these steps."""
     return interval is not None and last_step // interval > (first_step - 1) // interval
-
-
-def remove_old_states(folder: Path, newest_step: int) -> None:
-    """Keep the last states of all ranks. States newer than `newest_step` belong to a continuation that was abandoned,
-    and go too. Call it when the newest is safe on every rank."""
-    main_files = _main_files(folder)
-    kept = [path for path in main_files if _step_of(path) <= newest_step][:KEPT_STATES]
-    for main_file in set(main_files) - set(kept):
-        for path in (main_file, *main_file.parent.glob(f"{main_file.stem}.rank*.state")):
-            path.unlink(missing_ok=True)
 
 
 # --- finding
@@ -203,18 +197,22 @@ def find_point(config: Config, rank: Rank) -> ResumePoint | None:
 
 
 def _find(named: str, root: Path) -> ResumePoint | None:
-    """The newest good state of 'newest', a run folder or a state file. Damaged ones are skipped, and noted.
+    """The newest state of 'newest', a run folder or a state file of which every rank's part is whole. Damaged ones are
+    skipped, and noted.
 
     None if 'newest' finds no state at all; UserError if there are only damaged ones.
     """
     notes: list[str] = []
     for path in _candidates(named, root):
+        folder = path.parent.parent
         try:
-            point = _verified(path)
+            record, contents = _read(path)
+            for rank in range(1, record["environment"]["ranks"]):
+                _read(state_file(folder, record["step"], rank))
         except UserError as error:
             notes.append(f"{error}; going back to the state before")
             continue
-        return point._replace(notes=[*notes, f"resuming {point.folder} after step {point.step}"])
+        return ResumePoint(folder, record, contents, [*notes, f"resuming {folder} after step {record['step']}"])
     if named == "newest" and not notes:
         return None
     raise UserError("\n".join([*notes, f"resume: there is no good state in {root if named == 'newest' else named}"]))
@@ -242,15 +240,6 @@ def _main_files(folder: Path) -> list[Path]:
 
 def _step_of(main_file: Path) -> int:
     return int(MAIN_FILE.fullmatch(main_file.name)[1])
-
-
-def _verified(path: Path) -> ResumePoint:
-    """The state of a main file, after every rank's part of it was found whole."""
-    record, contents = _read(path)
-    folder = path.parent.parent
-    for rank in range(1, record["environment"]["ranks"]):
-        _read(state_file(folder, record["step"], rank))
-    return ResumePoint(folder, record, contents)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Contents]:

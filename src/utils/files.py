@@ -2,16 +2,12 @@
 """Files that are whole or not there, and small questions about paths."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, count
 from pathlib import Path
 
 from model_utils.errors import UserError
-
-UNFINISHED = re.compile(r"\..+\.\d+\.vgg\.tmp")  # the temporary names of `replaced_when_whole`
 
 
 @contextmanager
@@ -49,9 +45,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     In a text, names of files that are not UTF-8 are escaped.
     """
     content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    if path.exists() and not path.is_file():  # such as /dev/stdout, which must not be replaced
-        path.write_bytes(content)
-        return
     with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -60,7 +53,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def remove_unfinished(folder: Path) -> int:
     """Remove the temporary files of killed processes; returns how many there were."""
-    left = [path for path in folder.rglob(".*.vgg.tmp") if UNFINISHED.fullmatch(path.name) and path.is_file()]
+    left = [path for path in folder.rglob(".*.[0-9]*.vgg.tmp") if path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
@@ -79,12 +72,6 @@ def check_free_space(folder: Path, needed_bytes: int, key: str, purpose: str) ->
     if free < needed_bytes:
         raise UserError(f"{key}: {folder} has {free / 2**20:.0f} MiB free, and {purpose} needs "
                         f"{needed_bytes / 2**20:.0f} MiB")
-
-
-def free_name(path: Path, separator: str = "") -> Path:
-    """The path, with a number after its name if it exists already."""
-    numbered = (path.with_name(f"{path.name}{separator}{number}") for number in count(2))
-    return next(item for item in chain([path], numbered) if not item.exists())
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:

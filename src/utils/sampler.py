@@ -4,21 +4,17 @@
 import numpy as np
 
 
-def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order in which epoch `epoch` visits `count` images: a function of (count, seed, epoch) only."""
-    # The stream of RandomState is frozen for every NumPy version; that of default_rng may change.
-    generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, epoch))))
-    return generator.permutation(count).astype(np.int64)
-
-
 def train_shard(count: int, *, rank: int, world_size: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """This rank's images in one training epoch: whole batches of `batch_size`, equally many on every rank.
+    """This rank's images in one training epoch: whole batches of `batch_size`, equally many on every rank. Their order
+    follows from (count, seed, epoch) alone.
 
     Batch i of all ranks together is batch i of the epoch's order, so that N ranks with batches of B train
     on the same images at each step as one rank with batches of N * B. The rest of an incomplete last global
     batch is left out; when there is no complete one the shard is empty.
     """
-    order = epoch_order(count, seed=seed, epoch=epoch)
+    # The stream of RandomState is frozen for every NumPy version; that of default_rng may change.
+    generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, epoch))))
+    order = generator.permutation(count).astype(np.int64)
     global_batch = batch_size * world_size
     return order[: count // global_batch * global_batch][rank::world_size]
 

@@ -12,17 +12,14 @@ if TYPE_CHECKING:
     from mindspore import nn
 
 
-def get_param_groups(network: nn.Cell, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def get_param_groups(network: nn.Cell, weight_decay: float) -> list[dict[str, Any]]:
     """Optimizer groups in which only the weights of convolutions and dense layers decay.
 
     Biases and the gamma and beta of BatchNorm have one dimension: pulling them to zero only costs accuracy.
-    Parameters keep their order; frozen ones and empty groups are left out. Without `weight_decay` the decaying group
-    takes the optimizer's own.
+    Parameters keep their order; frozen ones and empty groups are left out.
     """
     trainable = network.trainable_params()
-    decayed: dict[str, Any] = {"params": [parameter for parameter in trainable if parameter.ndim >= 2]}
-    if weight_decay is not None:
-        decayed["weight_decay"] = weight_decay
+    decayed = {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay}
     kept = {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0}
     return [group for group in (decayed, kept) if group["params"]]
 

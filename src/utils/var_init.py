@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from mindspore.common.initializer import HeNormal, Initializer, Normal, XavierUniform
 
-KaimingNormal = HeNormal  # the name that recipes and the model zoo use
-
 
 class InitialValues(NamedTuple):
     """Initializers of the convolutions, the hidden dense layers and the last one; biases begin at 0."""
@@ -27,7 +25,7 @@ class InitialValues(NamedTuple):
 def _kaiming(share: float) -> Initializer:
     """Before a ReLU, the layer's outputs are `share` times as large as its inputs."""
     # MindSpore scales by sqrt(2 / (1 + slope^2)), which is sqrt(2) for a ReLU
-    return KaimingNormal(negative_slope=math.sqrt(1 / share**2 - 1), mode="fan_in", nonlinearity="leaky_relu")
+    return HeNormal(negative_slope=math.sqrt(1 / share**2 - 1), mode="fan_in", nonlinearity="leaky_relu")
 
 
 class Dirac(XavierUniform):

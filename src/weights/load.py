@@ -179,19 +179,13 @@ def without_file(config: Config, settings: Mapping[str, Any]) -> Start:
 # The file and the network
 
 
-class Match(NamedTuple):
-    """What goes from a file into a network, and what does not."""
+def load_into(network: nn.Cell, weights: Weights, taken: Iterable[str], *, swaps_head: bool,
+              strict: bool = True) -> tuple[dict[str, str], list[str]]:
+    """Put the tensors of a file into a network. UserError lists what is missing or has another shape.
 
-    loaded: list[str]  # our names
-    new: dict[str, str]  # our name -> why it keeps its initial value
-    left_out: dict[str, str]  # the file's name -> why
-
-
-def match_weights(weights: Weights, network: nn.Cell, *, swaps_head: bool, strict: bool = True) -> Match:
-    """Compare a file with a network. UserError lists what is missing or has another shape.
-
-    With `swaps_head` (to train on) a head of other classes, or a classifier for another image size, keeps its initial
-    values. Without `strict`, so does whatever else does not fit.
+    With `swaps_head` (to train on) a head of other classes, or a classifier for another image size, gets its initial
+    values. Without `strict`, so does whatever else does not fit. Returns the names of these, each with the reason; and
+    what happened, in lines: source, settings `taken` from the file, loaded, new and left-out tensors.
     """
     wanted = {parameter.name: parameter.shape for parameter in network_weights(network)}
     shapes = {name: array.shape for name, array in weights.arrays.items()}
@@ -210,7 +204,17 @@ def match_weights(weights: Weights, network: nn.Cell, *, swaps_head: bool, stric
                         f"{unused_too}{remedy}")
     new = swapped | rest
     left_out = {weights.names[name]: why for name, why in (new | unused).items() if name in weights.arrays}
-    return Match([name for name in wanted if name not in new], new, left_out | weights.left_out)
+    for parameter in network_weights(network):
+        if parameter.name not in new:
+            parameter.set_data(mindspore.Tensor.from_numpy(as_float32(weights.arrays[parameter.name])))
+    network.init_parameters_data()
+    counts = {name: math.prod(shape) for name, shape in wanted.items()}
+    loaded = [count for name, count in counts.items() if name not in new]
+    return new, [f"weights: {summary(weights)}", *(f"  taken from the file: {item}" for item in taken),
+                 f"  loaded: {len(loaded)} of the network's {len(counts)} tensors, {sum(loaded):,} of "
+                 f"{sum(counts.values()):,} values", *grouped("new, with the recipe's initial values", new),
+                 *grouped("left out of the file", left_out | weights.left_out),
+                 *([] if weights.is_verified else ["  carries no checksum, so its contents could not be verified"])]
 
 
 def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
@@ -231,30 +235,11 @@ def _swapped(weights: Weights, problems: Mapping[str, str], wanted: Mapping[str,
     return {name: why for name in wanted if name.startswith(f"{HEAD}.")}
 
 
-def fill(network: nn.Cell, weights: Weights, match: Match) -> None:
-    """Put the matching tensors into the network; its other parameters get their initial values."""
-    for parameter in network_weights(network):
-        if parameter.name in match.loaded:
-            parameter.set_data(mindspore.Tensor.from_numpy(as_float32(weights.arrays[parameter.name])))
-    network.init_parameters_data()
-
-
 def summary(weights: Weights) -> str:
     """The file, whose names it has, and which VGG it holds."""
     layout, types = weights.layout, sorted({type_name(array) for array in weights.arrays.values()})
     return (f"{weights.path} (names of {weights.project.label}): {layout.network}, batch_norm={layout.batch_norm}, "
             f"has_bias={layout.has_bias}, {layout.num_classes or 'no'} classes, {', '.join(types)}")
-
-
-def report(weights: Weights, match: Match, network: nn.Cell, taken: Iterable[str]) -> list[str]:
-    """What happened, in lines: source, settings that the file decided, loaded, new and left-out tensors."""
-    counts = {parameter.name: parameter.size for parameter in network_weights(network)}
-    values = sum(counts[name] for name in match.loaded)
-    return [f"weights: {summary(weights)}", *(f"  taken from the file: {item}" for item in taken),
-            f"  loaded: {len(match.loaded)} of the network's {len(counts)} tensors, {values:,} of "
-            f"{sum(counts.values()):,} values", *grouped("new, with the recipe's initial values", match.new),
-            *grouped("left out of the file", match.left_out),
-            *([] if weights.is_verified else ["  carries no checksum, so its contents could not be verified"])]
 
 
 def grouped(title: str, reasons: Mapping[str, str]) -> list[str]:

@@ -25,11 +25,10 @@ from src.utils.logging import set_up_logging
 
 def check_refused(*said: str) -> None:
     """train.py does not begin, and says why."""
-    outcome = train_here()
-    assert outcome.status == 2 and "Traceback" not in outcome.err, outcome
+    answer = train_here().refusal()
     assert not Path("runs").exists()
     for part in said:
-        assert part in outcome.err
+        assert part in answer
 
 
 def replace(name: str, content: bytes | None = None, size: int = 0):
@@ -79,9 +78,8 @@ def test_a_wrong_checksum_of_an_image_is_found_when_it_is_read(copy_of):
     size = struct.unpack("<Q", content[:8])[0]
     content[12 + size + 4 + 12 + 60] ^= 1  # in the second record
     path.write_bytes(content)
-    outcome = train_here()
-    assert outcome.status == 2 and "data/train-00001-of-00003: record 1 has a wrong checksum" in outcome.err
-    assert "on_bad_image=skip" in outcome.err and "Traceback" not in outcome.err
+    said = train_here().refusal()
+    assert "data/train-00001-of-00003: record 1 has a wrong checksum" in said and "on_bad_image=skip" in said
 
 
 @pytest.mark.parametrize(("record", "said"), [
@@ -119,14 +117,6 @@ def break_images(folder: Path) -> tuple[str, ...]:
     return broken
 
 
-def test_a_broken_image_ends_the_run_with_its_name(copy_of):
-    broken = break_images(copy_of("folder"))
-    outcome = train_here()
-    assert outcome.status == 2 and "Traceback" not in outcome.err
-    assert any(f"data/{name}: cannot be decoded" in outcome.err for name in broken[:2])
-    assert "on_bad_image=skip" in outcome.err and "check_dataset.py" in outcome.err
-
-
 @pytest.mark.parametrize(("mode", "rows"), [("replace", 20), ("skip", 16)])
 def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, rows):
     broken = break_images(copy_of("folder"))
@@ -145,8 +135,7 @@ def test_replace_keeps_the_length_of_an_epoch_and_skip_does_not(copy_of, mode, r
 
 def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
     broken = break_images(copy_of("folder"))
-    outcome = train_here("--on_bad_image=skip", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1")
-    assert outcome.status == 0, outcome
+    train_here("--on_bad_image=skip", "--max_epoch=2", "--mode=train_and_evaluate", "--ckpt_interval=1").printed()
     run = next(Path("runs").iterdir())
     log = (run / "train.log").read_text()
     for epoch in (1, 2):
@@ -163,17 +152,15 @@ def test_a_run_goes_on_without_broken_images_and_says_which(copy_of):
 def test_a_run_goes_on_from_where_only_skipped_images_were_left_of_the_epoch(copy_of):
     break_images(copy_of("folder"))
     assert train_here("--on_bad_image=skip", "--max_train_steps=4").status == 0
-    outcome = train_here("--on_bad_image=skip", "--resume")
-    assert outcome.status == 0 and "epoch: 1 step: 5, loss is" in outcome.out, outcome
+    assert "epoch: 1 step: 5, loss is" in train_here("--on_bad_image=skip", "--resume").printed()
 
 
 @pytest.mark.parametrize("mode", ["skip", "replace"])
 def test_an_epoch_of_broken_images_alone(copy_of, mode):
     for path in copy_of("folder").glob("train/*/*"):
         path.write_bytes(b"broken")
-    outcome = train_here(f"--on_bad_image={mode}")
-    assert outcome.status == 2 and "Traceback" not in outcome.err
-    assert "not one whole batch" in outcome.err or "cannot be decoded" in outcome.err
+    said = train_here(f"--on_bad_image={mode}").refusal()
+    assert "not one whole batch" in said or "cannot be decoded" in said
 
 
 def test_sunk_data_that_does_not_come_is_explained(copy_of, monkeypatch, capsys):
@@ -222,12 +209,3 @@ def test_broken_images_in_records_are_named_and_replaced_too(copy_of, tmp_path, 
         train_batches(config, reader)
     images = train_batches(photo_config(packed, "--on_bad_image=replace"), reader)
     assert sum(len(labels) for _, labels in images) == 20 and reader.tracker.take_lost() == [7]
-
-
-def test_a_broken_test_image_costs_nothing_of_the_training(copy_of):
-    (copy_of("folder") / "val/bee/image 04.png").write_bytes(b"")
-    outcome = train_here("--mode=train_and_evaluate", "--max_epoch=2", "--ckpt_interval=5")
-    assert outcome.status == 2 and "data/val/bee/image 04.png: is empty" in outcome.err
-    point = find_point(get_config(["--resume", "--ckpt_path=runs"]), Rank())
-    assert point.step == point.record["steps_per_epoch"]
-    assert len((point.folder / "metrics.csv").read_text().split()) == 2

@@ -6,17 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
-    COUNTS,
-    convert,
-    example,
-    run_main,
-    run_python,
-    write_cifar10,
-    write_coloured,
-    write_image,
-    write_lists,
-)
+from helpers import COUNTS, example, run_main, run_python, write_coloured, write_image, write_lists
 from PIL import Image
 
 TRAIN = sum(COUNTS["train"])
@@ -93,12 +83,3 @@ def test_broken_records_of_shards_are_all_found(data, tmp_path):
                  "00000-of-00002: record 3: cannot be decoded", "00001-of-00002: record 1 is cut short"):
         assert f"shards/train-{said}" in outcome.out
     assert "TFRecord shards in shards" in outcome.out and "4 images" in outcome.out
-
-
-def test_packed_sets_and_cifar_records_are_read(data, tmp_path):
-    assert convert(data, tmp_path / "packed", "--split=train").status == 0
-    outcome = check("--data_dir=packed", "--split=train")
-    assert outcome.status == 0 and f"{TRAIN} images" in outcome.out and "     0 ant: 9" in outcome.out
-    written = write_cifar10(tmp_path / "cifar")
-    outcome = run_main("scripts.check_dataset", f"--data_dir={written.folder}")
-    assert outcome.status == 0 and "images per class: 8 to 8" in outcome.out and "width 32 to 32" in outcome.out

@@ -37,10 +37,9 @@ def test_command_leaves_a_complete_set_alone_and_refuses_a_broken_one(tmp_path):
     assert "are in" in run_main(*command).out
     assert batch.stat().st_mtime_ns == written_at
     other = run_main(*command[:2], "--train=30", "--test=5", "--seed=2")
-    assert other.status == 2 and "made with --train=20 --seed=1;" in other.err
+    assert "made with --train=20 --seed=1;" in other.refusal()
     batch.write_bytes(batch.read_bytes()[:-1])
-    refused = run_main(*command)
-    assert refused.status == 2 and "damaged" in refused.err
+    assert "damaged" in run_main(*command).refusal()
     assert [path.name for path in folder.parent.iterdir()] == ["shapes"]
 
 

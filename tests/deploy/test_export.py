@@ -57,10 +57,9 @@ def test_a_photo_model_with_a_free_batch(photo_model: Deployed):
 
 def test_one_format_without_the_comparison(cifar_model: Deployed, tmp_path):
     (tmp_path / "own.yaml").write_text("network: vgg19\n")
-    done = export(cifar_model.checkpoint, tmp_path / "a folder" / "x y.onnx", "--file_format=onnx",
-                  "--parity_check=False", f"--config_path={tmp_path / 'own.yaml'}")
-    assert done.status == 0, done.err
-    assert "network=vgg11 (not vgg19" in done.out and "image_size" not in done.out
+    printed = export(cifar_model.checkpoint, tmp_path / "a folder" / "x y.onnx", "--file_format=onnx",
+                     "--parity_check=False", f"--config_path={tmp_path / 'own.yaml'}").printed()
+    assert "network=vgg11 (not vgg19" in printed and "image_size" not in printed
     assert sorted(path.name for path in (tmp_path / "a folder").iterdir()) == ["x y.json", "x y.onnx"]
     assert find_card(tmp_path / "a folder" / "x y.onnx").files["ONNX"].parity is None
 
@@ -85,10 +84,9 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(cifar_model: Depl
     new, before = tmp_path / "new" / "x", sorted(tmp_path.iterdir())
 
     def refused(checkpoint: Path, name: Path, *flags: str) -> str:
-        done = export(checkpoint, name, *flags)
-        assert done.status == 2 and "Traceback" not in done.err, done
+        said = export(checkpoint, name, *flags).refusal()
         assert [path for path in sorted(tmp_path.rglob("*")) if path != new.parent] == before
-        return done.err
+        return said
 
     for flag, words in (("--file_format=MINDIR,AIR", "file_format: AIR"), ("--dynamic_batch", "dynamic_batch"),
                         ("--num_classes=5", "--num_classes says 5"), ("--image_size=64", "image_size")):

@@ -10,17 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Deployed
-
-SCRIPT = ROOT / "scripts" / "run_infer_310.sh"
+from helpers import ROOT, Deployed, Outcome
 
 
-def device(cwd: Path, *args: object, **variables: str) -> subprocess.CompletedProcess:
+def device(cwd: Path, *args: object, **variables: str) -> Outcome:
     """The script, from an empty folder, with the Python of the tests."""
     cwd.mkdir(exist_ok=True)
     env = os.environ | {"PYTHON": sys.executable, "GLOG_v": "3"} | variables
-    return subprocess.run(["bash", str(SCRIPT), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(["bash", ROOT / "scripts" / "run_infer_310.sh", *map(str, args)], cwd=cwd, env=env,
+                          capture_output=True, text=True, timeout=300)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def counts(folder: Path) -> tuple[int, int, int]:
@@ -34,11 +33,10 @@ def counts(folder: Path) -> tuple[int, int, int]:
 
 def test_cifar10_with_mindspore(cifar_model: Deployed, tmp_path):
     (tmp_path / "the data").symlink_to(cifar_model.data)
-    done = device(tmp_path / "w", cifar_model.mindir, "cifar10", "../the data", "y", ENGINE="mindspore")
-    assert done.returncode == 0, done.stderr
+    printed = device(tmp_path / "w", cifar_model.mindir, "cifar10", "../the data", "y", ENGINE="mindspore").printed()
     assert counts(tmp_path / "w") == cifar_model.counts
     for words in ("'acc': 0.", f"mindspore runs {cifar_model.mindir}"):
-        assert words in done.stdout
+        assert words in printed
     assert len(list((tmp_path / "w" / "result_Files").glob("*_0.bin"))) == cifar_model.counts[2]
     times = (tmp_path / "w" / "time_Result" / "test_perform_static.txt").read_text()
     assert f"infer_count {cifar_model.counts[2]}\n" in times
@@ -48,9 +46,8 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
     """Inputs and labels of one call belong together, whatever their folder is called. A device has no MindSpore."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mindspore'] = None\n")
     here, expected, prepared = tmp_path / "w", cifar_model.counts, tmp_path / "w" / "preprocess_Result"
-    done = device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
-                  "--dataset_format=cifar10", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    device(here, cifar_model.onnx, "cifar10", cifar_model.data, "y", "0", "--per_batch_size=5",
+           "--dataset_format=cifar10", PYTHONPATH=str(tmp_path)).printed()
     names = {path.name for path in (prepared / "00_data").iterdir()}
     assert names == {f"VGG11_data_bs5_{number}.bin" for number in range(8)}  # 37 images, the last file has two
     assert counts(here) == expected
@@ -63,32 +60,27 @@ def test_cifar10_with_onnxruntime_then_without_preprocessing(cifar_model: Deploy
         if data == other:
             for path in (prepared / "00_data").iterdir():
                 path.write_bytes(bytes(path.stat().st_size))  # must not be used
-        done = device(here, cifar_model.onnx, "cifar10", data, "n", "", PYTHONPATH=str(tmp_path))
-        assert done.returncode == 0, done.stderr
+        printed = device(here, cifar_model.onnx, "cifar10", data, "n", "", PYTHONPATH=str(tmp_path)).printed()
         assert counts(here) == expected
-        assert "preprocess: done" not in done.stdout
+        assert "preprocess: done" not in printed
     (other / "cifar10_label_ids.npy").unlink()
-    done = device(here, cifar_model.onnx, "cifar10", other, "n", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2
-    assert f"there is no cifar10_label_ids.npy for {other}" in done.stderr
+    said = device(here, cifar_model.onnx, "cifar10", other, "n", PYTHONPATH=str(tmp_path)).refusal()
+    assert f"there is no cifar10_label_ids.npy for {other}" in said
 
 
 def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, tmp_path):
     """The MindIR takes four images at a time, and there are 22."""
     here, expected = tmp_path / "w", photo_model.counts
-    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y")
-    assert done.returncode == 0, done.stderr
-    assert counts(here) == expected and "Top1 acc: " in done.stdout and "Top2 acc: " in done.stdout
-    assert f"onnxruntime runs {photo_model.onnx}" in done.stdout  # the fastest here, and of the same export
+    printed = device(here, photo_model.mindir, "imagenet2012", photo_model.data, "Y").printed()
+    assert counts(here) == expected and "Top1 acc: " in printed and "Top2 acc: " in printed
     assert expected[2] == 22 == len(list((here / "result_Files").iterdir()))
     assert (here / "result_Files" / "n01_00000001_0.bin").is_file()
     labels = json.loads((here / "preprocess_Result" / "imagenet_label.json").read_text())
     assert labels["n01_00000001.JPEG"] == 0 and labels["bee__0_jpg.jpg"] == 1 and len(labels) == 22
 
-    done = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=onnxruntime",
-                  ENGINE="lite")
-    assert done.returncode == 0, done.stderr
-    assert counts(here) == expected and f"onnxruntime runs {photo_model.onnx}" in done.stdout
+    printed = device(here, photo_model.mindir, "imagenet2012", photo_model.data / "val", "n", "--engine=mindspore",
+                     ENGINE="lite").printed()
+    assert counts(here) == expected and f"mindspore runs {photo_model.mindir}" in printed
 
 
 @pytest.mark.parametrize("script, log, status", [("preprocess", "preprocess.log", 3), ("infer", "infer.log", 7),
@@ -106,8 +98,8 @@ def test_a_failing_stage_ends_it(cifar_model: Deployed, tmp_path, script, log, s
     acc.parent.mkdir()
     acc.write_text("'acc': 0.9999")
     done = device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", PYTHON=str(python))
-    assert done.returncode == status
-    assert f"failed with status {status}; the end of {tmp_path / 'w' / log}:" in done.stderr
-    assert "the reason" in done.stderr and "on standard error" in done.stderr
-    assert "'acc'" not in done.stdout
+    assert done.status == status
+    assert f"failed with status {status}; the end of {tmp_path / 'w' / log}:" in done.err
+    assert "the reason" in done.err and "on standard error" in done.err
+    assert "'acc'" not in done.out
     assert not acc.exists() or "'acc'" not in acc.read_text()  # neither a new nor an old one

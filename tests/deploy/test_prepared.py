@@ -14,9 +14,8 @@ def preprocess(folder: Path, *flags: object) -> Outcome:
 
 
 def test_inputs_follow_the_recipe_without_a_model(cifar_model: Deployed, tmp_path):
-    done = preprocess(tmp_path, f"--data_dir={cifar_model.data}", "--image_size=32,64", "--image_mean=0,0,0",
-                      "--image_std=1,1,1", "--batch_size=10")
-    assert done.status == 0, done.err
+    preprocess(tmp_path, f"--data_dir={cifar_model.data}", "--image_size=32,64", "--image_mean=0,0,0",
+               "--image_std=1,1,1", "--batch_size=10").printed()
     files = sorted((tmp_path / "00_data").iterdir())
     assert [path.name for path in files] == [f"VGG16_data_bs10_{number}.bin" for number in range(4)]
     images = np.fromfile(files[3], np.float32).reshape(-1, 3, 32, 64)
@@ -33,8 +32,7 @@ def test_inputs_of_an_earlier_call_are_removed(cifar_model: Deployed, tmp_path):
     assert preprocess(tmp_path, *flags, "--batch_size=30").status == 0
     (tmp_path / "00_data" / "thesis.doc").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = preprocess(tmp_path, *flags)
-    assert done.status == 2 and "thesis.doc" in done.err
+    assert "thesis.doc" in preprocess(tmp_path, *flags).refusal()
     assert sorted(tmp_path.rglob("*")) == before and len(before) == 6  # the folder has two files and the other one
 
 
@@ -55,12 +53,11 @@ def postprocess(folder: Path, *flags: object, labels: str = "labels.npy") -> Out
 
 
 def test_every_image_counts(results):
-    done = postprocess(results)
-    assert done.status == 0, done.err
-    assert "7 images: top1_correct=4, " in done.out
-    assert "'acc': 0.5714\n" in done.out
+    printed = postprocess(results).printed()
+    assert "7 images: top1_correct=4, " in printed
+    assert "'acc': 0.5714\n" in printed
     (results / "labels.json").write_text("[0, 1, 2, 3, 4, 5, 6]")
-    assert postprocess(results, labels="labels.json").out == done.out
+    assert postprocess(results, labels="labels.json").out == printed
     np.save(results / "labels.npy", np.array([[0, 1], [2, 3]]))  # a row for each file, as in the model zoo
     for number in (2, 3):
         (results / "result_Files" / f"VGG16_data_bs2_{number}_0.bin").unlink()
@@ -73,10 +70,9 @@ def test_labels_by_name(results):
     for name, answer in (("n01_1.a", 7), ("n02_2", 9), ("n03_3", 9)):
         np.eye(1000, dtype=np.float32)[answer].tofile(results / "result_Files" / f"{name}_0.bin")
     (results / "labels.json").write_text('{"n01_1.a.JPEG": 7, "n02_2.png": 8, "n03_3.png": 9}')
-    done = postprocess(results, "--dataset_name=imagenet2012", labels="labels.json")
-    assert done.status == 0, done.err
-    assert "Top1 acc: 0.6667\n" in done.out
-    assert "Top5 acc: 0.6667\n" in done.out
+    printed = postprocess(results, "--dataset_name=imagenet2012", labels="labels.json").printed()
+    assert "Top1 acc: 0.6667\n" in printed
+    assert "Top5 acc: 0.6667\n" in printed
 
 
 def test_results_and_labels_that_do_not_fit_are_refused(results):
@@ -88,7 +84,7 @@ def test_results_and_labels_that_do_not_fit_are_refused(results):
 
     def refused(words: str, *flags: str, labels: str = "labels.npy") -> None:
         done = postprocess(results, *flags, labels=labels)
-        assert done.status == 2 and words in done.err and "Traceback" not in done.err and "acc" not in done.out, done
+        assert words in done.refusal() and "acc" not in done.out, done
 
     files = results / "result_Files"
     middle = files / "VGG16_data_bs2_1_0.bin"

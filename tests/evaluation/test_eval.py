@@ -21,6 +21,7 @@ from helpers import (
     tell_apart,
     write_class_folders,
     write_lists,
+    write_recipe,
 )
 from mindspore import nn, ops
 
@@ -29,9 +30,8 @@ from model_utils.device_adapter import Rank, set_up_device
 from model_utils.schema import DATASETS
 from src import build
 from src.data.formats import build_reader
-from src.evaluation.evaluate import draw_wrong, evaluate_and_log
+from src.evaluation.evaluate import draw_wrong
 from src.evaluation.evaluate import evaluate as evaluate_network
-from src.training.loop import build_test_reader
 from src.weights.checkpoint import save_checkpoint
 from src.weights.model_info import ModelInfo
 
@@ -56,11 +56,6 @@ def write_checkpoint(path: Path, seed: int, *flags: str, classes: tuple[str, ...
 
 
 @pytest.fixture(scope="module")
-def data(cifar, tmp_path_factory) -> Path:
-    return shutil.copytree(cifar.folder, tmp_path_factory.mktemp("cifar") / "data")  # a test names its classes
-
-
-@pytest.fixture(scope="module")
 def checkpoints(cifar, tmp_path_factory) -> list[Path]:
     """Three of one run; with a file that is still being written."""
     run = tmp_path_factory.mktemp("runs") / "run"
@@ -78,15 +73,14 @@ def evaluate(data: Path, root: Path, checkpoint: Path | str, *flags: str) -> Out
 
 
 def evaluated(outcome: Outcome) -> list[str]:
-    assert outcome.status == 0, outcome
-    return re.findall(r"^checkpoint: (.*)$", outcome.out, re.MULTILINE)
+    return re.findall(r"^checkpoint: (.*)$", outcome.printed(), re.MULTILINE)
 
 
 # --- which checkpoints
 
 
-def test_a_folder_is_all_checkpoints_in_it_newest_first_and_a_pattern_some(data, checkpoints, tmp_path):
-    outcome = evaluate(data, tmp_path, checkpoints[2].parent)
+def test_a_folder_is_all_checkpoints_in_it_newest_first_and_a_pattern_some(cifar, checkpoints, tmp_path):
+    outcome = evaluate(cifar.folder, tmp_path, checkpoints[2].parent)
     newest_first = [str(checkpoints[index]) for index in (0, 2, 1)]
     assert evaluated(outcome) == newest_first
     hits = [int(found[1]) for found in LINE.findall(outcome.out) if found[0] == "1"]
@@ -97,17 +91,17 @@ def test_a_folder_is_all_checkpoints_in_it_newest_first_and_a_pattern_some(data,
             for place, (one, five, path) in enumerate(zip(hits, top5, newest_first, strict=True))]
     assert outcome.out.splitlines()[-4:] == ["top-1     top-5     checkpoint", *rows]
     assert outcome.out.count("weights: ") == 1 and "taken from" not in outcome.out  # no flag or own recipe differs
-    (tmp_path / "own.yaml").write_text("network: vgg19\n")
-    outcome = evaluate(data, tmp_path, checkpoints[0].parent / "0-*.ckpt", f"--config_path={tmp_path / 'own.yaml'}")
+    own = write_recipe(tmp_path, "network: vgg19\n")
+    outcome = evaluate(cifar.folder, tmp_path, checkpoints[0].parent / "0-*.ckpt", f"--config_path={own}")
     assert evaluated(outcome) == [str(checkpoints[0]), str(checkpoints[1])]
     assert re.findall("taken from the file: (.*?)=", outcome.out) == ["network"]
 
 
-def test_damaged_and_other_checkpoints_are_skipped_and_named(data, checkpoints, tmp_path):
+def test_damaged_and_other_checkpoints_are_skipped_and_named(cifar, checkpoints, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(checkpoints[0].read_bytes()[:5000])
     other = write_checkpoint(tmp_path / "other.ckpt", 4, classes=("ant", "bee"))
     os.link(other, tmp_path / "again.ckpt")
-    outcome = evaluate(data, tmp_path / "outputs", tmp_path)
+    outcome = evaluate(cifar.folder, tmp_path / "outputs", tmp_path)
     assert outcome.status == 2 and not (tmp_path / "outputs").exists()  # there is no other
     assert outcome.err.count(".ckpt") == 3 and outcome.err.count("there are 10 classes") == 1  # one reason for both
     assert "--num_classes=" not in outcome.err  # which the checkpoint would refuse
@@ -117,7 +111,7 @@ def test_damaged_and_other_checkpoints_are_skipped_and_named(data, checkpoints, 
         for number, path in enumerate(checkpoints):
             (tmp_path / f"good{number}.ckpt").unlink(missing_ok=True)
             os.link(path, tmp_path / f"good{number}.ckpt")
-        outcome = evaluate(data, tmp_path / "outputs", tmp_path)
+        outcome = evaluate(cifar.folder, tmp_path / "outputs", tmp_path)
         assert outcome.status == 1 and outcome.err.count(".ckpt: ") == 2 and "bad.ckpt: " in outcome.err
         assert f"{other}: num_classes: is 2" in outcome.err and "there are 10 classes" in outcome.err
         assert re.findall(r"^checkpoint: .*/(.*)\.ckpt$", outcome.out, re.MULTILINE) == ["good0", "good2", "good1"]
@@ -138,37 +132,18 @@ def test_checkpoints_may_have_other_numbers_of_classes_than_each_other(tmp_path)
     (("truck", *CLASSES[1:-1], "airplane"), 2, "numbers its classes otherwise than"),
     ((*CLASSES[:-1], "lorry"), 0, "1 of the checkpoint's classes (lorry, ...) have other names"),
     (tuple(map(str, range(10))), 0, None), (CLASSES, 0, None)], ids=["moved", "another name", "no names", "the same"])
-def test_the_names_of_the_classes_are_compared(data, tmp_path, classes, status, said):
+def test_the_names_of_the_classes_are_compared(cifar, tmp_path, classes, status, said):
+    data = shutil.copytree(cifar.folder, tmp_path / "data")
     (data / "cifar-10-batches-bin" / "batches.meta.txt").write_text("\n".join(CLASSES) + "\n")
     outcome = evaluate(data, tmp_path, write_checkpoint(tmp_path / "any.ckpt", 1, classes=classes))
     assert outcome.status == status
     assert said in outcome.out + outcome.err if said else "classes (" not in outcome.out and not outcome.err
 
 
-@pytest.mark.parametrize("script", ["train", "eval"])
-def test_features_alone_cannot_be_trained_or_counted(data, tmp_path, script):
+def test_features_alone_cannot_be_counted(cifar, tmp_path):
     path = write_checkpoint(tmp_path / "features.ckpt", 1, "--include_top=False")
-    outcome = run_main(script, *TINY, "--include_top=False", f"--data_dir={data}", f"--pre_trained={path}",
-                       f"--ckpt_path={tmp_path / 'outputs'}")
-    assert outcome.status == 2 and "include_top" in outcome.err and not (tmp_path / "outputs").exists()
-
-
-def test_flags_and_data_that_do_not_fit_are_refused(data, checkpoints, tmp_path):
-    for flag in ("--network=vgg16", "--num_classes=11", "--image_size=64", "--width=0.5"):
-        outcome = evaluate(data, tmp_path / "outputs", checkpoints[0], flag)
-        assert outcome.status == 2 and flag.strip("-").split("=")[0] in outcome.err and "checkpoint" in outcome.err
-    outcome = evaluate(tmp_path / "absent", tmp_path / "outputs", checkpoints[2].parent)
-    assert outcome.status == 2 and str(tmp_path / "absent") in outcome.err and not (tmp_path / "outputs").exists()
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_an_evaluation_leaves_the_network_in_its_mode(data, training):
-    """Or a run would go on without dropout, and with BatchNorm frozen."""
-    network = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 32 * 32, 10)).set_train(training)
-    config = get_config([*TINY, f"--data_dir={data}", "--per_batch_size=16", "--mode=train_and_evaluate"])
-    reader = build_test_reader(config, build.build_train_data(config, Rank()).reader)
-    assert evaluate_network(config, Rank(), network, reader).counts.seen == TEST_COUNT
-    assert network.training is training
+    outcome = evaluate(cifar.folder, tmp_path / "outputs", path)
+    assert "include_top" in outcome.refusal() and not (tmp_path / "outputs").exists()
 
 
 # --- what is printed
@@ -196,13 +171,13 @@ def test_few_classes_have_no_top5_and_many_no_table(tmp_path, names, lines):
 # --- what is written
 
 
-def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_path):
+def test_each_checkpoint_has_a_folder_with_its_report(cifar, checkpoints, tmp_path):
     everything = tmp_path / "all"
     (everything / "other").mkdir(parents=True)
     for checkpoint in checkpoints:
         os.link(checkpoint, everything / checkpoint.name)
     os.link(checkpoints[1], everything / "other" / "0-1_5.ckpt")
-    assert evaluate(data, tmp_path / "evaluations", everything).status == 0
+    assert evaluate(cifar.folder, tmp_path / "evaluations", everything).status == 0
     folder = only_folder(tmp_path / "evaluations")
     assert re.fullmatch(r"\d{8}_\d{6}_eval", folder.name)
     assert {item.name for item in folder.iterdir() if item.is_dir()} == {"best", "0-1_5", "0-1_5_2", "0-2_5"}
@@ -214,7 +189,7 @@ def test_each_checkpoint_has_a_folder_with_its_report(data, checkpoints, tmp_pat
     metrics = json.loads((folder / "best" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"top1", "top5", "images", "loss", "images_per_s", "checkpoint", "config"}
     assert metrics["images"] == TEST_COUNT and metrics["images_per_s"] > 0
-    assert Path(metrics["checkpoint"]).name == "best.ckpt" and metrics["config"]["data_dir"] == str(data)
+    assert Path(metrics["checkpoint"]).name == "best.ckpt" and metrics["config"]["data_dir"] == str(cifar.folder)
     assert metrics["config"]["width"] == 0.125  # of the checkpoint, not of the recipe
     line = re.search(r"checkpoint: \S+best.ckpt.*?top1_correct=(\d+)", (folder / "eval.log").read_text(), re.DOTALL)
     assert metrics["top1"] == int(line[1]) / TEST_COUNT
@@ -253,7 +228,7 @@ def test_the_most_confident_mistakes_are_the_right_images(copy_of, monkeypatch, 
         (folder / "val" / "ant" / f"image {broken:02}.png").write_bytes(b"")
     config = photo_config(folder, "--on_bad_image=skip", "--device_target=CPU")
     reader = build_reader(config, "test")
-    evaluation = evaluate_and_log(config, Rank(), Brightness(), reader)
+    evaluation = evaluate_network(config, Rank(), Brightness(), reader)
     assert [(index, answer) for _, index, answer in evaluation.wrong] == [(index, 1) for index in wrong]
     monkeypatch.setattr("src.evaluation.evaluate.contact_sheet", lambda *parts: sheets.append(parts))
     draw_wrong(folder / "wrong.png", evaluation.wrong, reader)

@@ -96,7 +96,7 @@ def test_the_jit_level_is_set_before_the_job_is_joined(monkeypatch, flags, targe
 def test_the_environment_of_a_launcher(env, launcher, size, local_ranks, card):
     assert local_adapter.launcher(env) == launcher
     assert local_adapter.launched_size(env) == size
-    assert local_adapter.local_ranks(env) == local_ranks
+    assert local_adapter.launched_size(env, on_this_host=True) == local_ranks
     assert local_adapter.local_device_id(env) == card
 
 

@@ -91,7 +91,6 @@ def test_another_mindspore_or_place_has_an_environment_of_its_own(tree):
     assert "mindspore==2.10.0\nnumpy==" in (tree / ".venv-2.10.0/requirements.txt").read_text()
     assert prepare(tree, MINDSPORE_VERSION="2.8.0", VENV="other place").returncode == 0
     assert (tree.parent / "other place/bin/python").exists() and not (tree / ".venv").exists()
-    assert "not a version" in prepare(tree, MINDSPORE_VERSION="../2.8").stderr
 
 
 def test_nothing_of_others_is_deleted(tree):
@@ -106,15 +105,8 @@ def test_nothing_of_others_is_deleted(tree):
     program(theirs / "bin/python", "#!/bin/sh\nexit 1\n")
     done = prepare(tree)
     assert done.returncode == 2 and "does not run" in done.stderr and (theirs / "vgg-environment").exists()
-    (tree / ".venv").unlink()
-    shutil.copytree(theirs, tree / ".venv")
-    program(tree / ".venv/bin/python", PYTHON)
-    (tree / ".venv/vgg-environment").write_text("/elsewhere/.venv\n")
-    assert "was made as /elsewhere/.venv and moved" in prepare(tree).stderr
-    shutil.rmtree(tree / ".venv")
-    (tree / ".venv").symlink_to(theirs)  # somebody's own environment, whose packages pip would replace
     for name in ("requirements.txt", "vgg-environment"):
-        (theirs / name).unlink()
+        (theirs / name).unlink()  # now it is somebody's own environment, whose packages pip would replace
     program(theirs / "bin/python", PYTHON)
     before = pip_calls(tree)
     assert "not made by this script" in prepare(tree).stderr and pip_calls(tree) == before

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning: what is frozen does not change and costs no gradient, and the head may learn faster."""
+"""Fine-tuning: what is frozen does not change and costs no gradient."""
 
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mindspore
-import numpy as np
 import pytest
 from foreign_files import make, torchvision, write_safetensors
-from helpers import CLASSES, TINY, Outcome, only_folder, run_main, write_class_folders
+from helpers import CLASSES, Outcome, only_folder, run_main, write_class_folders
 from mindspore import nn
 
-from model_utils.config import get_config
-from model_utils.device_adapter import Rank
-from src.build import build_loss, build_model, build_network
 from src.training.optimizer import freeze, moving_statistics
 from src.utils.util import get_param_groups
 from src.vgg import vgg11
@@ -67,18 +62,13 @@ def movable(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("graph_mode", [True, False])
 def test_frozen_features_keep_their_bits_while_training_and_evaluating(bench, tmp_path, graph_mode):
-    outcome = bench.train(tmp_path / "runs", "--freeze=features", "--mode=train_and_evaluate", "--max_epoch=2",
-                          f"--graph_mode={graph_mode}")
-    assert outcome.status == 0, outcome
-    assert outcome.out.count("after allreduce eval: top1") == 2  # between the epochs, too, the network changed its mode
-    assert "epoch: 2 step: 3, loss is" in outcome.out
+    printed = bench.train(tmp_path / "runs", "--freeze=features", "--mode=train_and_evaluate", "--max_epoch=2",
+                          f"--graph_mode={graph_mode}").printed()
+    assert printed.count("after allreduce eval: top1") == 2  # between the epochs, too, the network changed its mode
+    assert "epoch: 2 step: 3, loss is" in printed
     assert moved(bench.file, tmp_path / "runs") == CLASSIFIER
-    assert "vgg11, 395,779 trainable parameters of 541,027 (frozen: features), 3 classes" in outcome.out
-    checkpoint = only_folder(tmp_path / "runs") / "best.ckpt"
-    assert read_weights(checkpoint).info.class_names == CLASSES
-    assert bench.evaluate(tmp_path / "evaluations", checkpoint).status == 0
-    rows = next((tmp_path / "evaluations").rglob("per_class.csv")).read_text().splitlines()[1:]
-    assert [row.split(",")[1] for row in rows] == list(CLASSES)
+    assert "vgg11, 395,779 trainable parameters of 541,027 (frozen: features), 3 classes" in printed
+    assert read_weights(only_folder(tmp_path / "runs") / "best.ckpt").info.class_names == CLASSES
     if graph_mode:
         return
     again = bench.train(tmp_path / "runs", "--freeze=features", "--max_epoch=3", "--resume")
@@ -90,8 +80,7 @@ def test_a_frozen_classifier_keeps_its_head_and_nothing_frozen_moves_all(bench, 
     assert bench.train(tmp_path / "all").status == 0
     assert moved(bench.file, tmp_path / "all") >= movable(bench.file)
     file = write_torchvision(tmp_path / "three.safetensors", classes=3)
-    outcome = bench.train(tmp_path / "runs", f"--pre_trained={file}", "--freeze=classifier")
-    assert outcome.status == 0, outcome
+    bench.train(tmp_path / "runs", f"--pre_trained={file}", "--freeze=classifier").printed()
     changed = moved(file, tmp_path / "runs")
     assert not changed & CLASSIFIER and changed >= movable(file) - CLASSIFIER
 
@@ -107,32 +96,6 @@ def test_patterns_name_parameters_and_statistics():
     norms = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     assert [norm.use_batch_statistics for norm in norms] == [False] + [None] * 7
     assert len(moving_statistics(network)) == 14
-
-
-def test_the_head_learns_faster_by_the_multiplier(bench, tmp_path):
-    """Two equal networks and one step: only the head has gone another way, ten times as far."""
-
-    def change(multiplier: float) -> dict[str, np.ndarray]:
-        config = get_config([*TINY, f"--head_lr_multiplier={multiplier}", "--weight_decay=0", "--dropout_rate=0"])
-        mindspore.set_seed(3)
-        network = build_network(config, Rank())
-        before = {parameter.name: parameter.asnumpy().copy() for parameter in network.trainable_params()}
-        optimizer = build_model(config, Rank(), network, build_loss(config), np.full(4, 0.01, np.float32))._optimizer
-        assert sorted(item.name for item in optimizer.parameters) == sorted(before)  # each in one group
-        step = nn.TrainOneStepCell(nn.WithLossCell(network, build_loss(config)), optimizer).set_train()
-        images = np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-        step(mindspore.Tensor(images), mindspore.Tensor(np.arange(4) % 3, mindspore.int32))
-        return {parameter.name: parameter.asnumpy() - before[parameter.name]
-                for parameter in network.trainable_params()}
-
-    plain, faster = change(1), change(10)
-    for name, difference in plain.items():
-        wanted = 10 * difference if name.startswith("classifier.6") else difference
-        assert difference.any() or name.endswith("bias")
-        np.testing.assert_allclose(faster[name], wanted, atol=1e-6, err_msg=name)
-    file = write_torchvision(tmp_path / "three.safetensors", classes=3)
-    outcome = bench.train(tmp_path / "runs", "--head_lr_multiplier=5", "--freeze=classifier", f"--pre_trained={file}")
-    assert outcome.status == 2 and "head_lr_multiplier: is 5" in outcome.err and not (tmp_path / "runs").exists()
 
 
 def test_images_of_another_size_get_a_new_classifier_or_are_pooled(bench, tmp_path):

@@ -162,8 +162,10 @@ def test_a_broken_test_image_ends_every_rank_after_the_state_is_saved(job):
     refusals = [str(result["refusal"]) for result in job(2).results]
     (broken,) = (path for path in (job(2).folder / "images").rglob("*.png") if not path.stat().st_size)
     assert all(refusals) and sum(broken.name in text for text in refusals) == 1
-    states = (only_folder(job(2).folder / "broken") / "resume").iterdir()
-    assert sorted(path.name for path in states) == ["step-00000003.rank1.state", "step-00000003.state"]
+    run = only_folder(job(2).folder / "broken")
+    states = sorted(path.name for path in (run / "resume").iterdir())
+    assert states == ["step-00000003.rank1.state", "step-00000003.state"]
+    assert len((run / "metrics.csv").read_text().split()) == 2  # the header, and the epoch before the evaluation
 
 
 @pytest.mark.slow

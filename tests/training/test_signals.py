@@ -76,9 +76,6 @@ def test_a_signal_ends_an_evaluation_before_which_all_was_saved(tmp_path):
 def test_a_stop_promises_only_what_was_saved(tmp_path):
     state = TrainState(10, np.zeros(10), 1, step=5)
     assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)
-    state.saved_step = 3
-    assert "step 3" in how_to_go_on(tmp_path, Rank(), state)
-    assert how_to_go_on(tmp_path, Rank(), state).endswith(f"\n  python train.py --resume={tmp_path}")
 
 
 def test_a_signal_before_training_ends_the_process_at_once():

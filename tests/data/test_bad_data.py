@@ -164,7 +164,7 @@ def test_an_epoch_of_broken_images_alone(copy_of, mode):
 
 
 def test_sunk_data_that_does_not_come_is_explained(copy_of, monkeypatch, capsys):
-    """A device knows only that it has waited in vain. The image is logged before that, when no more are requested."""
+    """A device knows only that no data came. The image is logged before that, when no more are requested."""
     broken = break_images(copy_of("folder"))
     reader = build_reader(photo_config("data"), "train")
     monkeypatch.setattr("src.data.broken_images.WATCH_SECONDS", 0.05)
@@ -173,7 +173,7 @@ def test_sunk_data_that_does_not_come_is_explained(copy_of, monkeypatch, capsys)
         with pytest.raises(RuntimeError, match="dataset pipeline"):
             train_batches(photo_config("data"), reader)
         said, deadline = "", time.monotonic() + 30
-        while "waits for it in vain" not in said and time.monotonic() < deadline:
+        while "keeps waiting for it" not in said and time.monotonic() < deadline:
             time.sleep(0.05)
             said += capsys.readouterr().out
         raise RuntimeError("For 'GetNext', get data timeout. Queue name: 1")

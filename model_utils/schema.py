@@ -260,6 +260,10 @@ class AugmentKeys(Keys):
                                    needs="dataset=photos|imagenet2012", resume="force")
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "smallest,largest width over height of a random crop",
                                    needs="dataset=photos|imagenet2012", resume="force")
+    crop_padding: int = key(4, "pixels by which small images are padded before a random crop", ge=0, le=16,
+                            needs="dataset=cifar10|cifar100|synthetic", resume="force")
+    crop_border: Literal["black", "reflect"] = key("black", "what that padding shows", resume="force",
+                                                   needs="dataset=cifar10|cifar100|synthetic")
     hflip: Share | Literal["alternate"] = key(
         0.5, "probability of a flip; alternate: each image in every other epoch, which gains most in short runs",
         needs="augment=True", resume="force")

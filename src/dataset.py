@@ -100,7 +100,9 @@ def train_transforms(config: Config, *, photos: bool, encoded: bool) -> list[Cal
         first = [vision.RandomCropDecodeResize(preset.image_size, config.scale, config.ratio,
                                                Inter[INTERPOLATIONS[preset.interpolation]]), *after_crop]
     else:
-        first = [*_decode_small(encoded=encoded), vision.RandomCrop(SMALL, (4, 4, 4, 4)), *after_crop,
+        border = vision.Border.REFLECT if config.crop_border == "reflect" else vision.Border.CONSTANT
+        first = [*_decode_small(encoded=encoded),
+                 vision.RandomCrop(SMALL, (config.crop_padding,) * 4, padding_mode=border), *after_crop,
                  *_enlarge(preset)]
     return [*first, *_cutout(config.cutout), *_normalize(preset)]
 

@@ -62,15 +62,27 @@ def test_scale_and_ratio_are_area_and_width_over_height(data_dir):
     assert np.allclose(width / height, 3, rtol=0.15)
 
 
+def cropped_ramps(folder, workers, *flags):
+    """A batch of 2,000 small images, in which red grows from left to right and green from top to bottom."""
+    ramp = np.zeros((2000, 32, 32, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
+    (folder / "cifar-10-batches-bin").mkdir()
+    records = cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes()
+    (folder / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(records)
+    config = get_config([f"--data_dir={folder}", "--image_size=32", "--batch_size=2000", *PIXELS, *flags])
+    return batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0]
+
+
+def test_small_images_are_padded_as_asked_before_the_crop(tmp_path):
+    red = (cropped_ramps(tmp_path, 2, "--crop_padding=2", "--crop_border=reflect", "--hflip=0")[:, 0] * 255).round()
+    columns = np.pad(7 * np.arange(32) + 20, 2, mode="reflect")
+    moved = [np.flatnonzero([np.array_equal(row, columns[start:start + 32]) for start in range(5)]) for row in red[:, 9]]
+    assert set(np.concatenate(moved)) == set(range(5)) and all(len(places) == 1 for places in moved)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_crop_flip_and_cutout_do_not_depend_on_each_other(tmp_path, workers):
-    ramp = np.zeros((2000, 32, 32, 3), np.uint8)  # red grows from left to right, green from top to bottom
-    ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes())
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=2000", "--cutout=8", *PIXELS])
-    images = batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0]
+    images = cropped_ramps(tmp_path, workers, "--cutout=8")
     red, green = ((255 * images[:, channel]).round() - 20 for channel in (0, 1))
     is_flipped = np.median(np.diff(red, axis=2), axis=(1, 2)) < 0
     red[is_flipped] = red[is_flipped][:, :, ::-1]

@@ -38,7 +38,7 @@ def config_of(data_dir, *flags):
 
 
 def train_images(data_dir, *flags):
-    return batches(build_train_data(config_of(data_dir, *flags), Rank(0, 1, 2, "CPU")).dataset(0))[0][0]
+    return first_batch(config_of(data_dir, *flags), 2)
 
 
 def eval_image(data_dir, *flags):
@@ -62,15 +62,23 @@ def test_scale_and_ratio_are_area_and_width_over_height(data_dir):
     assert np.allclose(width / height, 3, rtol=0.15)
 
 
+def small_images(folder, images, *flags):
+    """The config of a training on these images of 32x32, in one batch if no flag says otherwise."""
+    (folder / "cifar-10-batches-bin").mkdir(parents=True, exist_ok=True)
+    records = cifar_records(Split(images, np.zeros(len(images), np.uint8))).tobytes()
+    (folder / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(records)
+    return get_config([f"--data_dir={folder}", "--image_size=32", f"--batch_size={len(images)}", *PIXELS, *flags])
+
+
+def first_batch(config, workers):
+    return batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0]
+
+
 def cropped_ramps(folder, workers, *flags):
     """A batch of 2,000 small images, in which red grows from left to right and green from top to bottom."""
     ramp = np.zeros((2000, 32, 32, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = 7 * np.arange(32)[None, :] + 20, 7 * np.arange(32)[:, None] + 20
-    (folder / "cifar-10-batches-bin").mkdir()
-    records = cifar_records(Split(ramp, np.zeros(2000, np.uint8))).tobytes()
-    (folder / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(records)
-    config = get_config([f"--data_dir={folder}", "--image_size=32", "--batch_size=2000", *PIXELS, *flags])
-    return batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0]
+    return first_batch(small_images(folder, ramp, *flags), workers)
 
 
 def test_small_images_are_padded_as_asked_before_the_crop(tmp_path):
@@ -104,10 +112,7 @@ def test_crop_flip_and_cutout_do_not_depend_on_each_other(tmp_path, workers):
 def test_alternating_flips_turn_each_image_in_every_other_epoch(tmp_path):
     images = np.zeros((200, 32, 32, 3), np.uint8)  # red grows from left to right, blue is the number of the image
     images[..., 0], images[..., 2] = 7 * np.arange(32), np.arange(200)[:, None, None]
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    (folder / "data_batch_1.bin").write_bytes(cifar_records(Split(images, np.zeros(200, np.uint8))).tobytes())
-    config = get_config([f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=20", "--hflip=alternate", *PIXELS])
+    config = small_images(tmp_path, images, "--batch_size=20", "--hflip=alternate")
     data = [build_train_data(config, Rank(rank, 2, 2, "CPU")) for rank in range(2)]
 
     def flipped(epoch, *, done_steps=0):
@@ -141,13 +146,7 @@ def test_colours_do_not_depend_on_crop_flip_and_cutout(tmp_path, workers):
     spot[:, 12:20, 12:20], spot[:, 12:20, 12:14] = 160, 80
 
     def run(name, pixels, *flags):
-        folder = tmp_path / name / "cifar-10-batches-bin"
-        folder.mkdir(parents=True, exist_ok=True)
-        records = cifar_records(Split(pixels, np.zeros(len(pixels), np.uint8)))
-        (folder / "data_batch_1.bin").write_bytes(records.tobytes())
-        config = get_config([f"--data_dir={folder.parent}", "--image_size=32", f"--batch_size={len(pixels)}",
-                             "--image_mean=0.2,0.2,0.2", "--image_std=1,1,1", *flags])
-        return batches(build_train_data(config, Rank(0, 1, workers, "CPU")).dataset(0))[0][0] + 0.2
+        return first_batch(small_images(tmp_path / name, pixels, "--image_mean=0.2,0.2,0.2", *flags), workers) + 0.2
 
     plain = run("spot", spot)
     left, top = ((plain[:, 0] > 0.1).any(axis=axis).argmax(axis=1) for axis in (1, 2))

@@ -119,7 +119,7 @@ def options_page() -> str:
     read = {program: keys_of(program) for program in PROGRAMS}
     lines = ["# All keys", "", "<!-- written by `python -m model_utils.config > docs/options.md` -->", "",
              "Each key is a flag (`--max_epoch=3`) and a line of a YAML file (`max_epoch: 3`); flags win. A bare flag "
-             "of the type BOOL means True. `none` stands for no value. LIST is values with commas between them. The "
+             "of the type BOOL means True. `none` stands for no value. LIST stands for values separated by commas. The "
              "recipe of the data set replaces some of these defaults."]
     for group in GROUPS:
         lines += ["", f"## {group.__doc__}", "", "| key | type | default | what it does | read by |",
@@ -128,6 +128,7 @@ def options_page() -> str:
             programs = ", ".join(program.removesuffix(".py") for program in PROGRAMS if name in read[program])
             lines.append(f"| `{name}` | {type_of(name)} | {short(field.default)} | {_description(name)} | {programs} |")
     lines += ["", "## Names that other projects use", "", "| flag | meaning |", "| --- | --- |"]
+    lines += [f"| `{short}` | = {name[2:]} |" for short, name in {"-c": "--config_path", **dialects.SHORT}.items()]
     lines += [f"| `--{name}` | {_meaning(name)} |" for name in ALIASES]
     return "\n".join(lines) + "\n"
 

@@ -200,13 +200,13 @@ class RunKeys(Keys):
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
     max_train_steps: int | None = key(None, "end after so many steps; the rate stays that of max_epoch", ge=1)
-    dry_run: bool = key(False, "try it: a few steps, an evaluation, saving and resuming; leaves nothing, says the cost",
+    dry_run: bool = key(False, "try it: a few steps, evaluate, save, resume; keeps no files, prints time and memory",
                         needs="mode=train|train_and_evaluate")
-    profile: int = key(0, "steps that MindSpore's profiler records, after the first two; 0 is none", ge=0, le=10**4,
+    profile: int = key(0, "steps that MindSpore's profiler records, after the first two; 0 is off", ge=0, le=10**4,
                        needs="mode=train|train_and_evaluate")
     skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is none", ge=0,
+    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is off", ge=0,
                         needs="mode=train_and_evaluate")
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
@@ -217,7 +217,7 @@ class DeviceKeys(Keys):
     device_target: Literal["auto", "Ascend", "GPU", "CPU"] = key("auto", "auto takes Ascend, then GPU, then CPU")
     device_id: int | None = key(None, "which card; the launcher's choice, else 0", ge=0)
     rank_size: int | None = key(None, "how many ranks the job must have; checked", ge=1)
-    is_distributed: bool = key(False, "one rank of a job that msrun or a rank table started")
+    is_distributed: bool = key(False, "this process is one rank of a job started by msrun or a rank table")
     graph_mode: bool = key(True, "compile the network; False runs it op by op (PyNative)")
     jit_level: Literal["auto", "O0", "O1", "O2"] = key(
         "auto", "how MindSpore compiles; auto is O2 on Ascend (as always with a rank table), else MindSpore's own")
@@ -235,7 +235,7 @@ class DataKeys(Keys):
     dataset: Literal[tuple(DATASETS)] = key("cifar10", "data set: layout and transforms", resume="force")
     data_dir: str | None = key(None, "folder of the images")
     dataset_format: Literal["auto", "cifar10", "cifar100", "folder", "list", "tfrecord", "mindrecord"] = key(
-        "auto", "how its images are stored; auto looks, and says so")
+        "auto", "how its images are stored; auto detects it and logs it")
     cifar100_labels: Literal["fine", "coarse"] = key("fine", "which labels of CIFAR-100: 100 or 20 classes",
                                                      needs="dataset=cifar100", resume="fixed")
     tfrecord_first_label: int = key(1, "number of the first class in TFRecord shards", ge=0, le=1)
@@ -265,19 +265,19 @@ class AugmentKeys(Keys):
     crop_border: Literal["black", "reflect"] = key("black", "what that padding shows", resume="force",
                                                    needs="dataset=cifar10|cifar100|synthetic")
     hflip: Share | Literal["alternate"] = key(
-        0.5, "probability of a flip; alternate: each image in every other epoch, which gains most in short runs",
-        needs="augment=True", resume="force")
-    cutout: int = key(0, "side in pixels of a black square; 0 is none", ge=0, needs="augment=True", resume="force")
+        0.5, "probability of a flip; alternate: flip each image in every other epoch", needs="augment=True",
+        resume="force")
+    cutout: int = key(0, "side in pixels of a black square; 0 is off", ge=0, needs="augment=True", resume="force")
     auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
                                            "randaug-m10-n2", needs="augment=True", resume="force")
     color_jitter: tuple[float, ...] = key(
-        (0.0,), "largest change of brightness, contrast and saturation: one number, or one for each and perhaps for "
-        "hue; 0 is none, and so is auto_augment", needs="augment=True", resume="force")
+        (0.0,), "largest change: one number, or one each for brightness, contrast, saturation and, if wanted, hue; 0 "
+        "is off; ignored with auto_augment", needs="augment=True", resume="force")
     re_prob: float = key(0.0, "probability that a random rectangle of an image is erased", ge=0, le=1,
                          needs="augment=True", resume="force")
-    mixup: float = key(0.0, "alpha with which images of a batch are mixed in pairs; 0 is none", ge=0, le=1000,
+    mixup: float = key(0.0, "alpha of mixup; 0 is off", ge=0, le=1000,
                        needs="augment=True", resume="force")
-    cutmix: float = key(0.0, "alpha with which rectangles are exchanged; with mixup, each in half of the batches", ge=0,
+    cutmix: float = key(0.0, "alpha of CutMix; 0 is off; with mixup, each in half of the batches", ge=0,
                         le=1000, needs="augment=True", resume="force")
     mixup_prob: float = key(1.0, "probability that a batch is mixed by mixup or cutmix", ge=0, le=1,
                             needs="mixup|cutmix", resume="force")
@@ -288,7 +288,7 @@ class ImageKeys(Keys):
 
     image_size: ImageSize = key((224, 224), "height,width; one number is a square", resume="fixed")
     image_mean: tuple[float, ...] = key((), "R,G,B on the scale 0 to 1; the data set's unless given", resume="force")
-    image_std: tuple[float, ...] = key((), "standard deviation likewise", resume="force")
+    image_std: tuple[float, ...] = key((), "standard deviation of R,G,B on the same scale", resume="force")
     interpolation: Literal[tuple(INTERPOLATIONS)] = key("bilinear", "how images are resized", resume="force")
     resize_mode: Literal["short_side", "squash"] = key(
         "short_side", "photos in an evaluation: short_side keeps their proportions, squash makes them square, as the "
@@ -304,8 +304,8 @@ class NetworkKeys(Keys):
     has_bias: bool = key(False, "bias in the convolutions", resume="fixed")
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")
     dropout_rate: float = key(0.5, "share of units dropped", ge=0, lt=1, needs="has_dropout=True", resume="force")
-    pad_mode: Literal["same", "pad"] = key("same", "padding of the convolutions", resume="force")
-    padding: int | None = key(None, "pixels of padding; 1 with pad and 0 with same unless given", ge=0, resume="force")
+    pad_mode: Literal["same", "pad"] = key("same", "no effect: convolutions keep the image's size", resume="force")
+    padding: int | None = key(None, "no effect either: 1 with pad_mode=pad", ge=0, resume="force")
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
     include_top: bool = key(True, "False leaves the classifier out", resume="fixed")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
@@ -338,9 +338,11 @@ class ScheduleKeys(Keys):
                             needs="lr_scheduler=cosine_annealing", resume="force")
     lr_step_unit: Literal["epoch", "step"] = key("epoch", "how often the cosine falls",
                                                  needs="lr_scheduler=cosine_annealing", resume="force")
-    lr_scale: Literal["none", "linear"] = key("none", "linear: rates grow with the global batch", resume="force")
-    lr_base_batch: int = key(64, "global batch of these rates", ge=1, needs="lr_scale=linear", resume="force")
-    warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is none", ge=0, le=MOST_EPOCHS, resume="force")
+    lr_scale: Literal["none", "linear"] = key("none", "linear: rates times global batch / lr_base_batch",
+                                               resume="force")
+    lr_base_batch: int = key(64, "global batch of these rates: of all devices and accumulated steps", ge=1,
+                             needs="lr_scale=linear", resume="force")
+    warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is off", ge=0, le=MOST_EPOCHS, resume="force")
 
 
 class LossKeys(Keys):
@@ -352,9 +354,9 @@ class LossKeys(Keys):
     clip_grad_norm: float = key(0.0, "largest norm of all gradients together; 0 is no limit", ge=0, resume="force")
     gradient_accumulation_steps: int = key(1, "steps whose mean gradient makes one change of the weights", ge=1,
                                            le=MOST_BATCH, resume="fixed")
-    ema_decay: float = key(0.0, "share kept of the moving average of the weights, which is evaluated and saved; 0 is "
-                           "none", ge=0, lt=1, resume="fixed")
-    head_lr_multiplier: float = key(1.0, "times the learning rate for the last layer", gt=0, resume="force")
+    ema_decay: float = key(0.0, "decay of the moving average (EMA) of the weights, which is evaluated and saved; "
+                           "0.999, for example; 0 is off", ge=0, lt=1, resume="fixed")
+    head_lr_multiplier: float = key(1.0, "factor on the learning rate of the last layer", gt=0, resume="force")
     weight_decay: float = key(5e-4, "on convolution and dense weights only", ge=0, resume="force")
     loss_scale: LossScale = key(1.0, "fixed factor, or dynamic (Ascend and GPU)", resume="force")
     label_smooth: bool = key(False, "smooth the labels", needs="label_smooth_factor", resume="force")
@@ -375,7 +377,7 @@ class OutputKeys(Keys):
     is_save_on_master: bool = key(True, "only rank 0 saves checkpoints")
     ckpt_interval_steps: int | None = key(None, "steps between two resume states, besides those of the epochs", ge=1)
     ckpt_interval_minutes: float | None = key(None, "minutes between two resume states", gt=0)
-    on_save_error: Literal["continue", "stop"] = key("continue", "when a file cannot be written")
+    on_save_error: Literal["continue", "stop"] = key("continue", "what to do if a file cannot be written")
     resume: str | None = key(None, "continue: newest (a bare --resume), a run folder or a state file", bare="newest")
     resume_force: bool = key(False, "resume even if schedule, data or batch differ", needs="resume")
 
@@ -410,7 +412,7 @@ class InferKeys(Keys):
     top: int = key(5, "number of classes named for each image", ge=1)
     save: str | None = key(None, "write the predictions here, as .csv or .json")
     annotate: str | None = key(None, "folder for the images with their predictions drawn on them")
-    explain: bool = key(False, "draw where the image speaks for the answer (Grad-CAM) beside it, in the folder of "
+    explain: bool = key(False, "draw a Grad-CAM heat map of the predicted class beside each image, in the folder of "
                                "annotate or else in ./predictions; for checkpoints")
 
 

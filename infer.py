@@ -7,20 +7,19 @@ from model_utils.errors import run_command, stop_quietly
 stop_quietly(__name__)
 
 import sys
-from collections.abc import Sequence
 
 from model_utils.config import get_config
 from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: list[str] | None) -> None:
     with on_platform(get_config(argv, "infer.py")) as config, StopSignals("infer.py"):
         from src.deploy.infer import infer
         infer(config)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return run_command(run, "infer.py", argv)
 
 

@@ -7,19 +7,18 @@ from model_utils.errors import run_command, stop_quietly
 stop_quietly(__name__)
 
 import sys
-from collections.abc import Sequence
 
 from model_utils.config import get_config
 from model_utils.moxing_adapter import on_platform
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: list[str] | None) -> None:
     with on_platform(get_config(argv, "preprocess.py")) as config:
         from src.deploy.prepared import preprocess
         preprocess(config)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return run_command(run, "preprocess.py", argv)
 
 

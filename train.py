@@ -7,7 +7,6 @@ from model_utils.errors import run_command, stop_quietly
 stop_quietly(__name__)
 
 import sys
-from collections.abc import Sequence
 
 from model_utils.config import get_config
 from model_utils.device_adapter import guard_this_machine
@@ -15,7 +14,7 @@ from model_utils.moxing_adapter import on_platform
 from src.utils.signals import StopSignals
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: list[str] | None) -> None:
     config = get_config(argv, "train.py")
     if config.mode == "evaluate":
         from eval import run as evaluate
@@ -27,7 +26,7 @@ def run(argv: Sequence[str] | None) -> None:
         (dry_run if config.dry_run else train)(config, signals)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return run_command(run, "train.py", argv)
 
 

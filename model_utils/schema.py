@@ -271,8 +271,8 @@ class AugmentKeys(Keys):
     auto_augment: AutoAugment | None = key(None, "policy of random changes: trivial, autoaug or randaug, which is "
                                            "randaug-m10-n2", needs="augment=True", resume="force")
     color_jitter: tuple[float, ...] = key(
-        (0.0,), "largest change: one number, or one each for brightness, contrast, saturation and, if wanted, hue; 0 "
-        "is off; ignored with auto_augment", needs="augment=True", resume="force")
+        (0.0,), "largest change of brightness, contrast and saturation: one number, or three; a fourth is for hue; "
+        "0 is off; ignored with auto_augment", needs="augment=True", resume="force")
     re_prob: float = key(0.0, "probability that a random rectangle of an image is erased", ge=0, le=1,
                          needs="augment=True", resume="force")
     mixup: float = key(0.0, "alpha of mixup; 0 is off", ge=0, le=1000,
@@ -305,7 +305,7 @@ class NetworkKeys(Keys):
     has_dropout: bool = key(True, "dropout in the classifier", resume="force")
     dropout_rate: float = key(0.5, "share of units dropped", ge=0, lt=1, needs="has_dropout=True", resume="force")
     pad_mode: Literal["same", "pad"] = key("same", "no effect: convolutions keep the image's size", resume="force")
-    padding: int | None = key(None, "no effect either: 1 with pad_mode=pad", ge=0, resume="force")
+    padding: int | None = key(None, "no effect either; must be 1 with pad_mode=pad", ge=0, resume="force")
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
     include_top: bool = key(True, "False leaves the classifier out", resume="fixed")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
@@ -340,7 +340,7 @@ class ScheduleKeys(Keys):
                                                  needs="lr_scheduler=cosine_annealing", resume="force")
     lr_scale: Literal["none", "linear"] = key("none", "linear: rates times global batch / lr_base_batch",
                                                resume="force")
-    lr_base_batch: int = key(64, "global batch of these rates: of all devices and accumulated steps", ge=1,
+    lr_base_batch: int = key(64, "global batch of these rates: batch_size x devices x accumulated steps", ge=1,
                              needs="lr_scale=linear", resume="force")
     warmup_epochs: float = key(5.0, "epochs of linear warm-up; 0 is off", ge=0, le=MOST_EPOCHS, resume="force")
 

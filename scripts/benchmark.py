@@ -5,15 +5,6 @@
 Takes every flag of train.py as well. Prints a table, and writes JSON if --json is given.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, handled_by, run_command, stop_quietly
-
-stop_quietly(__name__)
-
 import argparse
 import datetime
 import gc
@@ -22,15 +13,20 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_utils.config import get_config
 from model_utils.device_adapter import GUARD_VARIABLE, choose_target
+from model_utils.errors import UserError, handled_by, run_command
 from model_utils.local_adapter import usable_cores
 from model_utils.reading import whole
 from src.utils.files import writing

@@ -8,23 +8,18 @@ Takes the flags of train.py. Reports images per class, sizes, broken images, wro
 training and evaluation. Exit status: 0 all is well, 1 something is wrong, 2 nothing to check.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-from collections.abc import Sequence
-
 from model_utils.config import get_config
+from model_utils.errors import run_command
 from model_utils.reading import whole
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: both)")

@@ -10,23 +10,18 @@ before it appears: the count, all labels, and the images of a sample must be tho
 Exit status: 0 done, 2 the data or the output folder is not right.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-from collections.abc import Sequence
-
 from model_utils.config import get_config
+from model_utils.errors import run_command
 from model_utils.reading import whole
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder, for the files")

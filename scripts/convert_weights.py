@@ -11,20 +11,15 @@ IN is recognised by what it holds; OUT is a .ckpt or .safetensors file. Tensors 
 with the source after reading the new file again: OUT appears only if all are equal.
 """
 
+import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, handled_by, run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-from collections.abc import Sequence
-from functools import partial
-
 from model_utils.device_adapter import mindspore_version
+from model_utils.errors import UserError, handled_by, run_command
 from src.utils.download import weights_file
 from src.utils.files import writing
 
@@ -41,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="convert_weights.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="weights of these projects, or a name such as mindcv:vgg16")

@@ -8,21 +8,17 @@ checksum is right.
 Exit status: 0 done, 1 the download failed, 2 it cannot be unpacked or written there.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, run_command, stop_quietly
-
-stop_quietly(__name__)
-
 import argparse
+import sys
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command
 from model_utils.reading import whole
 from src.utils.download import fetch
 from src.utils.files import writing

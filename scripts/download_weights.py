@@ -9,23 +9,18 @@ files are in the folder that VGG_CACHE names, else in ~/.cache/vgg_mindspore. VG
 same files, such as http://10.0.0.1/vgg.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-from collections.abc import Sequence
-
+from model_utils.errors import run_command
 from model_utils.reading import whole
 from src.utils.download import WEIGHTS, weights_file
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="download_weights.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", metavar="NAME", nargs="+", choices=WEIGHTS, help="such as torchvision:vgg16_bn")

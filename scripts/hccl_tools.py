@@ -10,28 +10,23 @@ Check a table:                python scripts/hccl_tools.py --check rank_table.js
 Ranks are numbered in the order of the servers' addresses as text, which MindSpore requires.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, run_command, stop_quietly
-
-stop_quietly(__name__)
-
 import argparse
 import json
 import re
 import socket
 import subprocess
-from collections.abc import Sequence
+import sys
 from contextlib import suppress
 from ipaddress import ip_address
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command
 from model_utils.reading import brief, first_problem, read_text
 from src.utils.files import writing
 from src.utils.util import listed
@@ -173,7 +168,7 @@ def _run(options: argparse.Namespace) -> None:
     print(f"{path}: {said}{table.ranks} rank(s) on {len(table.server_list)} server(s)")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="tables to merge into one")
     parser.add_argument("--server_ip", help="address of the server (default: of this one)")

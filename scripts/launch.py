@@ -26,16 +26,6 @@ Time-outs, in seconds:
   HCCL_EXEC_TIMEOUT  how long Ascend ranks wait for one that died on another server; HCCL's own default is 1836
 """
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from model_utils.errors import UserError, give_up_output, handled_by, run_command, stop_quietly
-
-stop_quietly(__name__)
-
 import argparse
 import os
 import re
@@ -44,17 +34,23 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from glob import glob
 from itertools import takewhile
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 from model_utils.dialects import translated
+from model_utils.errors import UserError, give_up_output, handled_by, run_command
 from model_utils.local_adapter import core_shares, signal_when_parent_ends
 from model_utils.reading import whole
 from scripts.hccl_tools import RankTable, Server, read_rank_table

@@ -6,22 +6,17 @@ The set appears under its name when it is complete. A complete set is left alone
 it that this command did not write.
 """
 
+import argparse
+import json
+import os
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import UserError, run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-import json
-import os
-import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
-
+from model_utils.errors import UserError, run_command
 from model_utils.reading import read_json, whole
 from model_utils.schema import MOST_DRAWN, MOST_SIDE
 from src.utils.files import writing
@@ -77,7 +72,7 @@ def make_shapes(args: argparse.Namespace) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the set goes, such as data/shapes")
     parser.add_argument("--layout", choices=("cifar10", "folders"), default="cifar10", help="default: cifar10")

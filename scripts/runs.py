@@ -7,24 +7,19 @@
 Accuracy is the best one on the test set, time that of all epochs without their evaluations.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from model_utils.errors import UserError, run_command, stop_quietly
-
-stop_quietly(__name__)
-
 import argparse
 import csv
-from collections.abc import Sequence
+import sys
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model_utils.errors import UserError, run_command
 from model_utils.reading import read_text
 from src.utils.files import printable
 
@@ -63,7 +58,7 @@ def show_runs(root: Path, sort: str) -> None:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="default: outputs")
     parser.add_argument("--sort", choices=COLUMNS, default="date", help="the column to sort by, largest last (date)")

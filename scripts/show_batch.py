@@ -7,20 +7,15 @@
 Takes the flags of train.py.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_utils.errors import run_command, stop_quietly
-
-stop_quietly(__name__)
-
-import argparse
-from collections.abc import Sequence
-
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
+from model_utils.errors import run_command
 from model_utils.local_adapter import data_workers, usable_cores
 from model_utils.schema import Config
 
@@ -47,7 +42,7 @@ def show(config: Config, output: Path) -> None:
     print(*config.notes, f"{len(pixels)} images of the first batch are in {output}", sep="\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("batch.png"), help="the image to write (batch.png)")

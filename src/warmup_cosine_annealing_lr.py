@@ -6,16 +6,8 @@ import numpy as np
 from src.linear_warmup import warmup_step_count, with_warmup
 
 
-def warmup_cosine_annealing_lr(
-    *,
-    lr: float,
-    eta_min: float,
-    T_max: float | None = None,
-    warmup_epochs: float,
-    max_epoch: int,
-    steps_per_epoch: int,
-    every_step: bool = False,
-) -> np.ndarray:
+def warmup_cosine_annealing_lr(*, lr: float, eta_min: float, T_max: float | None = None, warmup_epochs: float,
+                               max_epoch: int, steps_per_epoch: int, every_step: bool = False) -> np.ndarray:
     """One learning rate per step: warm-up from 0 to `lr`, then a half cosine from `lr` to `eta_min`.
 
     The cosine is constant within an epoch unless it falls with `every_step`. It counts epochs from the start of the

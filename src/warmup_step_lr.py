@@ -8,9 +8,8 @@ import numpy as np
 from src.linear_warmup import linear_warmup_lr, warmup_step_count, with_warmup
 
 
-def lr_steps(
-    *, lr_init: float, lr_max: float, warmup_epochs: float, max_epoch: int, steps_per_epoch: int
-) -> np.ndarray:
+def lr_steps(*, lr_init: float, lr_max: float, warmup_epochs: float, max_epoch: int,
+             steps_per_epoch: int) -> np.ndarray:
     """One learning rate per step: linear from `lr_init` to `lr_max`, then `lr_max * (1 - t)^2` towards 0.
 
     t runs from 0 at the end of the warm-up to 1 one step after the end of the run. A warm-up longer than
@@ -24,15 +23,8 @@ def lr_steps(
     return np.where(step < warmup, rising, falling).astype(np.float32)
 
 
-def warmup_step_lr(
-    *,
-    lr: float,
-    lr_epochs: Sequence[int],
-    lr_gamma: float,
-    warmup_epochs: float,
-    max_epoch: int,
-    steps_per_epoch: int,
-) -> np.ndarray:
+def warmup_step_lr(*, lr: float, lr_epochs: Sequence[int], lr_gamma: float, warmup_epochs: float, max_epoch: int,
+                   steps_per_epoch: int) -> np.ndarray:
     """One learning rate per step: warm-up from 0 to `lr`, then times `lr_gamma` at each of `lr_epochs`.
 
     Epochs count from 0 at the start of the run, warm-up included. As in the model zoo, an epoch whose first step is in

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,24 +17,22 @@ import numpy as np
 
 from model_utils.device_adapter import guard_this_machine, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import Config
+from model_utils.schema import NETWORKS, Config
 
 # Other programs that are measured must not inherit what is set in here for MindSpore's sake, such as the cap on oneDNN.
 USERS_ENVIRONMENT = dict(os.environ)
 guard_this_machine()  # must come before the import of MindSpore
 
 import mindspore  # noqa: E402
-from mindspore import Callback, Tensor, nn, ops  # noqa: E402
+from mindspore import Callback, Tensor, ops  # noqa: E402
 
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
-from src.training.cpu_layers import TiledConv  # noqa: E402
 from src.vgg import VGG  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
 FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
 MATRIX_SIDE, MATRIX_CALLS = 2048, 3  # and how often it is multiplied in a block
-TAPS = {"convolution": 9, "dense": 1}  # multiplications per input and output channel, of the layers that multiply
 
 
 class Task(NamedTuple):
@@ -78,29 +75,17 @@ def random_images(config: Config) -> Tensor:
 # --- what a network has to compute
 
 
-class Layer(NamedTuple):
-    """A layer and what it computes."""
-
-    kind: str
-    shape: tuple[int, ...]  # of its input, images first
-    out: int  # channels or units of its output
-    gflop: float  # of the forward pass: 2 for each multiply and add of a layer with weights, on the padding too; else 0
+def weights_of(network: VGG) -> list[mindspore.Parameter]:
+    """Of convolutions and dense layers, in their order."""
+    return [item for item in network.get_parameters() if item.name.endswith(".weight")]
 
 
-def layers_of(network: VGG, config: Config) -> list[Layer]:
-    """The layers in their order, for a batch of images."""
-    kinds = (((nn.Conv2d, TiledConv), "convolution"), (nn.BatchNorm2d, "batch normalisation"),
-             (nn.ReLU, "ReLU"), ((nn.MaxPool2d, nn.AdaptiveMaxPool2d), "pooling"), (nn.Dense, "dense"))
-    classifier = [cell for _, cell in network.classifier.cells_and_names() if isinstance(cell, nn.Dense)]
-    found, shape = [], (config.batch_size, 3, *config.image_size)
-    for cell in [*network.layers, *classifier]:
-        kind = next(name for cell_type, name in kinds if isinstance(cell, cell_type))
-        if kind == "dense":
-            shape = (shape[0], cell.in_channels)
-        out = cell.out_channels if kind in TAPS else shape[1]
-        found.append(Layer(kind, shape, out, 2 * TAPS.get(kind, 0) * prod(shape) * out / 1e9))
-        shape = (shape[0], out, *(pixels // (2 if kind == "pooling" else 1) for pixels in shape[2:]))
-    return found
+def gflop_of(network: VGG, config: Config) -> list[float]:
+    """Of each of these layers in a forward pass: 2 for each multiply and add, on the padding too."""
+    height, width = config.image_size
+    pixels = (height * width // 4**stage for stage, count in enumerate(NETWORKS[config.network]) for _ in range(count))
+    return [2e-9 * config.batch_size * item.size * (next(pixels) if item.ndim == 4 else 1)
+            for item in weights_of(network)]
 
 
 def matmul(device_target: str) -> Contenders:
@@ -158,7 +143,7 @@ def steps(task: Task) -> Contenders:
     runs = {"bare TrainOneStepCell, one fixed batch": bare_step(config, model, task.steps),
             "train.py's loop, real pipeline": train_loop(data, model, task.steps),
             **torch_blocks(task, network, "train")}
-    first, *others = (layer.gflop for layer in layers_of(network, config))
+    first, *others = gflop_of(network, config)
     # The gradients of weight and input take as much as the forward pass each; the first layer needs none of its input.
     # With frozen layers there is less to compute, and no figure.
     gflop = None if config.freeze else 2 * first + 3 * sum(others)
@@ -175,7 +160,7 @@ def forward(task: Task) -> Contenders:
     networks = [build.build_network(config, rank).set_train(mode) for mode in (False, True)]
     runs = {name: partial(seconds_per_call, lambda network=network: network(images).asnumpy(), task.steps)
             for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")
-    gflop = sum(layer.gflop for layer in layers_of(networks[0], config))
+    gflop = sum(gflop_of(networks[0], config))
     return {name: Contender(run, config.batch_size, gflop) for name, run in runs.items()} | matmul(rank.device_target)
 
 
@@ -219,7 +204,7 @@ def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], 
     request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
                "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
                "parameters": int(sum(item.size for item in network.trainable_params())),
-               "layers": [layer[:3] for layer in layers_of(network, task.config)]}
+               "stages": NETWORKS[task.config.network], "weights": [item.shape for item in weights_of(network)]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
     errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115, a pipe could fill up
     try:

@@ -22,19 +22,18 @@ POOLED_SIDE = 7
 
 def build_network(about: dict[str, Any]) -> nn.Sequential:
     cells: list[nn.Module] = []
-    for kind, shape, out in about["layers"]:
-        if kind == "dense" and isinstance(cells[-1], nn.Linear):
-            cells += [nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
-        elif kind == "dense":
-            cells += [nn.AdaptiveAvgPool2d(POOLED_SIDE), nn.Flatten()] if about["average_pool"] else [nn.Flatten()]
-        if kind == "convolution":
-            cells.append(nn.Conv2d(shape[1], out, 3, padding=1, bias=about["has_bias"]))
-        elif kind == "dense":
-            cells.append(nn.Linear(shape[1], out))
-        else:
-            cells.append({"batch normalisation": nn.BatchNorm2d(out), "pooling": nn.MaxPool2d(2),
-                          "ReLU": nn.ReLU(inplace=True)}[kind])
-    network = nn.Sequential(*cells)
+    weights = iter(about["weights"])  # [out, in, 3, 3] of convolutions, then [out, in] of dense layers
+    for count in about["stages"]:
+        for _ in range(count):
+            out, channels, *_ = next(weights)
+            cells.append(nn.Conv2d(channels, out, 3, padding=1, bias=about["has_bias"]))
+            cells += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)] if about["batch_norm"] else [nn.ReLU(inplace=True)]
+        cells.append(nn.MaxPool2d(2))
+    classifier = [nn.AdaptiveAvgPool2d(POOLED_SIDE)] if about["average_pool"] else []
+    classifier.append(nn.Flatten())
+    for out, units in weights:
+        classifier += [nn.Linear(units, out), nn.ReLU(inplace=True), nn.Dropout(about["dropout_rate"])]
+    network = nn.Sequential(*cells, *classifier[:-2] if about["include_top"] else ())
     count = sum(item.numel() for item in network.parameters())
     if count != about["parameters"]:
         raise SystemExit(f"the network has {count} parameters here and {about['parameters']} there")
@@ -53,7 +52,7 @@ def build_step(about: dict[str, Any], memory_format: torch.memory_format, precis
                training: bool) -> Callable[[], object]:
     """A training step or a forward pass on one fixed batch, whose result is read as ours is."""
     network = build_network(about).to(memory_format=memory_format).train(training)
-    images = torch.randn(*about["layers"][0][1]).to(memory_format=memory_format)
+    images = torch.randn(about["batch_size"], 3, *about["image_size"]).to(memory_format=memory_format)
     labels = torch.randint(0, about["num_classes"], (len(images),))
     optimizer, loss_of = build_optimizer(network, about), nn.CrossEntropyLoss(label_smoothing=about["smoothing"])
 

@@ -11,32 +11,11 @@ from mindspore import nn
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import Config
-from src.build import (
-    TrainData,
-    amp_level,
-    build_learning_rates,
-    build_loss,
-    build_model,
-    build_start,
-    build_train_data,
-    describe_model,
-    learning_rate_factor,
-)
+from src import build
 from src.data.base import NoDataError, Reader
 from src.data.broken_images import naming_bad_images
 from src.data.formats import VAL_LIST, advice_on, build_reader, write_split
-from src.training.hooks import (
-    AverageStatistics,
-    Evaluate,
-    LostImages,
-    MetricsLog,
-    PlateauWarning,
-    Profile,
-    Progress,
-    SaveCheckpoints,
-    Saver,
-    TrainAccuracy,
-)
+from src.training import hooks
 from src.training.optimizer import averages_of, right_answers, set_step, state_parameters
 from src.training.resume import SaveStates, describe_run, find_point, resume
 from src.training.state import Hook, Pace, RunCallback, TrainState
@@ -64,14 +43,14 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
                         "classifier; only export.py and infer.py --result_dir use features alone")
 
     mindspore.set_seed(config.seed)
-    data = build_train_data(config, rank, point and point.folder)
+    data = build.build_train_data(config, rank, point and point.folder)
     config = data.config  # with what the images decide
     start = start._replace(config=config)
     test = build_test_reader(config, data.reader)
-    network, lines = build_start(start, rank)
-    learning_rates = build_learning_rates(config, data.steps_per_epoch, rank.world_size)
-    loss = build_loss(config, data.reader.labels)
-    model = build_model(config, rank, network, loss, learning_rates)
+    network, lines = build.build_start(start, rank)
+    learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
+    loss = build.build_loss(config, data.reader.labels)
+    model = build.build_model(config, rank, network, loss, learning_rates)
     state = TrainState(data.steps_per_epoch, learning_rates, images_per_step=config.batch_size * rank.world_size,
                        read_every=1 if rank.device_target == "CPU" else config.log_interval,
                        pace=Pace(config.skip_steps))
@@ -87,25 +66,27 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     folder = point.folder if point else new_run_folder(Path(config.ckpt_path), rank)
     with open_run_folder(folder, config, rank, lines, log_name=config.log_name,
                          log_bytes=point.log_bytes(rank, config.log_name) if point else None):
-        info, saver = ModelInfo.of(config, data.reader.class_names), Saver(config, folder, state_parameters(model))
+        info = ModelInfo.of(config, data.reader.class_names)
+        saver = hooks.Saver(config, folder, state_parameters(model))
         averages = averages_of(model)  # what is evaluated and saved as a checkpoint
         if rank.rank == 0 and data.reader.held_out and not (folder / VAL_LIST).exists():
             write_split(folder / VAL_LIST, config, data.reader.held_out)
-        hooks: list[Hook] = [TrainAccuracy(rank, right_answers(model)), Progress(config, rank, state, len(test or ())),
-                             PlateauWarning(config), AverageStatistics(network, rank, averages)]
+        acting: list[Hook] = [hooks.TrainAccuracy(rank, right_answers(model)),
+                              hooks.Progress(config, rank, state, len(test or ())), hooks.PlateauWarning(config),
+                              hooks.AverageStatistics(network, rank, averages)]
         if config.on_bad_image != "error":
-            hooks.append(LostImages(config, rank, data.reader))
+            acting.append(hooks.LostImages(config, rank, data.reader))
         if test is not None:
-            hooks.append(Evaluate(config, rank, network, test, info, saver, signals, averages))
+            acting.append(hooks.Evaluate(config, rank, network, test, info, saver, signals, averages))
         if rank.rank == 0:
-            hooks.append(MetricsLog(config, saver, state))
+            acting.append(hooks.MetricsLog(config, saver, state))
             if config.tensorboard:
-                hooks.append(TensorBoard(config, saver, state))
+                acting.append(TensorBoard(config, saver, state))
         if config.profile:
-            hooks.append(Profile(config, rank, state, folder / "profile"))
+            acting.append(hooks.Profile(config, rank, state, folder / "profile"))
         if rank.rank == 0 or not config.is_save_on_master:
-            hooks.append(SaveCheckpoints(config, rank, network, info, saver, averages))
-        hooks.append(SaveStates(config, rank, run, model, saver, signals, state))
+            acting.append(hooks.SaveCheckpoints(config, rank, network, info, saver, averages))
+        acting.append(SaveStates(config, rank, run, model, saver, signals, state))
 
         signals.is_training = not config.dry_run  # what a dry run has done is not worth saving
         state.unevaluated &= test is not None
@@ -113,7 +94,7 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
             get_logger().info("the run is finished: all %d steps %sare done", state.total_steps,
                               "of max_train_steps " if state.total_steps == config.max_train_steps else "")
         naming = naming_bad_images(data.reader, is_sunk=data.sunk_steps > 0)
-        with closing(RunCallback(state, hooks)) as callback, naming:
+        with closing(RunCallback(state, acting)) as callback, naming:
             callback.evaluate()  # what was stopped or killed before
             run_epochs(data, model, callback)
         if state.pace.seconds_per_step and not config.dry_run:
@@ -140,7 +121,7 @@ def build_test_reader(config: Config, train_reader: Reader) -> Reader | None:
                         "and --mode=train trains without them") from None
 
 
-def run_epochs(data: TrainData, model: mindspore.Model, callback: RunCallback) -> None:
+def run_epochs(data: build.TrainData, model: mindspore.Model, callback: RunCallback) -> None:
     """`Model.train` from the present step to the end of the run, or until a signal stops it.
 
     Not sunk, it is one call per epoch, each with a freshly seeded pipeline, so that a run can be resumed at any step.
@@ -166,11 +147,11 @@ def run_epochs(data: TrainData, model: mindspore.Model, callback: RunCallback) -
             model.train(sinks, dataset, callbacks=[callback], dataset_sink_mode=True, sink_size=size)
 
 
-def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell, loss: nn.Cell) -> list[str]:
+def describe(config: Config, rank: Rank, data: build.TrainData, network: nn.Cell, loss: nn.Cell) -> list[str]:
     """What is about to be trained, in a few lines."""
     steps, world_size = data.steps_per_epoch, rank.world_size
     head = f", the last layer learns {config.head_lr_multiplier:g} times as fast"
-    lines = [describe_model(config, network) + (head if config.head_lr_multiplier != 1 else ""),
+    lines = [build.describe_model(config, network) + (head if config.head_lr_multiplier != 1 else ""),
              f"{data.reader.source}: {len(data.reader)} images, {steps} steps of {config.batch_size} x {world_size} "
              f"per epoch, {rank.workers} data workers"]
     if config.head_lr_multiplier != 1 and not config.pre_trained:
@@ -196,14 +177,15 @@ def describe(config: Config, rank: Rank, data: TrainData, network: nn.Cell, loss
     if config.opt == "adamw" and peak > ADAMW_PEAK:
         lines.append(f"warning: the learning rate climbs to {peak:g}, and AdamW rarely learns above {ADAMW_PEAK:g}; "
                      "try --lr=0.001")
-    if rank.device_target == "CPU" and amp_level(config, rank) != "O0":
+    if rank.device_target == "CPU" and build.amp_level(config, rank) != "O0":
         lines.append("warning: half precision (--amp_level) is slower than float32 on a CPU")
     if config.warmup_epochs > config.max_epoch:
         lines.append(f"the warm-up of {config.warmup_epochs:g} epochs is longer than the run of {config.max_epoch}: "
                      "the learning rate does not reach its peak")
     if config.lr_scale != "none":
-        lines.append(f"lr_scale=linear: every learning rate times {learning_rate_factor(config, world_size):g}, the "
-                     f"global batch {every * config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}")
+        factor = build.learning_rate_factor(config, world_size)
+        lines.append(f"lr_scale=linear: every learning rate times {factor:g}, the global batch "
+                     f"{every * config.batch_size * world_size} over lr_base_batch {config.lr_base_batch}")
     return lines
 
 

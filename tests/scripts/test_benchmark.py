@@ -63,8 +63,6 @@ def test_pytorch_gets_the_same_network_and_settings(tmp_path):
     assert record["results"][0]["rows"]["torch, plain"]["images_per_s"] == 8 and record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())
     assert {"has_bias", "average_pool", "num_classes", "smoothing", "lr", "momentum", "use_nesterov", "weight_decay",
-            "dropout_rate", "seed", "parameters"} <= set(asked)
-    assert asked["mode"] == "forward" and [(kind, shape[1], out) for kind, shape, out in asked["layers"][-3:]] == [
-        ("dense", 64, 512), ("dense", 512, 512), ("dense", 512, 10)]
-
-
+            "dropout_rate", "seed", "parameters", "batch_norm", "batch_size", "image_size", "include_top"} <= set(asked)
+    assert asked["mode"] == "forward" and asked["stages"] == [1, 1, 2, 2, 2] and len(asked["weights"]) == 11
+    assert asked["weights"][0] == [8, 3, 3, 3] and asked["weights"][-3:] == [[512, 64], [512, 512], [10, 512]]

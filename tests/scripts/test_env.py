@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 PREPARE = 'set -euo pipefail; source "$0"; prepare_environment "$@"; command -v python'
 PYTHON = f"""#!/bin/sh
 # answers `-c` as the real one; `-m venv` copies itself; everything else is written to a log
@@ -61,13 +60,6 @@ def prepare(tree: Path, *files: str, **variables: str) -> subprocess.CompletedPr
 def pip_calls(tree: Path) -> int:
     log = tree.parent / "pip.log"
     return log.read_text().count("-m pip install") if log.exists() else 0
-
-
-def test_scripts_parse_and_are_strict():
-    for script in SCRIPTS:
-        text = script.read_text(encoding="utf-8")
-        assert subprocess.run(["bash", "-n", script]).returncode == 0
-        assert not text.startswith("#!") or "\nset -euo pipefail\n" in text, script
 
 
 def test_an_environment_is_made_once_and_completed(tree):

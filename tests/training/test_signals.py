@@ -78,13 +78,6 @@ def test_a_stop_promises_only_what_was_saved(tmp_path):
     assert "--resume" not in how_to_go_on(tmp_path, Rank(), state)
 
 
-def test_a_signal_before_training_ends_the_process_at_once():
-    program = ("import os, signal, time\nfrom src.utils.signals import StopSignals\n"
-               "with StopSignals('train.py'):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stderr) == (143, "train.py: stopped by SIGTERM\n")
-
-
 def test_a_signal_is_noted_after_multiprocessing_has_unblocked_it():
     program = ("import multiprocessing, os, signal, time\nfrom src.utils.signals import StopSignals\n"
                "with StopSignals('train.py') as signals:\n    signals.is_training = True\n"

@@ -4,15 +4,12 @@
 import mindspore
 import numpy as np
 import pytest
-from helpers import ROOT
 
 from model_utils.errors import UserError
 from src.weights import checkpoint
 from src.weights.checkpoint import INFO_KEY, STATE_KEY, read_file, write_file
 from src.weights.formats import as_float32
-from src.weights.load import read_weights
 
-FIRST_VERSION = ROOT / "tests" / "files" / "first_version"
 TEXT = '{"names": ["äpfel", "猫"]}'
 
 
@@ -86,14 +83,3 @@ def test_shapes_that_do_not_fit_their_bytes_are_refused(tmp_path):
         entry.tag, entry.tensor.tensor_type, entry.tensor.tensor_content = "w", "Float32", content
         entry.tensor.dims.extend(dims)
         refuse(tmp_path / "a.ckpt", message.SerializeToString())
-
-
-def test_a_checkpoint_of_the_first_version_is_read_and_written(tmp_path):
-    path = FIRST_VERSION / "ckpt_0" / "0-1_5.ckpt"
-    contents = read_file(path)
-    info = read_weights(path).info
-    assert info.class_names[:2] == ("airplane", "automobile") and info.dataset == "cifar10"
-    first = contents.arrays["layers.0.weight"].ravel()[:3].tolist()
-    assert first == pytest.approx([-0.07407977, 0.2199599, 0.09306759])
-    write_file(tmp_path / "again.ckpt", contents.texts, contents.arrays.items())
-    assert (tmp_path / "again.ckpt").read_bytes() == path.read_bytes()  # and the first version would read ours

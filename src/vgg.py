@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VGG networks of Simonyan and Zisserman, https://arxiv.org/abs/1409.1556."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from model_utils.schema import NETWORKS
 from src.utils.var_init import INITIALIZE_MODES
@@ -80,6 +81,16 @@ def stages(network: str, width: float = 1.0) -> list[list[int]]:
         raise ValueError(f"network is {network!r}, allowed: {', '.join(NETWORKS)}")
     counts = zip(STAGE_CHANNELS, NETWORKS[network], strict=True)
     return [[scaled(channels, width)] * count for channels, count in counts]
+
+
+def products(network: str, image_size: tuple[int, int], parameters: Iterable[Parameter | np.ndarray]) -> list[int]:
+    """The multiplications of one image's forward pass in each convolution and dense layer, on the padding too.
+
+    `parameters` are the network's in their order; those of one dimension do not count.
+    """
+    height, width = image_size
+    pixels = (height * width // 4**stage for stage, channels in enumerate(stages(network)) for _ in channels)
+    return [item.size * (next(pixels) if item.ndim == 4 else 1) for item in parameters if item.ndim > 1]
 
 
 def scaled(count: int, width: float) -> int:

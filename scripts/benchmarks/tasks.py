@@ -28,7 +28,7 @@ from mindspore import Callback, Tensor, ops  # noqa: E402
 
 from src import build  # noqa: E402
 from src.dataset import create_eval_dataset  # noqa: E402
-from src.vgg import VGG  # noqa: E402
+from src.vgg import VGG, products  # noqa: E402
 from src.weights.load import open_pre_trained  # noqa: E402
 
 FORWARD = "forward pass, one fixed batch", "forward pass in training mode"
@@ -72,20 +72,10 @@ def random_images(config: Config) -> Tensor:
     return random_tensor((config.batch_size, 3, *config.image_size))
 
 
-# --- what a network has to compute
-
-
-def weights_of(network: VGG) -> list[mindspore.Parameter]:
-    """Of convolutions and dense layers, in their order."""
-    return [item for item in network.get_parameters() if item.name.endswith(".weight")]
-
-
 def gflop_of(network: VGG, config: Config) -> list[float]:
-    """Of each of these layers in a forward pass: 2 for each multiply and add, on the padding too."""
-    height, width = config.image_size
-    pixels = (height * width // 4**stage for stage, count in enumerate(NETWORKS[config.network]) for _ in range(count))
-    return [2e-9 * config.batch_size * item.size * (next(pixels) if item.ndim == 4 else 1)
-            for item in weights_of(network)]
+    """Of each convolution and dense layer in a forward pass: 2 for each multiply and add, on the padding too."""
+    counts = products(config.network, config.image_size, network.get_parameters())
+    return [2e-9 * config.batch_size * multiplications for multiplications in counts]
 
 
 def matmul(device_target: str) -> Contenders:
@@ -204,7 +194,8 @@ def torch_blocks(task: Task, network: VGG, mode: str) -> dict[str, Callable[[], 
     request = {**task.config.model_dump(), "mode": mode, "steps": task.steps,
                "smoothing": task.config.smoothing, "dropout_rate": task.config.effective_dropout,
                "parameters": int(sum(item.size for item in network.trainable_params())),
-               "stages": NETWORKS[task.config.network], "weights": [item.shape for item in weights_of(network)]}
+               "stages": NETWORKS[task.config.network],
+               "weights": [item.shape for item in network.get_parameters() if item.ndim > 1]}
     command = [task.torch_python, str(Path(__file__).with_name("torch_worker.py"))]
     errors = task.stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115, a pipe could fill up
     try:

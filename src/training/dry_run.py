@@ -14,12 +14,13 @@ import mindspore
 
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
-from model_utils.schema import MOST_EPOCHS, NETWORKS, Config
+from model_utils.schema import MOST_EPOCHS, Config
 from src.training.loop import train
 from src.training.state import TrainState
 from src.utils.logging import get_logger
 from src.utils.ranks import from_rank_0
 from src.utils.signals import StopSignals
+from src.vgg import products
 from src.weights.checkpoint import is_statistic
 from src.weights.load import read_weights
 
@@ -58,12 +59,7 @@ def dry_run(config: Config, signals: StopSignals) -> None:
 def summary(config: Config, rank: Rank, state: TrainState, checkpoint: Path) -> str:
     """What the model and the whole run cost. A multiplication and an addition are two operations."""
     arrays = {name: array for name, array in read_weights(checkpoint).arrays.items() if not is_statistic(name)}
-    height, width = config.image_size
-    pixels = [height * width // 4**stage for stage, count in enumerate(NETWORKS[config.network]) for _ in range(count)]
-    convolutions = [array.size for array in arrays.values() if array.ndim == 4]
-    products = sum(size * area for size, area in zip(convolutions, pixels, strict=True))
-    products += sum(array.size for array in arrays.values() if array.ndim == 2)
-
+    count = sum(products(config.network, config.image_size, arrays.values()))
     peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
     if rank.device_target != "CPU":
         peak += f", on the device {mindspore.runtime.max_memory_allocated() / 2**30:.2f} GiB"
@@ -73,6 +69,6 @@ def summary(config: Config, rank: Rank, state: TrainState, checkpoint: Path) -> 
     images, batches = state.row.get("val_images", 0), config.eval_step_per_epoch
     images = images if batches < 0 else min(images, batches * config.eval_batch_size * rank.world_size)
     seconds = steps * state.pace.seconds_per_step + evaluations * images / state.row.get("val_images_per_s", 1)
-    return (f"dry run: ok; {sum(array.size for array in arrays.values()):,} parameters, {2e-9 * products:.3g} GFLOP "
+    return (f"dry run: ok; {sum(array.size for array in arrays.values()):,} parameters, {2e-9 * count:.3g} GFLOP "
             f"per image (forward), peak memory {peak}, {1000 * state.pace.seconds_per_step:.1f} ms per step; the whole "
             f"run of {steps:,} steps takes about {timedelta(seconds=round(seconds))} (h:mm:ss)")

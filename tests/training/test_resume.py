@@ -206,15 +206,6 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
         assert rows(folder) == rows(whole.folder)
 
 
-def test_accumulated_steps_are_one_step_of_a_larger_batch(cifar, tmp_path):
-    flags = (*FLAGS, *PLAIN, f"--data_dir={cifar.folder}", "--augment=False", "--lr_scheduler=exponential",
-             "--warmup_epochs=0")
-    large, small = (Reference(tmp_path / str(every), (
-        *flags, f"--batch_size={40 // every}", f"--gradient_accumulation_steps={every}")) for every in (1, 4))
-    for name, value in weights(large.folder, "0-2_2.ckpt").items():
-        np.testing.assert_allclose(weights(small.folder, "0-2_8.ckpt")[name], value, rtol=0, atol=1e-5, err_msg=name)
-
-
 @pytest.mark.parametrize(("old", "new"), [
     (".*", "{"), (".*", "[" * 100_000), (".*", ""), ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'),
     ('"images"', '"other"'), ('"max_epoch": 2', '"max_epoch": []')])
@@ -349,17 +340,6 @@ def test_other_classes_and_other_images_are_another_run(tmp_path):
     min((data / "train" / "ant").iterdir()).write_bytes(max((data / "train" / "ant").iterdir()).read_bytes())
     err = photos.resumed(photos.folder, status=2)
     assert f"training images: as many, but others: those of {data}" in err and f"now {data}" in err
-
-
-def test_the_weights_that_the_run_began_with_are_not_needed_again(plain, tmp_path):
-    begin = tmp_path / "begin.ckpt"
-    shutil.copy(plain.folder / "ckpt_0" / LAST, begin)
-    flags = [*plain.flags, f"--pre_trained={tmp_path}/*.ckpt"]
-    whole = Reference(tmp_path / "whole", flags)
-    begin.unlink()
-    folder = whole.stopped_after(6, tmp_path / "again")
-    whole.resumed(folder)
-    assert_same_weights(folder, whole.folder)
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_named(reference, tmp_path):

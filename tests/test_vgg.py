@@ -17,11 +17,6 @@ def images(count: int, size: tuple[int, int] = (32, 32)) -> Tensor:
     return Tensor(np.random.RandomState(0).standard_normal((count, 3, *size)).astype(np.float32))
 
 
-def shapes(**changes: object) -> dict[str, tuple[int, ...]]:
-    network = vgg11(10, **(SMALL | changes))
-    return {parameter.name: parameter.shape for parameter in network.get_parameters()}
-
-
 @pytest.mark.parametrize(("make", "options"), [
     (vgg11, {}), (vgg11, {"has_bias": True}), (vgg11, {"batch_norm": False, "initialize_mode": "KaimingNormal"}),
     (vgg11, {"batch_norm": False, "has_bias": True, "initialize_mode": "KaimingNormal"}), (vgg19, {})])
@@ -42,15 +37,6 @@ def test_parameter_count_of_the_paper():
     network = VGG("vgg16", 1000, batch_norm=False, has_bias=True)
     assert sum(parameter.size for parameter in network.get_parameters()) == 138_357_544
     assert network.classifier[0].weight.shape == (4096, 512 * 7 * 7)
-
-
-def test_width_scales_channels_and_classifier_down_to_eight():
-    narrow = shapes(width=0.01)
-    assert narrow["layers.0.weight"] == (8, 3, 3, 3)
-    assert narrow["classifier.0.weight"] == (41, 8) and narrow["classifier.6.weight"] == (10, 41)
-    alone = shapes(hidden_units=0)
-    assert [name for name in alone if "classifier" in name] == ["classifier.6.weight", "classifier.6.bias"]
-    assert alone["classifier.6.weight"] == (10, 64)
 
 
 def test_rectangles_and_features_alone():

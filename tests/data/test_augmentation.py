@@ -223,17 +223,6 @@ def test_all_that_is_drawn_goes_on_in_the_middle_of_an_epoch():
     assert len({float(shares.max(axis=1).min()) for _, shares in whole + other}) > 12  # a ratio for each step and rank
 
 
-def test_cutout_is_the_side_of_a_black_square(data_dir):
-    still = "--scale=1,1", "--ratio=1,1", "--hflip=0"
-    images = train_images(data_dir, *still, "--cutout=16")
-    changed = (images != train_images(data_dir, *still)).any(axis=1)
-    assert not images.transpose(0, 2, 3, 1)[changed].any()
-    heights, widths = changed.any(axis=2).sum(axis=1), changed.any(axis=1).sum(axis=1)
-    assert heights.max() == widths.max() == 16  # less at the border
-    assert len({mask.tobytes() for mask in changed}) > COUNT / 4
-    assert np.array_equal(eval_image(data_dir), eval_image(data_dir, "--cutout=16"))
-
-
 def test_interpolation_is_how_pixels_are_mixed(data_dir):
     def mixed(*flags):
         """The share of blue pixels that are neither on nor off; 66 pixels of the photo become 64 or so."""

@@ -153,6 +153,13 @@ def run_python(*args: str, cwd: Path = ROOT) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def program(path: Path, text: str) -> Path:
+    """A file that can be run."""
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
 def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 

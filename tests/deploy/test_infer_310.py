@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Deployed, Outcome
+from helpers import ROOT, Deployed, Outcome, program
 
 
 def device(cwd: Path, *args: object, **variables: str) -> Outcome:
@@ -87,14 +87,13 @@ def test_imagenet_in_batches_then_without_preprocessing(photo_model: Deployed, t
                                                  ("postprocess", "acc.log", 1)])
 def test_a_failing_stage_ends_it(cifar_model: Deployed, tmp_path, script, log, status):
     """With a Python that plays the stages and lets one of them fail."""
-    python, acc = tmp_path / "python", tmp_path / "w" / "acc.log"
-    python.write_text(f"""#!/bin/sh
+    acc = tmp_path / "w" / "acc.log"
+    python = program(tmp_path / "python", f"""#!/bin/sh
         case "$1" in
             */{script}.py) echo "the reason"; echo "on standard error" >&2; exit {status} ;;
             */postprocess.py) echo "'acc': 0.5000" ;;
         esac
         """)
-    python.chmod(0o700)
     acc.parent.mkdir()
     acc.write_text("'acc': 0.9999")
     done = device(tmp_path / "w", cifar_model.onnx, "cifar10", cifar_model.data, "y", PYTHON=str(python))

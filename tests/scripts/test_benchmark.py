@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from helpers import TINY, must_run
+from helpers import TINY, must_run, program
 
 from scripts import benchmark
 from scripts.benchmarks import tasks
@@ -56,9 +56,7 @@ def test_each_task_gives_its_rows(tmp_path, task):
 
 def test_pytorch_gets_the_same_network_and_settings(tmp_path):
     (tmp_path / "worker.py").write_text(TORCH)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py"\n')
-    python.chmod(0o755)
+    python = program(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py"\n')
     record = measured(tmp_path, "--what=forward", "--compare=torch", f"--torch_python={python}")
     assert record["results"][0]["rows"]["torch, plain"]["images_per_s"] == 8 and record["versions"]["torch"] == "0.1"
     asked = json.loads((tmp_path / "request.json").read_text())

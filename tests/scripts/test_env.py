@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, program
 
 PREPARE = 'set -euo pipefail; source "$0"; prepare_environment "$@"; command -v python'
 PYTHON = f"""#!/bin/sh
@@ -38,11 +38,6 @@ def tree(tmp_path) -> Path:
     (tree / "src").mkdir()
     program(tmp_path / "python", PYTHON)
     return tree
-
-
-def program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 def bash(tree: Path, *args: str, **variables: str) -> subprocess.CompletedProcess:

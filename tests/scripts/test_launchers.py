@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import split
 
 import pytest
-from helpers import ROOT, run_main
+from helpers import ROOT, program, run_main
 from launches import SERVERS, children, environment, is_running, make_table, started, wait_until
 
 from model_utils.errors import UserError
@@ -97,9 +97,7 @@ def test_a_python_without_mindspore_starts_no_ranks(tmp_path, monkeypatch):
     ("run_1p.sh", ("--lr=1",), {"DEVICE_TARGET": "CPU", "DATA_DIR": "a b"},
      "train.py|--config_path={place}/configs/vgg/vgg19_batch256.yaml|--data_dir=a b|--device_target=CPU|--lr=1")])
 def test_scripts_of_one_process_become_it(place, script, args, settings, flags):
-    python = place / "my python"
-    python.write_text("#!/bin/sh\necho $$\nprintf '%s\\n' \"$@\"\nexit 7\n")
-    python.chmod(0o755)
+    python = program(place / "my python", "#!/bin/sh\necho $$\nprintf '%s\\n' \"$@\"\nexit 7\n")
     expected = ["-u", *f"{place}/{flags.format(place=place)}".split("|")]
     with started(["sh", place / "scripts" / script, *args], cwd=place, PYTHON=str(python), **settings) as process:
         pid, *got = process.communicate(timeout=30)[0].splitlines()
@@ -130,8 +128,7 @@ def test_addresses_are_asked_for_on_the_host(tmp_path, monkeypatch, has_tool):
     monkeypatch.setattr(hccl_tools, "HCCN_CONF", tmp_path / "hccn.conf")
     monkeypatch.setattr(hccl_tools, "host_address", lambda: "10.0.0.9")
     if has_tool:
-        (tmp_path / "hccn_tool").write_text("#!/bin/sh\necho ipaddr:192.168.$2.1\necho netmask:255.255.0.0\n")
-        (tmp_path / "hccn_tool").chmod(0o755)
+        program(tmp_path / "hccn_tool", "#!/bin/sh\necho ipaddr:192.168.$2.1\necho netmask:255.255.0.0\n")
     else:
         lines = (f"address_{n}=192.168.{n}.1\nnetmask_{n}=255.0.0.0\n" for n in range(8))
         hccl_tools.HCCN_CONF.write_text("".join(lines))

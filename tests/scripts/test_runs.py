@@ -3,7 +3,7 @@
 
 import shutil
 
-from helpers import ROOT, run_main, run_python
+from helpers import ROOT, must_run, run_main, run_python
 
 CONFIG = "network: vgg16\ndataset: imagenet2012\nmax_epoch: 30\n"
 METRICS = "epoch,step,loss,lr,images_per_s,seconds,val_top1,val_top5\n1,9,2,0.1,9,3000,0.5,0.9\n2,18,1,0.1,9,700.4,,\n"
@@ -22,9 +22,8 @@ def test_a_table_of_the_runs_below_a_folder(tmp_path):
     done = run_python("-c", "import sys, scripts.runs; scripts.runs.main(); assert 'mindspore' not in sys.modules",
                       cwd=tmp_path)
     assert done.status == 0 and "outputs: there is no such folder" in done.err, done
-    done = run_main("scripts.runs", tmp_path)
-    rows = [line.split() for line in done.out.splitlines()]
-    assert done.status == 0 and rows[0] == ["date", "network", "data", "epochs", "accuracy", "time", "path"]
+    rows = [line.split() for line in must_run("scripts.runs", tmp_path).out.splitlines()]
+    assert rows[0] == ["date", "network", "data", "epochs", "accuracy", "time", "path"]
     assert [row[0] for row in rows[1:]] == ["2024-02-29", "2024-03-01", "2024-03-02"]
     assert rows[2][1:] == ["vgg16", "imagenet2012", "2/30", "50.00%", "1:01:40", str(tmp_path / "b/20240301_120000")]
     assert rows[3][1:6] == ["vgg11", "imagenet2012", "0/30", "-", "0:00:00"]

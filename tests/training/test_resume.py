@@ -160,9 +160,8 @@ def test_a_run_of_the_first_version_goes_on_and_is_evaluated(cifar, tmp_path):
     folder = tmp_path / "first"
     shutil.copytree(ROOT / "tests" / "files" / "first_version", folder)
     expected = [float(line.split()[-1]) for line in loss_lines(folder)]
-    checkpoint = folder / "ckpt_0" / "0-1_5.ckpt"
-    done = run_main("eval", f"--pre_trained={checkpoint}", f"--data_dir={cifar.folder}", "--device_target=CPU",
-                    f"--ckpt_path={tmp_path / 'evaluations'}")
+    done = run_main("eval", f"--pre_trained={folder / 'ckpt_0' / '0-1_5.ckpt'}", f"--data_dir={cifar.folder}",
+                    "--device_target=CPU", f"--ckpt_path={tmp_path / 'evaluations'}")
     assert done.status == 0 and "after allreduce eval: top1_correct=4, tot=37" in done.out, done
     done = run_main("train", f"--config_path={folder / 'config.yaml'}", f"--resume={folder}",
                     f"--data_dir={cifar.folder}", f"--ckpt_path={tmp_path}", "--num_parallel_workers=2")

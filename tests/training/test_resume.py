@@ -205,6 +205,15 @@ def test_sums_and_averages_go_on_exactly_and_the_averages_are_evaluated_and_save
         assert rows(folder) == rows(whole.folder)
 
 
+def test_accumulated_steps_are_one_step_of_a_larger_batch(cifar, tmp_path):
+    flags = (*FLAGS, *PLAIN, f"--data_dir={cifar.folder}", "--augment=False", "--lr_scheduler=exponential",
+             "--warmup_epochs=0")
+    large, small = (Reference(tmp_path / str(every), (
+        *flags, f"--batch_size={40 // every}", f"--gradient_accumulation_steps={every}")) for every in (1, 4))
+    for name, value in weights(large.folder, "0-2_2.ckpt").items():
+        np.testing.assert_allclose(weights(small.folder, "0-2_8.ckpt")[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize(("old", "new"), [
     (".*", "{"), (".*", "[" * 100_000), (".*", ""), ('"step": ', '"step": 1'), ('"ranks": 1', '"ranks": "a"'),
     ('"images"', '"other"'), ('"max_epoch": 2', '"max_epoch": []')])

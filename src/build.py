@@ -26,7 +26,7 @@ from src.vgg import VGG
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
 from src.weights.checkpoint import is_statistic, network_weights
-from src.weights.load import Start, agree, load_into, read_weights
+from src.weights.load import Weights, agree, load_into, read_weights
 
 SINK_MARGIN = 5  # times log_interval: no sink is longer or shorter by more
 SINK_BYTES = 2**28  # of a batch: MindData hands no more to an Ascend card at a time
@@ -110,15 +110,15 @@ def build_network(config: Config, rank: Rank, *, for_export: bool = False) -> VG
     return network
 
 
-def build_start(start: Start, rank: Rank) -> tuple[VGG, list[str]]:
-    """The network to train, filled with the weights to start from and frozen as asked; and a report of both."""
-    config, weights = start.config, start.weights
+def build_start(config: Config, rank: Rank, weights: Weights | None, taken: Sequence[str]) -> tuple[VGG, list[str]]:
+    """The network to train, filled with the weights to start from and frozen as asked; and a report of both, with the
+    settings `taken` from the weights' file."""
     if weights is None:
         network, new, lines = build_network(config, rank), {}, []
     else:
         with drawn_later():
             network = build_network(config, rank)
-        new, lines = load_into(network, weights, start.taken, swaps_head=True, strict=config.pre_trained_strict)
+        new, lines = load_into(network, weights, taken, swaps_head=True, strict=config.pre_trained_strict)
     if untrained := sorted(set(freeze(network, config.freeze)) & set(new)):
         raise UserError(f"freeze: {config.freeze} freezes {listed(untrained)}, which are not in pre_trained: they "
                         "would keep their initial values")

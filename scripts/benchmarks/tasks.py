@@ -68,10 +68,6 @@ def random_tensor(shape: Sequence[int]) -> Tensor:
     return Tensor(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
 
 
-def random_images(config: Config) -> Tensor:
-    return random_tensor((config.batch_size, 3, *config.image_size))
-
-
 def gflop_of(network: VGG, config: Config) -> list[float]:
     """Of each convolution and dense layer in a forward pass: 2 for each multiply and add, on the padding too."""
     counts = products(config.network, config.image_size, network.get_parameters())
@@ -95,7 +91,8 @@ def matmul(device_target: str) -> Contenders:
 def bare_step(config: Config, model: mindspore.Model, steps: int) -> Callable[[], float]:
     """Steps on one fixed batch, with nothing around them."""
     labels = np.random.RandomState(0).randint(0, config.num_classes, config.batch_size).astype(np.int32)
-    cell, batch = model.train_network.set_train(), (random_images(config), Tensor(labels))
+    images = random_tensor((config.batch_size, 3, *config.image_size))
+    cell, batch = model.train_network.set_train(), (images, Tensor(labels))
     return partial(seconds_per_call, lambda: cell(*batch).asnumpy(), steps)
 
 
@@ -125,9 +122,10 @@ def steps(task: Task) -> Contenders:
     """The bare step against training with `Model.train` and the real pipeline, both built as train.py builds them."""
     rank = set_up_device(task.config)
     mindspore.set_seed(task.config.seed)
-    start = open_pre_trained(task.config)
-    config, data = start.config, build.build_train_data(start.config, rank)
-    network, _ = build.build_start(start, rank)
+    config, weights, taken = open_pre_trained(task.config)
+    data = build.build_train_data(config, rank)
+    config = data.config
+    network, _ = build.build_start(config, rank, weights, taken)
     rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     model = build.build_model(config, rank, network, build.build_loss(config, data.reader.labels), rates)
     runs = {"bare TrainOneStepCell, one fixed batch": bare_step(config, model, task.steps),
@@ -146,7 +144,7 @@ def steps(task: Task) -> Contenders:
 def forward(task: Task) -> Contenders:
     """The network alone, as it is used for inference and as it is in training, where other forms of layers are used."""
     rank, config = set_up_device(task.config), task.config
-    images = random_images(config)
+    images = random_tensor((config.batch_size, 3, *config.image_size))
     networks = [build.build_network(config, rank).set_train(mode) for mode in (False, True)]
     runs = {name: partial(seconds_per_call, lambda network=network: network(images).asnumpy(), task.steps)
             for name, network in zip(FORWARD, networks, strict=True)} | torch_blocks(task, networks[0], "forward")

@@ -29,6 +29,7 @@ from src.weights.model_info import ModelInfo
 
 ADAMW_PEAK = 0.01  # of the learning rate; users of the other optimizers have ten times as much
 
+
 def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> TrainState:
     """Train, and write everything to a run folder. UserError for what the user can put right, and after a signal.
 
@@ -36,8 +37,10 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     """
     rank = rank or set_up_device(config)
     point = find_point(config, rank)  # the state to resume from, if any
-    start = without_file(config, point.record["settings"]) if point else open_pre_trained(config)
-    config = start.config  # with what the weights to start from say of their model
+    if point:
+        config, weights, taken = without_file(config, point.record["settings"]), None, []
+    else:
+        config, weights, taken = open_pre_trained(config)  # with what the weights say of their model
     if not config.include_top:
         raise UserError(f"include_top: is False (from {config.origin('include_top')}), but training needs the "
                         "classifier; only export.py and infer.py --result_dir use features alone")
@@ -45,9 +48,8 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
     mindspore.set_seed(config.seed)
     data = build.build_train_data(config, rank, point and point.folder)
     config = data.config  # with what the images decide
-    start = start._replace(config=config)
     test = build_test_reader(config, data.reader)
-    network, lines = build.build_start(start, rank)
+    network, lines = build.build_start(config, rank, weights, taken)
     learning_rates = build.build_learning_rates(config, data.steps_per_epoch, rank.world_size)
     loss = build.build_loss(config, data.reader.labels)
     model = build.build_model(config, rank, network, loss, learning_rates)

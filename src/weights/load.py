@@ -136,21 +136,14 @@ def model_facts(config: Config, weights: Weights) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in given}
 
 
-class Start(NamedTuple):
-    """What training starts from."""
-
-    config: Config  # fits the weights
-    weights: Weights | None  # None: initial values
-    taken: list[str]  # what the Config took from the file
-
-
-def open_pre_trained(config: Config) -> Start:
-    """Read the weights that `pre_trained` names, to train on. UserError if that is not one file, or holds no VGG.
+def open_pre_trained(config: Config) -> tuple[Config, Weights | None, list[str]]:
+    """The weights that `pre_trained` names, to train on, or None; the Config that fits them, and what it took from the
+    file. UserError if that is not one file, or holds no VGG.
 
     Classes, image size and normalisation are the run's own if it says anything about them.
     """
     if not config.pre_trained:
-        return Start(config, None, [])
+        return config, None, []
     if Path(config.pre_trained).is_dir():
         raise UserError(f"pre_trained: {config.pre_trained} is a folder; training starts from one file")
     paths = find_checkpoints(config.pre_trained)
@@ -163,17 +156,18 @@ def open_pre_trained(config: Config) -> Start:
     if config.is_flag("average_pool") or not (weights.info and weights.info.average_pool):
         own.add("average_pool")
     config, taken = agree(config, weights, own=own)
-    return Start(config, weights, taken)
+    return config, weights, taken
 
 
-def without_file(config: Config, settings: Mapping[str, Any]) -> Start:
-    """The start of a run that is resumed from a state with these settings. The state holds all weights, so the file
+def without_file(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The Config of a run that is resumed from a state with these settings. The state holds all weights, so the file
     that the run began with may be gone; what it decided about the model stays."""
     if not config.pre_trained:
-        return Start(config, None, [])
-    decided = {name: settings[name] for name in MODEL_KEYS if not config.is_flag(name)}
+        return config
+    # the first version did not have all of these keys
+    decided = {name: settings[name] for name in MODEL_KEYS if name in settings and not config.is_flag(name)}
     decided |= {name: tuple(settings[name]) for name in ("image_mean", "image_std") if not getattr(config, name)}
-    return Start(config.taking(decided, "the resume state"), None, [])
+    return config.taking(decided, "the resume state")
 
 
 # The file and the network

@@ -244,5 +244,5 @@ def test_a_checkpoint_says_how_photos_were_cropped_for_the_evaluation(data_dir, 
     assert (found.crop_pct, found.interpolation, found.resize_mode) == (1.0, "bicubic", "squash")
     tried, _ = agree(config_of(data_dir, *tiny, "--crop_pct=0.5"), read_weights(path))
     assert (tried.crop_pct, tried.interpolation) == (0.5, "bicubic")
-    trained_on = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}")).config
+    trained_on, *_ = open_pre_trained(config_of(data_dir, *tiny, f"--pre_trained={path}"))
     assert (trained_on.crop_pct, trained_on.interpolation) == (0.875, "bilinear")

@@ -39,6 +39,7 @@ class Reader:
     photos = False  # of any size, and cropped; else small images of one size
     encoded = False
     by_name = False  # classes are numbered in the order of their names
+    folders: Sequence[Path] = ()  # of the classes, if each has one
     tracker: ImageTracker | None = None  # of encoded images: knows which were lost
     problems: Sequence[str] = ()  # wrong records or lines, which are skipped; build_reader refuses them unless told to
     held_out: Reader | None = None  # of a training set from which images were taken for validation: these
@@ -138,7 +139,7 @@ class Part(EncodedReader):
         super().__init__(source, whole.class_names, whole.labels[indices], photos=whole.photos,
                          problems=whole.problems)
         self._whole, self._indices, self.by_name = whole, indices.tolist(), whole.by_name
-        self.folders = getattr(whole, "folders", ())
+        self.folders = whole.folders
 
     def read(self, index: int) -> np.ndarray:
         return self._whole.read(self._indices[index])

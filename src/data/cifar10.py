@@ -9,7 +9,7 @@ import numpy as np
 from model_utils.errors import UserError
 from model_utils.reading import check_regular, read_text
 from model_utils.schema import Config
-from src.data.base import Reader, under_a_name
+from src.data import base
 
 PIXEL_BYTES = 32 * 32 * 3
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -25,12 +25,12 @@ def find(data_dir: Path, split: str) -> list[Path] | None:
     """The files of a split; None if there is none."""
     folders = [data_dir / folder for folder in FOLDERS[split]]
     # data_dir may be one of the two folders itself; the other split is beside it then
-    if own := under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0])):
+    if own := base.under_a_name(data_dir, (FOLDERS["train"][0], FOLDERS["test"][0])):
         folders.append(own.parent / FOLDERS[split][0])
     return next(filter(None, (sorted(folder.glob(FILES[split])) for folder in folders)), None)
 
 
-class RecordReader(Reader):
+class RecordReader(base.Reader):
     """Files of records in memory: `label_bytes` labels, of which one counts, then the three planes of an image."""
 
     def __init__(self, title: str, files: Sequence[Path], class_names: Sequence[str], names_file: str, *,
@@ -75,7 +75,7 @@ def _named(folder: Path, names_file: str, class_names: Sequence[str]) -> Sequenc
     return names
 
 
-class Cifar10Reader(RecordReader):
+class Reader(RecordReader):
     """One split; the training split never reads a test file.
 
     MindSpore's own Cifar10Dataset reads files of exactly 10,000 records and no others.
@@ -83,6 +83,3 @@ class Cifar10Reader(RecordReader):
 
     def __init__(self, config: Config, split: str) -> None:
         super().__init__("CIFAR-10", find(Path(config.data_dir), split), CLASS_NAMES, "batches.meta.txt")
-
-
-READER = Cifar10Reader

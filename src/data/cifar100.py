@@ -18,13 +18,10 @@ def find(data_dir: Path, split: str) -> list[Path]:
     return [path for path in map(data_dir.joinpath, LOOKED_FOR[split]) if path.is_file()][:1]
 
 
-class Cifar100Reader(RecordReader):
+class Reader(RecordReader):
     """One split with fine or coarse labels; without their file of names, the names are numbers."""
 
     def __init__(self, config: Config, split: str) -> None:
         kind = config.cifar100_labels
         super().__init__("CIFAR-100", find(Path(config.data_dir), split), tuple(map(str, range(CLASSES[kind]))),
                          f"{kind}_label_names.txt", label_bytes=len(CLASSES), label_byte=list(CLASSES).index(kind))
-
-
-READER = Cifar100Reader

@@ -56,7 +56,7 @@ def find(data_dir: Path, split: str) -> Path | None:
     return data_dir if not has_splits and any(holds_images(data_dir / name) for name in classes) else None
 
 
-class FolderReader(EncodedReader):
+class Reader(EncodedReader):
     """One split of class folders; classes are numbered in the order of their names. UserError if one is empty."""
 
     by_name = True
@@ -76,6 +76,3 @@ class FolderReader(EncodedReader):
 
     def name(self, index: int) -> str:
         return self.file(index)
-
-
-READER = FolderReader

@@ -20,7 +20,7 @@ from model_utils.schema import DATASETS, SMALL, Config
 from src.data import cifar10, cifar100, folder, list_file, mindrecord, tfrecord
 from src.data.base import NoDataError, Reader, are_names, raise_problems
 from src.data.broken_images import PILLOW_ERRORS
-from src.data.shapes import ShapesReader
+from src.data.shapes import SEEDS, SHAPE_NAMES, draw_shapes
 from src.utils.files import printable, write_atomically
 from src.utils.util import listed
 
@@ -29,7 +29,7 @@ VAL_LIST = "val_list.txt"  # in a run folder: the images that were held out of t
 FEW_IMAGES, MOST_IMBALANCE = 20, 10
 
 # Each module has: find(data_dir, split), which gives what is there or nothing; LOOKED_FOR by split, and EXPECTED, for
-# the message when there is nothing; and the class READER, made as READER(config, split).
+# the message when there is nothing; and the class Reader, made as Reader(config, split).
 FORMATS = {"cifar10": cifar10, "cifar100": cifar100, "folder": folder, "list": list_file, "tfrecord": tfrecord,
            "mindrecord": mindrecord}
 
@@ -47,7 +47,9 @@ def build_reader(config: Config, split: str, *, classes: Sequence[str] = (), len
         if config.dataset_format != AUTO:
             raise UserError(f"dataset_format: {config.dataset_format} (from {config.origin('dataset_format')}) has no "
                             "effect with dataset=synthetic, whose images are generated")
-        reader = ShapesReader(config, split)
+        count = config.synthetic_train_images if split == "train" else config.synthetic_test_images
+        images, labels = draw_shapes(count, seed=SEEDS[split])
+        reader = Reader("generated shapes", SHAPE_NAMES, labels, images)
     else:
         divides = bool(config.val_split or val_list)
         is_one_set = (divides or split == "test") and not has_test_set(config)
@@ -156,7 +158,7 @@ def _open(config: Config, split: str, *, lenient: bool) -> Reader:
                         f"say which with --dataset_format={found[0]}")
     name = "list" if "list" in found else found[0]  # a list wins over the class folders beside it: it lists them
     try:
-        reader = FORMATS[name].READER(config, split)
+        reader = FORMATS[name].Reader(config, split)
         if not lenient:
             raise_problems(reader.problems)
     except UserError as error:

@@ -58,7 +58,7 @@ def _folder_names(files: list[str], labels: list[int]) -> dict[int, str]:
     return folders
 
 
-class ListReader(EncodedReader):
+class Reader(EncodedReader):
     """The images of a list, in its order; labels count from 0."""
 
     def __init__(self, config: Config, split: str) -> None:
@@ -101,6 +101,3 @@ class ListReader(EncodedReader):
 
     def name(self, index: int) -> str:
         return f"{self._files[index]} ({self.path}:{self._lines[index]})"
-
-
-READER = ListReader

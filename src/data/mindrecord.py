@@ -46,7 +46,7 @@ def _open(paths: Sequence[Path], columns: list[str] | None = None) -> MindDatase
         raise UserError(f"{paths[0]}: cannot be read as MindRecord: {_reason(error)}") from None
 
 
-class MindRecordReader(EncodedReader):
+class Reader(EncodedReader):
     """All rows of a split, in the order of its files; labels count from 0."""
 
     def __init__(self, config: Config, split: str) -> None:
@@ -102,6 +102,3 @@ class MindRecordReader(EncodedReader):
         row = int(self._rows[index])
         file = int(np.searchsorted(self._ends, row, side="right"))
         return f"{self._paths[file]}: row {row - (int(self._ends[file - 1]) if file else 0)}"
-
-
-READER = MindRecordReader

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from model_utils.schema import Config
-from src.data.base import Reader
 
 Array = np.ndarray
 GENERATOR = 1  # to be raised when this module draws other images
@@ -151,15 +149,6 @@ def draw_shapes(count: int, *, seed: int | Sequence[int], size: int = 32,
     labels = rng.permutation(np.arange(count) % classes)
     chunks = [_draw_chunk(rng, labels[i : i + CHUNK], size) for i in range(0, count, CHUNK)]
     return np.concatenate(chunks), labels.astype(np.uint8)
-
-
-class ShapesReader(Reader):
-    """One split in memory (dataset=synthetic): always the same images."""
-
-    def __init__(self, config: Config, split: str) -> None:
-        count = config.synthetic_train_images if split == "train" else config.synthetic_test_images
-        images, labels = draw_shapes(count, seed=SEEDS[split])
-        super().__init__("generated shapes", SHAPE_NAMES, labels, images)
 
 
 def draw_splits(train_count: int, test_count: int, *, seed: int, size: int = 32,

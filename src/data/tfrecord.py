@@ -167,7 +167,7 @@ class _Shard:
         return image, image_end - image, label
 
 
-class TFRecordReader(EncodedReader):
+class Reader(EncodedReader):
     """All records of a split, in the order of their shards. The checksum of a record is checked when it is read."""
 
     def __init__(self, config: Config, split: str) -> None:
@@ -204,6 +204,3 @@ class TFRecordReader(EncodedReader):
 
     def name(self, index: int) -> str:
         return f"{self._path(index)}: record {self._places[index][0]}"
-
-
-READER = TFRecordReader

@@ -80,7 +80,7 @@ class Split:
             lines.append("sizes: " + "; ".join(
                 f"{side} {values.min()} to {values.max()}, median {np.median(values):g}"
                 for side, values in zip(("width", "height"), np.transpose(self.sizes), strict=True)))
-        other_files = [entry.path for folder in getattr(self.reader, "folders", ())
+        other_files = [entry.path for folder in self.reader.folders
                        for entry in sorted(os.scandir(folder), key=str) if entry.is_file() and not is_image(entry.name)]
         for title, items in (("broken", self.broken), ("mislabelled", self.mislabelled), ("other files", other_files)):
             lines += [f"{title}: {len(items)}", *(f"  {item}" for item in items[:limit])]
@@ -182,7 +182,7 @@ def convert_dataset(options: argparse.Namespace, config: Config) -> None:
     for split, reader in readers.items():
         raise_problems(reader.problems)
         check_classes(reader, next(iter(readers.values())).class_names)
-        split_folders = {folder.parent.resolve() for folder in getattr(reader, "folders", ())}
+        split_folders = {folder.parent.resolve() for folder in reader.folders}
         if output == source or split_folders & {output, *output.parents}:
             raise UserError(f"--output: {output} is in the folder that is read; name another one")
         if FORMATS["mindrecord"].find(output, split):

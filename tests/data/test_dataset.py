@@ -263,7 +263,7 @@ def test_every_rank_trains_on_as_many_and_evaluates_its_own(formats, name):
 def test_the_format_is_found_and_said(formats, name):
     for split in ("train", "test"):
         found, asked = read(formats[name], split), read(formats[name], split, f"--dataset_format={name}")
-        assert type(found) is type(asked) is FORMATS[name].READER
+        assert type(found) is type(asked) is FORMATS[name].Reader
         assert "dataset_format=auto" in found.source and str(formats[name]) in found.source
         assert "auto" not in asked.source
     other = {"folder": "mindrecord", "list": "tfrecord", "tfrecord": "list", "mindrecord": "folder"}[name]

@@ -30,7 +30,7 @@ from src.deploy.model_card import SUFFIXES, KnownModel, card_path, identify_mode
 from src.deploy.prepared import RESULT_ENDING, empty_folder, open_test_set, prepared_items
 from src.evaluation.plots import contact_sheet, drawable
 from src.utils.download import weights_file
-from src.utils.files import make_folder, write_atomically
+from src.utils.files import make_folder, write_atomically, writing
 from src.utils.logging import set_up_logging
 
 TIMES_FILE = "test_perform_static.txt"
@@ -106,7 +106,9 @@ def infer(config: Config) -> list[Prediction]:
             with tqdm.external_write_mode():
                 print(*found, sep="\n", flush=True)
         elif isinstance(answer, np.ndarray):
-            Path(config.result_dir, f"{item.name}{RESULT_ENDING}").write_bytes(answer.tobytes())
+            path = Path(config.result_dir, f"{item.name}{RESULT_ENDING}")
+            with writing(path):
+                path.write_bytes(answer.tobytes())
         if config.annotate and found[0].guesses:
             image, guesses = Image.fromarray(item.load()), [guess._replace(name=names[guess.index])
                                                             for guess in found[0].guesses]

@@ -15,7 +15,7 @@ from src.data.formats import build_reader, check_kind, check_numbering
 from src.deploy.images import Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
-from src.utils.files import make_folder, printable, write_atomically
+from src.utils.files import make_folder, printable, write_atomically, writing
 from src.utils.logging import set_up_logging
 from src.utils.util import listed
 
@@ -56,10 +56,12 @@ def preprocess(config: Config) -> Path:
                     images.append(prepare(item.load(), config.preset, photos=reader.photos))
                 except UserError as error:
                     raise UserError(f"{item.source}: {error}") from None
-            name = f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
-            (folder / INPUTS / name).write_bytes(np.stack(images).tobytes())
+            path = folder / INPUTS / f"{config.network.upper()}_data_bs{batch_size}_{number}.bin"
+            with writing(path):
+                path.write_bytes(np.stack(images).tobytes())
         write_atomically(folder / PRESET_FILE, json.dumps(config.preset._asdict()) + "\n")
-        np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
+        with writing(labels_file):
+            np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
     log.info("%s: %d images, labels in %s", reader.source, len(reader), labels_file)
     return labels_file
 

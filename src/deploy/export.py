@@ -88,8 +88,9 @@ def export(config: Config) -> ModelCard:
         Path(scratch, f"{target.name}.json").write_text(card.to_json(), encoding="utf-8")
         for name in (*(entry.file for entry in card.files.values()), f"{target.name}.json"):
             os.replace(Path(scratch, name), target.parent / name)
-    log.info("described in %s.json; this uses it:\n  %s", target,
-             command("infer.py", model_path=path, input="FOLDER_OF_IMAGES"))
+    usable = [target.with_name(entry.file) for name, entry in card.files.items() if name != "AIR"]
+    usage = command("infer.py", model_path=usable[-1], input="FOLDER_OF_IMAGES") if usable else ""
+    log.info("described in %s.json%s", target, usage and f"; this uses it:\n  {usage}")
     return card
 
 

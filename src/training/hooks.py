@@ -88,6 +88,8 @@ class Progress(Hook):
         self._has_told = config.dry_run
         # An image of an evaluation goes forward only: about a third of a training image's time.
         images = state.images_per_step * state.steps_per_epoch * config.epochs_between_evals
+        if config.eval_step_per_epoch > 0:
+            eval_images = min(eval_images, config.eval_step_per_epoch * config.eval_batch_size * rank.world_size)
         self._eval_share = eval_images / images / 3
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
         self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step", file=sys.stdout,
@@ -293,14 +295,12 @@ class SaveCheckpoints(Hook):
         with swapped(self._averages):
             is_saved = self._saver(path, save_checkpoint, self._network, self._info)
         if is_saved:
-            steps: dict[Path, tuple[int, int]] = {}  # of the checkpoints of this rank; other names are the user's own
-            for other in path.parent.glob("*.ckpt"):
-                match = re.fullmatch(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)", other.stem)
-                if match and other.is_file():
-                    steps[other] = int(match[1]), int(match[2])
-            # newer ones are left from a continuation that was abandoned
-            older = sorted((other for other in steps if steps[other] <= steps[path]), key=steps.get)
-            for old in older[:-self._keep]:
-                old.unlink(missing_ok=True)
+            # Other names are the user's own, and newer ones are left from a continuation that was abandoned.
+            name = re.compile(rf"{self._rank}-([1-9]\d*)_([1-9]\d*)\.ckpt")
+            found = filter(None, (name.fullmatch(file.name) for file in path.parent.iterdir() if file.is_file()))
+            saved = sorted((int(match[1]), int(match[2]), match[0]) for match in found)
+            older = [file for *steps, file in saved if steps <= [state.epoch, state.step_in_epoch]]
+            for file in older[:-self._keep]:
+                (path.parent / file).unlink(missing_ok=True)
         elif state.is_over:
             state.unsaved.append(f"the checkpoint {path.name}")

@@ -585,11 +585,6 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         return self.per_batch_size or self.batch_size
 
     @property
-    def effective_padding(self) -> int:
-        """Padding in pixels; `_agree` allows no other with `pad`."""
-        return 1 if self.pad_mode == "pad" else 0
-
-    @property
     def effective_dropout(self) -> float:
         return self.dropout_rate if self.has_dropout else 0.0
 

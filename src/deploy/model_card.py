@@ -29,8 +29,6 @@ class ExportedInfo(ModelInfo):
 
     batch_norm: bool | None = None
     has_bias: bool | None = None
-    pad_mode: str | None = None
-    padding: int | None = None
     width: float | None = None
     average_pool: bool | None = None
     hidden_units: int | None = None
@@ -100,11 +98,6 @@ class ModelCard(NamedTuple):
         files = {name: ExportedFile(**entry) for name, entry in data["files"].items()}
         return cls(info, data["checkpoint"]["file"], data["checkpoint"]["sha256"], files)
 
-    def entry(self, model_path: Path) -> ExportedFile | None:
-        """What the card says of this file."""
-        return next((self.files[name] for name, suffix in SUFFIXES.items()
-                     if suffix == model_path.suffix.lower() and name in self.files), None)
-
 
 def card_path(model_path: Path) -> Path:
     return model_path.with_suffix(".json")
@@ -150,7 +143,7 @@ def identify_model(config: Config, model_path: Path | None) -> KnownModel:
         missing = [f"there is no {card_path(model_path).name}, so image size, normalisation and classes are those of "
                    "the recipe and the flags"] if model_path else []
         return KnownModel(config, names, config.photos, None, (*config.notes, *missing))
-    entry = card.entry(model_path)
+    entry = next((entry for name, entry in card.files.items() if SUFFIXES[name] == model_path.suffix.lower()), None)
     if entry is None:
         raise UserError(f"model_path: {card_path(model_path)} describes another export, without {model_path.name}; "
                         "export this format again")

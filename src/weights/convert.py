@@ -77,5 +77,5 @@ def published_info(weights: Weights) -> ModelInfo | None:
     mean, std = DATASETS[dataset].statistics
     return ModelInfo(network=layout.network, num_classes=layout.num_classes, class_names=weights.class_names,
                      image_size=layout.image_size, image_mean=mean, image_std=std, batch_norm=layout.batch_norm,
-                     has_bias=layout.has_bias, pad_mode="pad", padding=1, include_top=True, width=layout.width,
-                     dataset=dataset, hidden_units=layout.hidden_units)
+                     has_bias=layout.has_bias, include_top=True, width=layout.width, dataset=dataset,
+                     hidden_units=layout.hidden_units)

@@ -15,8 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
 
 
-class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
-    """What is needed to build a network again, to feed it, and to name its classes."""
+class ModelInfo(BaseModel, frozen=True, protected_namespaces=()):
+    """What is needed to build a network again, to feed it, and to name its classes. Files may say more."""
 
     network: Literal[tuple(NETWORKS)]
     num_classes: int = Field(ge=1, le=10**6)
@@ -26,8 +26,6 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     image_std: tuple[Deviation, Deviation, Deviation]
     batch_norm: bool
     has_bias: bool
-    pad_mode: Literal["same", "pad"]
-    padding: Literal[0, 1]
     include_top: bool
     width: float = Field(gt=0, le=4)
     dataset: Literal[tuple(DATASETS)]
@@ -49,8 +47,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
     def of(cls, config: Config, class_names: tuple[str, ...]) -> "ModelInfo":
         preset = config.preset
         values = {name: getattr(config, name) for name in cls.model_fields if name in type(config).model_fields}
-        return cls(**values | {"class_names": class_names, "image_mean": preset.mean, "image_std": preset.std,
-                               "padding": config.effective_padding})
+        return cls(**values | {"class_names": class_names, "image_mean": preset.mean, "image_std": preset.std})
 
     @classmethod
     def from_json(cls, text: str, source: object) -> "ModelInfo":
@@ -71,7 +68,6 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=())
         return Preset(self.image_size, self.image_mean, self.image_std, **known)
 
     def config_values(self) -> dict[str, Any]:
-        """The settings that the model decides, by the names of their keys. Padding is none: all allowed values of
-        `pad_mode` and `padding` add one pixel."""
+        """The settings that the model decides, by the names of their keys."""
         return {name: value for name, value in self if value is not None
-                and name not in ("class_names", "dataset", "pad_mode", "padding", "val_split", "seed")}
+                and name not in ("class_names", "dataset", "val_split", "seed")}

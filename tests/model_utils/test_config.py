@@ -91,7 +91,7 @@ def test_bare_and_empty_flags():
     config = get_config(["--use-nesterov", "--dataset_sink_mode", "--resume", "--seed", "2", "--pre_trained="])
     assert (config.use_nesterov, config.dataset_sink_mode, config.resume, config.seed) == (True, "True", "newest", 2)
     assert config.pre_trained is None and [note.split()[0] for note in config.notes] == ["--pre_trained"]
-    assert [get_config([f"--pad_mode={mode}", "--padding="]).effective_padding for mode in ("pad", "same")] == [1, 0]
+    assert get_config(["--padding="]).padding is None
 
 
 def test_help_has_the_common_keys_and_help_all_those_that_the_command_reads(monkeypatch):

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import mindspore
 import numpy as np
@@ -13,7 +14,6 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.training.cpu_layers import NesterovStep
-from src.utils.util import get_param_groups
 from src.weights.checkpoint import network_weights
 from src.weights.names import HEAD
 
@@ -28,16 +28,16 @@ FROZEN_PARTS = {"features": "layers.*", "classifier": "classifier.*"}
 def build_optimizer(config: Config, rank: Rank, network: nn.Cell, learning_rates: np.ndarray,
                     loss_scale: float) -> nn.Optimizer:
     """The last dense layer learns `head_lr_multiplier` times as fast as the rest."""
-    groups, every = get_param_groups(network, config.weight_decay), config.gradient_accumulation_steps
+    every, head_rates = config.gradient_accumulation_steps, None
     if every > 1:  # the rate of an update is that of its last step; the end of a short epoch may bring one more update
         learning_rates = np.append(learning_rates[every - 1::every], learning_rates[-1])
     if len(learning_rates) == 1:
         learning_rates = learning_rates.repeat(2)  # MindSpore warns about a table of one
     if config.head_lr_multiplier != 1:
-        groups = _split_head(groups, mindspore.Tensor(learning_rates * np.float32(config.head_lr_multiplier)))
-        if not any("lr" in group for group in groups):
+        head_rates = Tensor(learning_rates * np.float32(config.head_lr_multiplier))
+        if not any(parameter.name.startswith(f"{HEAD}.") for parameter in network.trainable_params()):
             raise UserError(f"head_lr_multiplier: is {config.head_lr_multiplier:g}, but the head is frozen")
-    rates = mindspore.Tensor(learning_rates)
+    groups, rates = get_param_groups(network, config.weight_decay, head_rates), Tensor(learning_rates)
     if config.opt == "adamw":
         optimizer = nn.Adam(groups, rates, loss_scale=loss_scale)
         optimizer.exec_weight_decay = False  # that of Adam adds to the gradients
@@ -51,6 +51,24 @@ def build_optimizer(config: Config, rank: Rank, network: nn.Cell, learning_rates
         optimizer, every=every, clip_norm=config.clip_grad_norm,
         weight_decay=config.weight_decay if config.opt == "adamw" else 0.0, ema_decay=config.ema_decay,
         averaged=[*network.trainable_params(), *moving_statistics(network)] if config.ema_decay else [])
+
+
+def get_param_groups(network: nn.Cell, weight_decay: float, head_rates: Tensor | None = None) -> list[dict[str, Any]]:
+    """Optimizer groups in which only the weights of convolutions and dense layers decay, and the last dense layer has
+    `head_rates` if they are given.
+
+    Biases and the gamma and beta of BatchNorm have one dimension: pulling them to zero only costs accuracy.
+    Parameters keep their order; frozen ones and empty groups are left out.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in network.trainable_params():
+        decays, is_head = parameter.ndim >= 2, head_rates is not None and parameter.name.startswith(f"{HEAD}.")
+        group = groups.setdefault((not decays, is_head), {"params": []})
+        group["params"].append(parameter)
+        group["weight_decay"] = weight_decay if decays else 0.0
+        if is_head:
+            group["lr"] = head_rates
+    return [groups[key] for key in sorted(groups)]  # a resumed run needs the same order
 
 
 class ExtendedOptimizer(nn.Optimizer):
@@ -135,16 +153,6 @@ def swapped(averages: Averages) -> Iterator[None]:
         yield
     finally:
         swap()
-
-
-def _split_head(groups: Sequence[dict], learning_rates: mindspore.Tensor) -> list[dict]:
-    parts: list[dict] = []
-    for group in groups:
-        head = [parameter for parameter in group["params"] if parameter.name.startswith(f"{HEAD}.")]
-        rest = [parameter for parameter in group["params"] if not parameter.name.startswith(f"{HEAD}.")]
-        parts += [group | {"params": rest}] if rest else []
-        parts += [group | {"params": head, "lr": learning_rates}] if head else []
-    return parts
 
 
 def state_parameters(model: mindspore.Model) -> list[mindspore.Parameter]:

@@ -15,8 +15,7 @@ from mindspore import nn
 from model_utils.config import get_config
 from model_utils.device_adapter import Rank
 from src.build import build_loss, build_model, build_network
-from src.training.optimizer import freeze, moving_statistics
-from src.utils.util import get_param_groups
+from src.training.optimizer import freeze, get_param_groups, moving_statistics
 from src.vgg import vgg11
 from src.weights.load import read_weights
 

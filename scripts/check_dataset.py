@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model_utils.config import get_config
 from model_utils.errors import run_command
 from model_utils.reading import whole
+from src.data.tools import check_dataset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,13 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--show", type=whole(0, 10**9), default=20,
                         help="how many problems of a kind to name (default 20)")
     options, flags = parser.parse_known_args(argv)
-
-    def run() -> int:
-        config = get_config(flags, "check_dataset.py")
-        from src.data.tools import check_dataset
-        return check_dataset(options, config)
-
-    return run_command(run, "check_dataset.py")
+    return run_command(lambda: check_dataset(options, get_config(flags, "check_dataset.py")), "check_dataset.py")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model_utils.config import get_config
 from model_utils.errors import run_command
 from model_utils.reading import whole
+from src.data.tools import convert_dataset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,13 +30,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="how many files per split (default: of about 128 MB)")
     parser.add_argument("--split", choices=("train", "test"), help="only this one (default: those that are there)")
     options, flags = parser.parse_known_args(argv)
-
-    def run() -> None:
-        config = get_config(flags, "convert_dataset.py")
-        from src.data.tools import convert_dataset
-        convert_dataset(options, config)
-
-    return run_command(run, "convert_dataset.py")
+    return run_command(lambda: convert_dataset(options, get_config(flags, "convert_dataset.py")), "convert_dataset.py")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,6 @@ def linear_warmup_lr(step: np.ndarray, warmup_steps: int, base_lr: float, init_l
     return init_lr + (base_lr - init_lr) * (step / warmup_steps)
 
 
-def warmup_step_count(warmup_epochs: float, steps_per_epoch: int) -> int:
-    """A warm-up given in epochs, parts of one included, as a number of steps."""
-    return round(warmup_epochs * steps_per_epoch)
-
-
 def with_warmup(rates: np.ndarray, warmup_steps: int, lr: float) -> np.ndarray:
     """`rates` as float32 with the first `warmup_steps` replaced by a warm-up from 0.
 

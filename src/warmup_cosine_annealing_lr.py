@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from src.linear_warmup import warmup_step_count, with_warmup
+from src.linear_warmup import with_warmup
 
 
 def warmup_cosine_annealing_lr(*, lr: float, eta_min: float, T_max: float | None = None, warmup_epochs: float,
@@ -19,4 +19,4 @@ def warmup_cosine_annealing_lr(*, lr: float, eta_min: float, T_max: float | None
     epoch = epoch if every_step else np.floor(epoch)
     phase = np.pi * np.minimum(epoch, period) / period
     rates = eta_min + (lr - eta_min) * (1.0 + np.cos(phase)) / 2.0
-    return with_warmup(rates, warmup_step_count(warmup_epochs, steps_per_epoch), lr)
+    return with_warmup(rates, round(warmup_epochs * steps_per_epoch), lr)

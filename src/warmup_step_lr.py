@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.linear_warmup import linear_warmup_lr, warmup_step_count, with_warmup
+from src.linear_warmup import linear_warmup_lr, with_warmup
 
 
 def lr_steps(*, lr_init: float, lr_max: float, warmup_epochs: float, max_epoch: int,
@@ -16,7 +16,7 @@ def lr_steps(*, lr_init: float, lr_max: float, warmup_epochs: float, max_epoch: 
     the run is cut where the run ends.
     """
     total = max_epoch * steps_per_epoch
-    warmup = warmup_step_count(warmup_epochs, steps_per_epoch)
+    warmup = round(warmup_epochs * steps_per_epoch)
     step = np.arange(total, dtype=np.float64)
     rising = linear_warmup_lr(step, max(warmup, 1), lr_max, lr_init)
     falling = lr_max * (1.0 - (step - warmup) / max(total - warmup, 1)) ** 2
@@ -30,7 +30,7 @@ def warmup_step_lr(*, lr: float, lr_epochs: Sequence[int], lr_gamma: float, warm
     Epochs count from 0 at the start of the run, warm-up included. As in the model zoo, an epoch whose first step is in
     the warm-up multiplies nothing.
     """
-    warmup = warmup_step_count(warmup_epochs, steps_per_epoch)
+    warmup = round(warmup_epochs * steps_per_epoch)
     epoch = np.arange(max_epoch * steps_per_epoch) // steps_per_epoch
     after_warmup = sorted(milestone for milestone in lr_epochs if milestone * steps_per_epoch >= warmup)
     # one factor after the other, so that the last digit is the model zoo's

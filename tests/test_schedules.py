@@ -8,7 +8,7 @@ import pytest
 
 from model_utils.config import get_config
 from src.build import build_learning_rates
-from src.linear_warmup import linear_warmup_lr, warmup_step_count
+from src.linear_warmup import linear_warmup_lr
 from src.warmup_cosine_annealing_lr import warmup_cosine_annealing_lr
 from src.warmup_step_lr import lr_steps, warmup_step_lr
 
@@ -40,7 +40,6 @@ def test_one_rate_per_step_and_a_long_warmup_is_cut(schedule):
 
 def test_linear_warmup():
     assert [linear_warmup_lr(step, 4, 0.5, 0.1) for step in (0, 1, 4)] == pytest.approx([0.1, 0.2, 0.5])
-    assert [warmup_step_count(epochs, 10) for epochs in (0, 1, 2.5, 0.04, 0.06)] == [0, 10, 25, 0, 1]
 
 
 def test_milestones_in_any_order_and_within_the_warmup():

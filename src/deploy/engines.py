@@ -22,10 +22,6 @@ LEAST_MAP = 7  # pixels a side, of a map of features that explains an answer
 FREE_BATCH = 16  # images at a time if a model takes any number
 
 
-# An engine holds a loaded model. `batch_size` is how many images it takes at a time, None for any number; `run` turns
-# float32 [N, 3, H, W] into the answers, N first.
-
-
 class CellEngine:
     """A MindSpore network. The device must have been set."""
 
@@ -108,6 +104,8 @@ class LiteEngine:
         return self._model.predict(inputs)[0].get_data_to_numpy()
 
 
+# An engine holds a loaded model. `batch_size` is how many images it takes at a time, None for any number; `run` turns
+# float32 [N, 3, H, W] into the answers, N first.
 Engine = CellEngine | OnnxEngine | LiteEngine
 
 

@@ -75,26 +75,23 @@ def _write(figure: "Figure", out: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _short(name: object) -> str:
+def _short(name: str) -> str:
     """A name as a label: not too long, and without formulas."""
-    text = str(name)
-    return (text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…").replace("$", r"\$")
+    return (name if len(name) <= MAX_LABEL else name[:MAX_LABEL - 1] + "…").replace("$", r"\$")
 
 
 def plot_curves(out: Path, metrics_csv: Path, k: int = 5) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a metrics.csv, as far as they are there.
 
-    Needs the columns epoch, loss, lr, val_top1 and val_top5, which is top-`k`; older files have no val_loss and
-    train_top1. Accuracies are 0 to 1.
+    `val_top5` is top-`k`; older files have no val_loss and train_top1. Accuracies are 0 to 1.
     """
     from matplotlib.ticker import MaxNLocator
 
     with open(metrics_csv, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    epochs, loss, rate, top1, topk = (np.array([float(row[name] or "nan") for row in rows])
-                                      for name in ("epoch", "loss", "lr", "val_top1", "val_top5"))
-    val_loss, train_top1 = (np.array([float(row.get(name) or "nan") for row in rows])
-                            for name in ("val_loss", "train_top1"))
+    epochs, loss, rate, top1, topk, val_loss, train_top1 = (
+        np.array([float(row.get(name) or "nan") for row in rows])
+        for name in ("epoch", "loss", "lr", "val_top1", "val_top5", "val_loss", "train_top1"))
     top1, topk, train_top1 = 100 * top1, 100 * topk, 100 * train_top1
     best = f" (best {np.nanmax(top1):.2f} in epoch {epochs[np.nanargmax(top1)]:.0f})" if np.isfinite(top1).any() else ""
     panels = [("loss", [("training, mean of the epoch", loss, BLUE), ("validation", val_loss, GREEN)]),

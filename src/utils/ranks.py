@@ -24,10 +24,7 @@ class _AllReduce(nn.Cell):
         return self.reduce(values)
 
 
-@cache
-def _all_reduce() -> _AllReduce:
-    """One cell for all calls: it is compiled once for each shape."""
-    return _AllReduce()
+_all_reduce = cache(_AllReduce)  # one cell for all calls: it is compiled once for each shape
 
 
 def sum_integers(values: Sequence[int] | np.ndarray, world_size: int) -> np.ndarray:

@@ -6,11 +6,18 @@ network is built gives the same network.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 from mindspore.common.initializer import HeNormal, Initializer, Normal, XavierUniform
+
+# Networks built in this context draw their initial values only when asked to (`init_parameters_data`): before weights
+# are loaded, drawing them would only cost time and memory.
+try:
+    from mindspore.nn.utils import no_init_parameters as drawn_later
+except ImportError:  # announced for a version after 2.9
+    drawn_later = nullcontext
 
 
 class InitialValues(NamedTuple):
@@ -57,14 +64,3 @@ INITIALIZE_MODES = {
     "KaimingNormal": InitialValues(_kaiming(share=1.0), _kaiming(share=0.4)),
     "Dirac": InitialValues(Dirac(), XavierUniform()),
 }
-
-
-def drawn_later() -> AbstractContextManager:
-    """Networks built in this context draw their initial values only when asked to (`init_parameters_data`). Before
-    weights are loaded, drawing them would only cost time and memory. If MindSpore does not offer it, they are drawn at
-    once."""
-    try:
-        from mindspore.nn.utils import no_init_parameters
-    except ImportError:  # announced for a version after 2.9
-        return nullcontext()
-    return no_init_parameters()

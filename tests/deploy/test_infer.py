@@ -3,6 +3,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import PLAIN, TINY, Deployed, Outcome, must_run, run_main
+from helpers import PLAIN, ROOT, TINY, Deployed, Outcome, must_run, run_main
 from mindspore import Tensor
 from PIL import Image
 
@@ -83,6 +84,16 @@ def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tm
             assert said.startswith(guesses[0].name) and said.count("%") == 3
     (tmp_path / "list.txt").write_text(f"{images / 'b.png'} 2\n{images / 'a.jpg'}\n")
     assert list(lines(infer(photo_model.onnx, tmp_path / "list.txt").printed(), images)) == ["b.png", "a.jpg"]
+
+
+def test_the_program_in_the_docs(photo_model: Deployed, images, tmp_path, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    shutil.copy(photo_model.checkpoint, tmp_path / "best.ckpt")
+    shutil.copy(images / "a.jpg", tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    name = capsys.readouterr().out.strip()
+    assert f"a.jpg: {name} " in infer(photo_model.onnx, images / "a.jpg").printed()
 
 
 def test_broken_images_are_named_and_stop_nothing(photo_model: Deployed, images, tmp_path):

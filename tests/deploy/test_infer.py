@@ -2,6 +2,7 @@
 """infer.py as its users call it: images in, predictions out, with and without MindSpore; and what it refuses."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -116,6 +117,15 @@ def test_broken_images_are_named_and_stop_nothing(photo_model: Deployed, images,
     shape = cv2.imread(str(drawn / "a.jpg")).shape
     assert shape[0] > 224 and shape[1] >= 298  # enlarged, with text below
     assert cv2.imread(str(drawn / "e_turned.jpg")).shape == shape  # upright
+
+
+def test_a_result_file_that_a_full_disk_refuses_is_named(cifar_model: Deployed, images, tmp_path, monkeypatch):
+    def write_bytes(_path: Path, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")  # without the name, as the system reports it
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert "a_0.bin cannot be written: No space" in infer(cifar_model.onnx, images / "a.jpg",
+                                                          f"--result_dir={tmp_path}").refusal()
 
 
 def test_an_explanation_is_warm_where_the_network_looks(tmp_path, monkeypatch):

@@ -249,17 +249,21 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file (from {asked_by})") from None
-    except (yaml.YAMLError, RecursionError) as error:  # the second: nested too deeply
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # it may be after the last line
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
-        raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
+        raise UserError(f"{where}: is not valid YAML: {problem or error}") from None
     if not documents:
         raise UserError(f"{path}: holds no values")
     if not isinstance(documents[0], yaml.MappingNode):
         raise UserError(f"{path}:{documents[0].start_mark.line + 1}: must be `key: value` lines")
     values: Values = {}
     for key_node, value_node in documents[0].value:
-        name, origin = str(key_node.value), f"{path}:{key_node.start_mark.line + 1}"
+        origin = f"{path}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{origin}: a key must be a word, not a list or a mapping")
+        name = key_node.value
         if name in values:
             raise UserError(f"{origin}: `{name}` is given again (first in {values[name][1]})")
         items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]

@@ -21,7 +21,7 @@ from src.deploy.engines import CellEngine, open_engine, predict
 from src.deploy.images import prepare
 from src.deploy.model_card import SUFFIXES, ExportedFile, ModelCard, find_card, sha256
 from src.utils.download import weights_file
-from src.utils.files import check_free_space, make_folder
+from src.utils.files import check_free_space, make_folder, write_atomically
 from src.utils.logging import set_up_logging
 from src.utils.signals import StopSignals
 from src.utils.util import command
@@ -85,7 +85,7 @@ def export(config: Config) -> ModelCard:
             log.info("%s: %.1f MB, %s", path, hidden.stat().st_size / 1e6,
                      f"compared with the network: {PARITY.format(**parity)}" if parity else
                      "not compared with the network")
-        Path(scratch, f"{target.name}.json").write_text(card.to_json(), encoding="utf-8")
+        write_atomically(Path(scratch, f"{target.name}.json"), card.to_json())
         for name in (*(entry.file for entry in card.files.values()), f"{target.name}.json"):
             os.replace(Path(scratch, name), target.parent / name)
     usable = [target.with_name(entry.file) for name, entry in card.files.items() if name != "AIR"]

@@ -115,7 +115,8 @@ def infer(config: Config) -> list[Prediction]:
             if config.explain:
                 image = explained(image, engine, guesses[0].index, model.config.preset, photos=photos)
             out = Path(config.annotate, f"{drawn[item.name]}.jpg")
-            annotate(image, list(map(str, guesses)), font).save(out)
+            with writing(out):
+                annotate(image, list(map(str, guesses)), font).save(out)
             if len(captions) < SHEET_IMAGES:
                 image.thumbnail((160, 160))
                 thumbnails.append(np.asarray(image))

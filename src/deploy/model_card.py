@@ -143,7 +143,7 @@ def identify_model(config: Config, model_path: Path | None) -> KnownModel:
         missing = [f"there is no {card_path(model_path).name}, so image size, normalisation and classes are those of "
                    "the recipe and the flags"] if model_path else []
         return KnownModel(config, names, config.photos, None, (*config.notes, *missing))
-    entry = next((entry for name, entry in card.files.items() if SUFFIXES[name] == model_path.suffix.lower()), None)
+    entry = next((entry for name, entry in card.files.items() if SUFFIXES.get(name) == model_path.suffix.lower()), None)
     if entry is None:
         raise UserError(f"model_path: {card_path(model_path)} describes another export, without {model_path.name}; "
                         "export this format again")

@@ -86,10 +86,10 @@ class Progress(Hook):
     def __init__(self, config: Config, rank: Rank, state: TrainState, eval_images: int = 0) -> None:
         self._log_interval, self._step, self._begin = config.log_interval, state.step, state.step
         self._has_told = config.dry_run
-        # An image of an evaluation goes forward only: about a third of a training image's time.
         images = state.images_per_step * state.steps_per_epoch * config.epochs_between_evals
         if config.eval_step_per_epoch > 0:
             eval_images = min(eval_images, config.eval_step_per_epoch * config.eval_batch_size * rank.world_size)
+        # An image of an evaluation goes forward only: about a third of a training image's time.
         self._eval_share = eval_images / images / 3
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
         self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step", file=sys.stdout,

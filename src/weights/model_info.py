@@ -15,8 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
 
 
-class ModelInfo(BaseModel, frozen=True, protected_namespaces=()):
-    """What is needed to build a network again, to feed it, and to name its classes. Files may say more."""
+class ModelInfo(BaseModel, frozen=True, extra="forbid", protected_namespaces=()):
+    """What is needed to build a network again, to feed it, and to name its classes."""
 
     network: Literal[tuple(NETWORKS)]
     num_classes: int = Field(ge=1, le=10**6)
@@ -36,6 +36,8 @@ class ModelInfo(BaseModel, frozen=True, protected_namespaces=()):
     resize_mode: Literal["short_side", "squash"] | None = None
     val_split: float | None = Field(None, ge=0, lt=1)  # which of the images were held out, with the seed
     seed: int | None = Field(None, ge=0, lt=2**31)
+    pad_mode: str | None = Field(None, exclude=True)  # in older files; with all allowed values padding is one pixel
+    padding: int | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def _names_fit(self) -> "ModelInfo":
@@ -70,4 +72,4 @@ class ModelInfo(BaseModel, frozen=True, protected_namespaces=()):
     def config_values(self) -> dict[str, Any]:
         """The settings that the model decides, by the names of their keys."""
         return {name: value for name, value in self if value is not None
-                and name not in ("class_names", "dataset", "val_split", "seed")}
+                and name not in ("class_names", "dataset", "pad_mode", "padding", "val_split", "seed")}

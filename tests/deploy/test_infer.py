@@ -89,6 +89,7 @@ def test_every_engine_and_the_checkpoint_agree(photo_model: Deployed, images, tm
 
 def test_the_program_in_the_docs(photo_model: Deployed, images, tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert code in (ROOT / "docs/zh/deploy.md").read_text(encoding="utf-8")
     shutil.copy(photo_model.checkpoint, tmp_path / "best.ckpt")
     shutil.copy(images / "a.jpg", tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)

@@ -36,8 +36,9 @@ from foreign_files import (
 )
 from helpers import ROOT, Outcome, must_run, only_folder, run_main, write_class_folders
 
+from model_utils.config import get_config
 from src.utils.download import WEIGHTS
-from src.weights.load import read_weights
+from src.weights.load import read_weights, without_file
 
 pytestmark = pytest.mark.usefixtures("graph_mode")  # weights are loaded op by op; other tests get their mode back
 CLASSES = 7
@@ -309,3 +310,11 @@ def test_archives_that_claim_more_than_they_hold_are_refused(tmp_path):
     header = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     refusal_of(path)
+
+
+def test_a_state_of_the_first_version_lacks_newer_keys():
+    config = get_config(["--pre_trained=gone.pth"])
+    settings = config.model_dump(mode="json") | {"network": "vgg11"}
+    del settings["hidden_units"]
+    found = without_file(config, settings)
+    assert (found.network, found.hidden_units) == ("vgg11", config.hidden_units)

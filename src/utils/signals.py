@@ -4,11 +4,14 @@
 import shutil
 import signal
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import ClassVar
 
 from model_utils.errors import UserError, end_by_signal
+
+ONE_CTRL_C_S = 0.5  # so soon after the first signal another one is the same: `timeout` sends two, milliseconds apart
 
 
 class StopSignals:
@@ -28,7 +31,7 @@ class StopSignals:
     unfinished: ClassVar[set[str]] = set()  # folders to remove if a signal ends the process
 
     def __init__(self, program: str) -> None:
-        self.received = 0  # number of the first signal, 0 for none
+        self.received, self._received_s = 0, 0.0  # number and time of the first signal, 0 for none
         self.is_training = False
         self._program, self._is_over = program, False
         self._ignored = [number for number in self.NUMBERS
@@ -69,11 +72,13 @@ class StopSignals:
                 self._note(number)
 
     def _note(self, number: int) -> None:
-        if not self.is_training or self.received and number == signal.SIGINT:
+        is_again = self.received and time.monotonic() - self._received_s > ONE_CTRL_C_S
+        if not self.is_training or is_again and number == signal.SIGINT:
             for folder in self.unfinished:
                 shutil.rmtree(folder, ignore_errors=True)
             end_by_signal(self._program, number)
-        self.received = self.received or number
+        if not self.received:
+            self.received, self._received_s = number, time.monotonic()
 
 
 def stopped(number: int, when: str) -> UserError:

@@ -47,6 +47,8 @@ def test_a_signal_ends_the_step_and_what_is_printed_goes_on(cifar, tmp_path, num
             run.send_signal(signal.SIGHUP)
             time.sleep(1)
         run.send_signal(number)
+        time.sleep(0.005)
+        run.send_signal(number)  # `timeout` sends it to the process and then to its group
         err = run.communicate(timeout=60)[1]
     assert run.returncode == status and "Traceback" not in err
     step = int(re.search(rf"stopped by {number.name} after step (\d+)", err)[1])

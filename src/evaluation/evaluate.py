@@ -119,6 +119,12 @@ def evaluate(config: Config, rank: Rank, network: nn.Cell, reader: Reader,
     return Evaluation(counts, summed[-1] / 1000, [(share, int(read[place]), answer) for share, place, answer in wrong])
 
 
+def images_counted(config: Config, rank: Rank, images: int) -> int:
+    """How many of these images an evaluation takes, over all ranks."""
+    batches = config.eval_step_per_epoch
+    return images if batches < 0 else min(images, batches * config.eval_batch_size * rank.world_size)
+
+
 def read_batches(dataset: Dataset | None, reader: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images and labels, batch by batch. UserError that names an image which cannot be read."""
     with naming_bad_images(reader):

@@ -15,6 +15,7 @@ import mindspore
 from model_utils.device_adapter import Rank, set_up_device
 from model_utils.errors import UserError
 from model_utils.schema import MOST_EPOCHS, Config
+from src.evaluation.evaluate import images_counted
 from src.training.loop import train
 from src.training.state import TrainState
 from src.utils.logging import get_logger
@@ -66,8 +67,7 @@ def summary(config: Config, rank: Rank, state: TrainState, checkpoint: Path) -> 
     steps = config.max_epoch * state.steps_per_epoch
     steps = min(steps, config.max_train_steps or steps)
     evaluations = ceil(steps / state.steps_per_epoch / config.epochs_between_evals)
-    images, batches = state.row.get("val_images", 0), config.eval_step_per_epoch
-    images = images if batches < 0 else min(images, batches * config.eval_batch_size * rank.world_size)
+    images = images_counted(config, rank, state.row.get("val_images", 0))
     seconds = steps * state.pace.seconds_per_step + evaluations * images / state.row.get("val_images_per_s", 1)
     return (f"dry run: ok; {sum(array.size for array in arrays.values()):,} parameters, {2e-9 * count:.3g} GFLOP "
             f"per image (forward), peak memory {peak}, {1000 * state.pace.seconds_per_step:.1f} ms per step; the whole "

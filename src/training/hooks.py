@@ -19,7 +19,7 @@ from model_utils.device_adapter import Rank
 from model_utils.errors import UserError
 from model_utils.schema import Config
 from src.data.base import Reader
-from src.evaluation.evaluate import evaluate, report_lost
+from src.evaluation.evaluate import evaluate, images_counted, report_lost
 from src.evaluation.metrics import top_k
 from src.evaluation.plots import plot_curves
 from src.training.optimizer import Averages, moving_statistics, swapped
@@ -87,10 +87,8 @@ class Progress(Hook):
         self._log_interval, self._step, self._begin = config.log_interval, state.step, state.step
         self._has_told = config.dry_run
         images = state.images_per_step * state.steps_per_epoch * config.epochs_between_evals
-        if config.eval_step_per_epoch > 0:
-            eval_images = min(eval_images, config.eval_step_per_epoch * config.eval_batch_size * rank.world_size)
         # An image of an evaluation goes forward only: about a third of a training image's time.
-        self._eval_share = eval_images / images / 3
+        self._eval_share = images_counted(config, rank, eval_images) / images / 3
         self._epochs = math.ceil(state.total_steps / state.steps_per_epoch)
         self._bar = tqdm(total=state.total_steps, initial=state.step, unit="step", file=sys.stdout,
                          dynamic_ncols=True, leave=False, bar_format=BAR, desc="epoch",

@@ -35,9 +35,9 @@ def build_optimizer(config: Config, rank: Rank, network: nn.Cell, learning_rates
         learning_rates = learning_rates.repeat(2)  # MindSpore warns about a table of one
     if config.head_lr_multiplier != 1:
         head_rates = Tensor(learning_rates * np.float32(config.head_lr_multiplier))
-        if not any(parameter.name.startswith(f"{HEAD}.") for parameter in network.trainable_params()):
-            raise UserError(f"head_lr_multiplier: is {config.head_lr_multiplier:g}, but the head is frozen")
     groups, rates = get_param_groups(network, config.weight_decay, head_rates), Tensor(learning_rates)
+    if head_rates is not None and not any("lr" in group for group in groups):
+        raise UserError(f"head_lr_multiplier: is {config.head_lr_multiplier:g}, but the head is frozen")
     if config.opt == "adamw":
         optimizer = nn.Adam(groups, rates, loss_scale=loss_scale)
         optimizer.exec_weight_decay = False  # that of Adam adds to the gradients

@@ -22,6 +22,7 @@ from model_utils.schema import DATASETS, GROUPS, NOTHING_WORDS, PROGRAMS, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_YAML_BYTES = 2**18  # fifty times the longest recipe; PyYAML takes seconds for more
+MOST_YAML_LEVELS = 20
 
 
 def get_config(argv: Sequence[str] | None = None, program: str = "train.py") -> Config:
@@ -191,6 +192,11 @@ class _PlainLoader(yaml.SafeLoader):
     """Keeps what may be a name as it is written: YAML 1.1 makes 8 of 010, 750 of 12:30, 1.1 of 1.10 and a date of
     2024-01-05. The schema makes numbers of texts if it wants them."""
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.flow_level + len(self.indents) > MOST_YAML_LEVELS:
+            raise yaml.MarkedYAMLError(None, None, "it is nested too deeply", self.get_mark())
+        return super().compose_node(parent, index)
+
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
         value = yaml.SafeLoader.yaml_constructors[node.tag](self, node)
         is_plain = re.fullmatch(r"-?(0|[1-9]\d*)(\.(\d|\d*[1-9]))?([eE][-+]?\d+)?", node.value)
@@ -249,11 +255,10 @@ def _read_yaml(path: Path, asked_by: str) -> Values:
         documents = [node for node in yaml.compose_all(text, Loader=_PlainLoader) if node is not None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file (from {asked_by})") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # it may be after the last line
         where = f"{path}:{min(mark.line + 1, len(text.splitlines()) or 1)}" if mark else str(path)
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None)
-        raise UserError(f"{where}: is not valid YAML: {problem or error}") from None
+        raise UserError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not documents:
         raise UserError(f"{path}: holds no values")
     if not isinstance(documents[0], yaml.MappingNode):

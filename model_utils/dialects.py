@@ -45,7 +45,7 @@ NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "network": ("arch", "model"), "data_dir": ("datadir", "data", "train_path"), "batch_size": ("batch",),
     "per_batch_size": ("validation_batch_size",), "image_size": ("img_size", "imgsz"), "hflip": ("fliplr",),
     "interpolation": ("train_interpolation",), "num_parallel_workers": ("workers", "num_workers"),
-    "device_target": ("device", "accelerator"), "epochs_between_evals": ("check_val_every_n_epoch",),
+    "device_target": ("device", "accelerator"), "epochs_between_evals": ("check_val_every_n_epoch", "val_interval"),
     "max_epoch": ("epochs", "max_epochs", "num_epochs"), "max_train_steps": ("max_steps",),
     "log_interval": ("print_freq", "log_every_n_steps", "display_every"), "sink_size": ("iterations_per_loop",),
     "ckpt_path": ("log_dir", "output", "output_dir", "save_dir", "project", "default_root_dir"),

@@ -199,14 +199,14 @@ class RunKeys(Keys):
     log_interval: int = key(100, "steps between two loss lines", ge=1)
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
-    max_train_steps: int | None = key(None, "end after so many steps; the rate stays that of max_epoch", ge=1)
+    max_train_steps: int | None = key(None, "stop after N steps; the learning rates stay those of max_epoch", ge=1)
     dry_run: bool = key(False, "try it: a few steps, evaluate, save, resume; keeps no files, prints time and memory",
                         needs="mode=train|train_and_evaluate")
     profile: int = key(0, "steps that MindSpore's profiler records, after the first two; 0 is off", ge=0, le=10**4,
                        needs="mode=train|train_and_evaluate")
-    skip_steps: int = key(1, "steps at the start that the throughput at the end of training leaves out", ge=0)
+    skip_steps: int = key(1, "first N steps, which the throughput line at the end leaves out", ge=0)
     epochs_between_evals: int = key(1, "epochs between two evaluations in train_and_evaluate", ge=1)
-    patience: int = key(0, "end after so many epochs without a better validation accuracy; 0 is off", ge=0,
+    patience: int = key(0, "stop after N epochs without a better validation accuracy; 0 is off", ge=0,
                         needs="mode=train_and_evaluate")
     log_name: str = key("train.log", "name of rank 0's log in the run folder", pattern=r"^[^/\\.][^/\\]*$")
 
@@ -307,7 +307,7 @@ class NetworkKeys(Keys):
     pad_mode: Literal["same", "pad"] = key("same", "no effect: convolutions keep the image's size", resume="force")
     padding: int | None = key(None, "no effect either; must be 1 with pad_mode=pad", ge=0, resume="force")
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
-    include_top: bool = key(True, "False leaves the classifier out", resume="fixed")
+    include_top: bool = key(True, "False: features instead of classes, for export and infer --result_dir", resume="fixed")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
     hidden_units: int = key(4096, "units of each hidden dense layer, at width 1; 0 leaves these layers out", ge=0,
                             le=MOST_UNITS, resume="fixed")

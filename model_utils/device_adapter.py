@@ -27,7 +27,6 @@ class Rank(NamedTuple):
     world_size: int = 1
     workers: int = 1  # threads of its data pipeline
     device_target: str = "CPU"
-    device_id: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -148,7 +147,7 @@ def set_up_device(config: Config) -> Rank:
 
     target, choice = choose_target(config.device_target)
     if target == "CPU":
-        device_id, other_card = 0, None
+        other_card = None
         mindspore.set_device("CPU")
     else:
         device_id, other_card = choose_card(config, os.environ)
@@ -171,8 +170,8 @@ def set_up_device(config: Config) -> Rank:
     workers = local_adapter.data_workers(config.num_parallel_workers, cores=local_adapter.usable_cores(),
                                          ranks=local_adapter.launched_size(on_this_host=True) if shares_cores else 1)
     notes = [choice, level and f"jit_level: {level}", guard, other_card]
-    for name, is_asked in (("dataset_sink_mode", config.dataset_sink_mode == "True"),
+    for name, is_asked in (("dataset_sink_mode", config.dataset_sink_mode is True),
                            ("sink_size", config.is_flag("sink_size"))):
         if is_asked and target == "CPU":
             notes.append(f"{name}: {getattr(config, name)} (from {config.origin(name)}) has no effect on CPU")
-    return Rank(rank, world_size, workers, target, device_id, tuple(filter(None, notes)))
+    return Rank(rank, world_size, workers, target, tuple(filter(None, notes)))

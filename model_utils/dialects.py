@@ -253,7 +253,7 @@ def translate_mindcv(layer: Values, path: str) -> tuple[Values, list[str]]:
     if values.get("pre_trained", ("",))[0] == "mindcv:":
         values["pre_trained"] = f"mindcv:{layer['model'][0]}".lower(), layer["pretrained"][1]
     if values.get("num_classes", (None, ""))[0] is None:
-        count = {"cifar10": 10, "cifar100": 100}.get(values["dataset"][0], 1000)
+        count = {"cifar10": 10, "cifar100": 100}.get(str(values["dataset"][0]), 1000)
         values["num_classes"] = count, f"{path}: MindCV's default"
     if str(values["dataset"][0]).startswith("cifar") and "color_jitter" not in layer:
         del values["color_jitter"]  # MindCV's default is for photos only
@@ -277,11 +277,12 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
     """The keys of our schedule. Ours counts epochs from the start of the run, MindCV's from the end of the warm-up."""
     name, origin = layer.get("scheduler", ("cosine_decay", f"{path}: MindCV's default"))
     name = str(name).lower()
-    decay = _number("decay_epochs", *layer.get("decay_epochs", (DECAY_EPOCHS, origin)))
+    decays = layer.get("decay_epochs", (DECAY_EPOCHS, origin))
+    decay = _number("decay_epochs", *decays)
     warmup = _number("warmup_epochs", *values["warmup_epochs"])
     last = _number("max_epoch", *values["max_epoch"])
     if decay <= 0:
-        raise UserError(f"decay_epochs: must be greater than 0, not {decay:g} (from {layer['decay_epochs'][1]})")
+        raise UserError(f"decay_epochs: must be greater than 0, not {decay:g} (from {decays[1]})")
     if name.endswith("cosine_decay"):
         end = round(warmup + decay)
         own = {"lr_scheduler": "cosine_annealing"} | ({} if end == last else {"T_max": end})
@@ -290,7 +291,7 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
     else:
         milestones, where = layer.get("multi_step_decay_milestones", (MILESTONES, origin))
         if name == "step_decay" and last > decay * MOST_ITEMS:
-            raise UserError(f"decay_epochs: is {decay:g} (from {layer['decay_epochs'][1]}), which makes more than "
+            raise UserError(f"decay_epochs: is {decay:g} (from {decays[1]}), which makes more than "
                             f"{MOST_ITEMS} steps of {last:g} epochs")
         if name == "step_decay":
             milestones = [number * decay for number in range(1, int((last - warmup) // decay) + 1)]

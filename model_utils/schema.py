@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -94,13 +93,6 @@ def parse_flag(value: Any) -> bool:
         raise ValueError("must be True or False") from None
 
 
-def _auto_or_flag(value: Any) -> Any:
-    try:
-        return str(parse_flag(value))
-    except ValueError:
-        return value
-
-
 def _height_and_width(sides: tuple[int, ...]) -> tuple[int, ...]:
     sides = sides * 2 if len(sides) == 1 else sides
     if len(sides) != 2 or any(not 32 <= side <= MOST_SIDE or side % 32 for side in sides):
@@ -118,11 +110,8 @@ def _auto_augment(name: str) -> str:
     return name
 
 
-AutoOrFlag = Annotated[Literal["auto", "True", "False"], BeforeValidator(_auto_or_flag)]
 ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
-Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
-                    AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
 ClassWeight = Literal["none", "balanced"] | float
 Share = Annotated[float, Field(ge=0, le=1)]
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
@@ -195,7 +184,6 @@ class RunKeys(Keys):
     """What to do"""
 
     mode: Literal["train", "evaluate", "train_and_evaluate"] = key("train", "what train.py does")
-    seed: int = key(1, "seed of weights, sample order, augmentation and dropout", ge=0, lt=2**31, resume="force")
     log_interval: int = key(100, "steps between two loss lines", ge=1)
     training_step_per_epoch: int = key(-1, "steps of a training epoch; -1 takes all of the data")
     eval_step_per_epoch: int = key(-1, "batches of an evaluation on each device; -1 takes every image")
@@ -225,7 +213,7 @@ class DeviceKeys(Keys):
     amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
         "auto", "auto is O2 on Ascend and GPU, O0 on CPU", resume="force")
     num_parallel_workers: int | None = key(None, "data workers of a rank; never more than its cores", ge=1)
-    dataset_sink_mode: AutoOrFlag = key("auto", "auto sinks on Ascend and GPU", bare="True")
+    dataset_sink_mode: Literal["auto"] | bool = key("auto", "False, True, or auto: on Ascend and GPU", bare="True")
     sink_size: int = key(-1, "steps per sink, at most; -1 is about log_interval", ge=-1)
 
 
@@ -247,6 +235,8 @@ class DataKeys(Keys):
                            resume="fixed")
     batch_size: int = key(64, "images per step on each device", ge=1, le=MOST_BATCH)
     per_batch_size: int | None = key(None, "images per evaluation step; batch_size unless given", ge=1, le=MOST_BATCH)
+    seed: int = key(1, "seed of val_split, weights, sample order, augmentation and dropout", ge=0, lt=2**31,
+                    resume="force")
     buffer_size: int = key(10, "no effect: the shuffle is always that of a whole epoch", ge=1)
     synthetic_train_images: int = key(5000, "size of the generated training set", ge=1, le=MOST_DRAWN)
     synthetic_test_images: int = key(1000, "size of the generated test set", ge=1, le=MOST_DRAWN)
@@ -307,7 +297,7 @@ class NetworkKeys(Keys):
     pad_mode: Literal["same", "pad"] = key("same", "no effect: convolutions keep the image's size", resume="force")
     padding: int | None = key(None, "no effect either; must be 1 with pad_mode=pad", ge=0, resume="force")
     initialize_mode: Literal["XavierUniform", "KaimingNormal", "Dirac"] = key("XavierUniform", "initial weights")
-    include_top: bool = key(True, "False: features instead of classes, for export and infer --result_dir", resume="fixed")
+    include_top: bool = key(True, "False: features instead of classes, for export and infer", resume="fixed")
     width: float = key(1.0, "factor on all channel counts, for small machines and tests", gt=0, le=4, resume="fixed")
     hidden_units: int = key(4096, "units of each hidden dense layer, at width 1; 0 leaves these layers out", ge=0,
                             le=MOST_UNITS, resume="fixed")
@@ -387,7 +377,8 @@ class ExportKeys(Keys):
 
     ckpt_file: str | None = key(None, "checkpoint to export; file or name, as in pre_trained")
     file_name: str | None = key(None, "exported files, without ending; else the network's name, beside the checkpoint")
-    file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
+    file_format: tuple[Literal["MINDIR", "AIR", "ONNX"], ...] = key(
+        ("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
     parity_check: bool = key(True, "load each exported file again and compare its answers with the network's")
@@ -558,7 +549,7 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
             raise ValueError("log_name: is the name of another file or folder in the run folder")
         words = [word for word in self.class_weights if isinstance(word, str)]
         count = 1 if words else self.known_classes or len(self.class_weights)  # of the data: build_loss compares it
-        if len(self.class_weights) != count or not words and min(self.class_weights) <= 0:
+        if len(self.class_weights) != count or not words and min(self.class_weights, default=0) <= 0:
             raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
                              "above 0")
         if self.pad_mode == "pad" and self.padding not in (None, 1):

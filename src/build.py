@@ -59,7 +59,7 @@ def build_train_data(config: Config, rank: Rank, run: Path | None = None) -> Tra
         raise UserError(f"on_bad_image: skip (from {config.origin('on_bad_image')}) works on one device only: of "
                         f"{rank.world_size}, one would run out of images before the others, and all would wait for "
                         "ever; use --on_bad_image=replace")
-    if config.on_bad_image != "error" and config.dataset_sink_mode == "True" and rank.device_target != "CPU":
+    if config.on_bad_image != "error" and config.dataset_sink_mode is True and rank.device_target != "CPU":
         raise UserError(f"on_bad_image: {config.on_bad_image} works without data sinking only; use "
                         "--dataset_sink_mode=False")
     reader = build_reader(config, "train", val_list=run and find_val_list(run / "best.ckpt"))
@@ -81,7 +81,7 @@ def sink_size(config: Config, rank: Rank, steps: int) -> int:
     the training pipeline.
     """
     batch_bytes = config.batch_size * 3 * config.image_size[0] * config.image_size[1] * 4
-    if (rank.device_target == "CPU" or not config.graph_mode or config.dataset_sink_mode == "False"
+    if (rank.device_target == "CPU" or not config.graph_mode or config.dataset_sink_mode is False
             or config.on_bad_image != "error" or rank.device_target == "Ascend" and batch_bytes > SINK_BYTES):
         return 0
     wanted = config.sink_size if config.sink_size > 0 else config.log_interval

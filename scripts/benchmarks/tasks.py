@@ -130,7 +130,7 @@ def steps(task: Task) -> Contenders:
     model = build.build_model(config, rank, network, build.build_loss(config, data.reader.labels), rates)
     runs = {"bare TrainOneStepCell, one fixed batch": bare_step(config, model, task.steps),
             "train.py's loop, real pipeline": train_loop(data, model, task.steps),
-            **torch_blocks(task, network, "train")}
+            **torch_blocks(task._replace(config=config), network, "train")}
     first, *others = gflop_of(network, config)
     # The gradients of weight and input take as much as the forward pass each; the first layer needs none of its input.
     # With frozen layers there is less to compute, and no figure.

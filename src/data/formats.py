@@ -76,14 +76,21 @@ def has_test_set(config: Config) -> bool:
 
 def divide(config: Config, whole: Reader, split: str, val_list: Path | None) -> Reader:
     """One part of the images: those for the evaluation, or the others, which know what was held out of them."""
+    places = _places(config, whole)
     if val_list:
-        held_out, origin = read_split(config, whole, val_list), f"as in {val_list}"
-        if not len(held_out) and split == "test":  # other images than those of the run
+        kept, origin = read_split(config, places, val_list), f"as in {val_list}"
+        if not kept and split == "test":  # other images than those of the run
             whole.source += f", none of them in {val_list}"
             return whole
     else:
-        held_out, origin = draw_split(whole.labels, config.val_split, config.seed), f"val_split={config.val_split:g}"
-    if not len(held_out):
+        first: dict[str, int] = {}
+        for number, place in enumerate(places):
+            first.setdefault(place, number)
+        numbers, origin = np.fromiter(first.values(), np.int64), f"val_split={config.val_split:g}"
+        kept = {places[number] for number in numbers[draw_split(whole.labels[numbers], config.val_split, config.seed)]}
+    # An image that a list names more than once is kept each time, or never.
+    held_out = np.array([number for number, place in enumerate(places) if place in kept], np.int64)
+    if not kept:
         raise UserError(f"val_split: {whole.source}: there is nothing to keep for validation: no class has two images")
     test = whole.part(held_out, f"validation part of {whole.source}, {origin}")
     if split == "test":
@@ -108,17 +115,17 @@ def write_split(path: Path, config: Config, test: Reader) -> None:
     write_atomically(path, "".join(lines).encode(errors="surrogateescape"))
 
 
-def read_split(config: Config, whole: Reader, path: Path) -> np.ndarray:
-    """The images that a run has listed, or nothing if none of them is there. UserError if some are gone."""
-    index = {place: number for number, place in enumerate(_places(config, whole))}
+def read_split(config: Config, places: Sequence[str], path: Path) -> set[str]:
+    """Which of these places a run has listed, none if all are gone. UserError if some are."""
     lines = read_text(path, most_bytes=MOST_LIST_BYTES, errors="surrogateescape").split("\n")
-    places = [line.rpartition(" ")[0] for line in lines if line]
-    missing = [printable(place) for place in places if place not in index]
-    if missing and (len(missing) < len(places) or config.resume):
+    kept = dict.fromkeys(line.rpartition(" ")[0] for line in lines if line)
+    there = set(places)
+    missing = [printable(place) for place in kept if place not in there]
+    if missing and (len(missing) < len(kept) or config.resume):
         again = "start a new run" if config.resume else f"give --val_split={config.val_split:g}, which draws others"
-        raise UserError(f"val_split: {len(missing)} of the {len(places)} images that {path} keeps for validation are "
+        raise UserError(f"val_split: {len(missing)} of the {len(kept)} images that {path} keeps for validation are "
                         f"no longer in {config.data_dir}: {listed(missing)}; put them back, or {again}")
-    return np.array(sorted(index[place] for place in places if place in index), np.int64)
+    return there & kept.keys()
 
 
 def find_val_list(checkpoint: Path) -> Path | None:
@@ -140,10 +147,10 @@ def fit_to_data(config: Config, reader: Reader) -> Config:
     of them was held out. UserError if class_weights has another number."""
     decided = {} if config.known_classes else {"num_classes": len(reader.class_names)}
     decided |= {} if reader.held_out or not config.val_split else {"val_split": 0.0}
-    config, factors = config.taking(decided, reader.source), len(config.class_weights)
-    if factors not in (1, config.num_classes):
-        raise UserError(f"class_weights: has {factors} factors (from {config.origin('class_weights')}), but there are "
-                        f"{config.num_classes} classes: {reader.source}")
+    config, factors = config.taking(decided, reader.source), config.class_weights
+    if not isinstance(factors[0], str) and len(factors) != config.num_classes:
+        raise UserError(f"class_weights: has {len(factors)} factors (from {config.origin('class_weights')}), but there "
+                        f"are {config.num_classes} classes: {reader.source}")
     return config
 
 

@@ -16,7 +16,7 @@ from src.deploy.images import Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
 from src.utils.files import make_folder, printable, write_atomically, writing
-from src.utils.logging import set_up_logging
+from src.utils.logging import get_logger, set_up_logging
 from src.utils.util import listed
 
 INPUTS = "00_data"  # folder of the prepared images
@@ -93,6 +93,8 @@ def open_test_set(model: KnownModel) -> Reader:
     """The test set in `data_dir`. UserError if its kind of images or its class numbers do not fit the model."""
     check_kind(model.config, photos=model.photos)
     reader = build_reader(model.config, "test")
+    for note in reader.notes:
+        get_logger().info(note)
     check_numbering(reader, model.class_names, "the model")
     return reader
 

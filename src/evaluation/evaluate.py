@@ -38,6 +38,7 @@ from src.utils.sampler import eval_shard, fill_batch
 from src.utils.signals import StopSignals
 from src.weights.checkpoint import find_checkpoints, fingerprint
 
+RANKS_DIFFER = "pre_trained: the ranks do not read the same checkpoints; is a run still writing there?"
 MOST_WRONG = 24  # images in wrong.png
 MOST_ROWS = 20  # classes in the log
 MOST_DRAWN = 100  # classes in confusion_matrix.png; with more, its labels are too small to read
@@ -247,7 +248,7 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
     """
     if config.data_dir:
         data_folder(config)  # a wrong one is found before much is loaded
-    _check_same([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank)
+    check_agreed([zlib.crc32("\n".join(map(str, paths)).encode(errors="replace"))], rank, RANKS_DIFFER)
     model = None
     readers: dict[tuple[Any, ...], Reader] = {}  # by what a checkpoint decides of them
     for path in paths:
@@ -270,7 +271,7 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
             skipped.setdefault(reason, []).append(path)
             refusal = error if len(paths) == 1 else None
         if rank.world_size > 1:
-            _check_same([1 + fingerprint(model.network) if fits else 0], rank)
+            check_agreed([1 + fingerprint(model.network) if fits else 0], rank, RANKS_DIFFER)
         if refusal:
             raise refusal
         if fits:
@@ -281,11 +282,6 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
 
 def _by_reason(skipped: dict[str, list[Path]]) -> str:
     return "".join("\n  " + ",\n  ".join(map(str, paths)) + f": {why}" for why, paths in skipped.items())
-
-
-def _check_same(values: Sequence[int], rank: Rank) -> None:
-    check_agreed(values, rank,
-                 "pre_trained: the ranks do not read the same checkpoints; is a run still writing there?")
 
 
 def _notes_on_names(class_names: Sequence[str], reader: Reader) -> list[str]:

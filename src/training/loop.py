@@ -4,6 +4,7 @@
 import shlex
 from contextlib import closing
 from pathlib import Path
+from signal import Signals
 
 import mindspore
 from mindspore import nn
@@ -22,7 +23,7 @@ from src.training.state import Hook, Pace, RunCallback, TrainState
 from src.training.tensorboard import TensorBoard
 from src.utils.logging import get_logger
 from src.utils.run_folder import new_run_folder, open_run_folder
-from src.utils.signals import StopSignals, stopped
+from src.utils.signals import StopSignals
 from src.utils.util import command, listed
 from src.weights.load import open_pre_trained, without_file
 from src.weights.model_info import ModelInfo
@@ -109,7 +110,8 @@ def train(config: Config, signals: StopSignals, rank: Rank | None = None) -> Tra
                             f"{how_to_go_on(folder, rank, state)}", 1)
         if state.stop_signal and (state.unevaluated or not state.is_over):
             when = f"after step {state.step}" + (", before the end of its evaluation" if state.unevaluated else "")
-            raise stopped(state.stop_signal, f"{when}; {how_to_go_on(folder, rank, state)}")
+            raise UserError(f"stopped by {Signals(state.stop_signal).name} {when}; {how_to_go_on(folder, rank, state)}",
+                            128 + state.stop_signal)  # as a shell reports it
     return state
 
 

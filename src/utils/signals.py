@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import ClassVar
 
-from model_utils.errors import UserError, end_by_signal
+from model_utils.errors import end_by_signal
 
 ONE_CTRL_C_S = 0.5  # so soon after the first signal another one is the same: `timeout` sends two, milliseconds apart
 
@@ -79,8 +79,3 @@ class StopSignals:
             end_by_signal(self._program, number)
         if not self.received:
             self.received, self._received_s = number, time.monotonic()
-
-
-def stopped(number: int, when: str) -> UserError:
-    """The end of a run that a signal stopped; the exit status is the one a shell gives for that signal."""
-    return UserError(f"stopped by {signal.Signals(number).name} {when}", 128 + number)

@@ -70,6 +70,9 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
     shutil.copy(last, "copy.ckpt")
     photos.rename("moved")
     assert counted(evaluate(Path("copy.ckpt"), data="moved")) == [right]  # drawn again by the record's share and seed
+    assert "no effect" not in evaluate(Path("copy.ckpt"), "--seed=7", data="moved").out  # it draws others
+    predicted = run_main("infer", "--model_path=copy.ckpt", "--data_dir=moved", "--val_split=0", "--device_target=CPU")
+    assert "are the training images as well" in predicted.out
     whole = evaluate(last, "--val_split=0", data="moved")
     assert counted(whole)[0].endswith(f"tot={sum(COUNTS['train'])}") and "are the training images as well" in whole.out
 
@@ -88,6 +91,17 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
     assert counted(other)[0].endswith("tot=15") and "none of them in" in other.out
 
 
+def test_an_image_that_a_list_repeats_is_kept_each_time_or_never(photos):
+    lines = [f"{image.relative_to(photos)} {label}\n" for label, name in enumerate(("ant", "bee", "cow"))
+             for image in (photos / name).iterdir()]
+    (photos / "train_list.txt").write_text("".join(lines * 3))
+    assert counted(train())[0].endswith(f"tot={3 * sum(KEPT)}")
+    run = only_folder(Path("runs"))
+    kept = (run / "val_list.txt").read_text().splitlines()
+    assert len(kept) == 3 * len(set(kept))
+    assert train("--max_epoch=2", f"--resume={run}").status == 0
+
+
 def test_images_for_validation_of_its_own_are_taken_instead(photos):
     shutil.rmtree(photos)
     shutil.copytree("source", photos)
@@ -99,8 +113,9 @@ def test_images_for_validation_of_its_own_are_taken_instead(photos):
 
 def test_a_number_of_classes_that_is_given_must_be_right(photos):
     assert "--num_classes=3 fits these" in train("--num_classes=4").refusal()
-    said = train("--class_weights=1,2").refusal()
-    assert "class_weights: has 2 factors" in said and "3 classes" in said
+    for weights, count in (("1,2", 2), ("2", 1)):
+        said = train(f"--class_weights={weights}").refusal()
+        assert f"class_weights: has {count} factors" in said and "3 classes" in said
     assert run_main("scripts.show_batch", *FLAGS, "--dataset=photos", "--data_dir=photos").status == 0
     for name in ("ant", "bee"):
         shutil.rmtree(photos / name)

@@ -77,9 +77,9 @@ def test_a_recipe_of_the_project_is_found_from_any_folder(tmp_path, monkeypatch)
     *(("use_nesterov", word, True) for word in ("True", "true", "1", "yes", "YES", "on")),
     *(("use_nesterov", word, False) for word in ("False", "false", "0", "no", "No", "off")),
     ("device_target", "cpu", "CPU"), ("network", "VGG19", "vgg19"), ("initialize_mode", "dirac", "Dirac"),
-    ("amp_level", "o2", "O2"), ("lr_scheduler", "STEP", "step"), ("dataset_sink_mode", "1", "True"),
-    ("dataset_sink_mode", "no", "False"), ("dataset_sink_mode", "AUTO", "auto"), ("file_format", "mindir", ("MINDIR",)),
-    ("file_format", "[onnx, ONNX, air]", ("ONNX", "AIR")), ("loss_scale", "Dynamic", "dynamic"),
+    ("amp_level", "o2", "O2"), ("lr_scheduler", "STEP", "step"), ("dataset_sink_mode", "1", True),
+    ("dataset_sink_mode", "no", False), ("dataset_sink_mode", "AUTO", "auto"), ("file_format", "mindir", ("MINDIR",)),
+    ("file_format", "[onnx, air]", ("ONNX", "AIR")), ("loss_scale", "Dynamic", "dynamic"),
     ("loss_scale", "1024", 1024.0), ("device_id", "none", None)])
 def test_values_are_read_in_every_spelling(tmp_path, name, text, value):
     assert getattr(get_config([f"--{name}={text}"]), name) == value
@@ -89,7 +89,7 @@ def test_values_are_read_in_every_spelling(tmp_path, name, text, value):
 
 def test_bare_and_empty_flags():
     config = get_config(["--use-nesterov", "--dataset_sink_mode", "--resume", "--seed", "2", "--pre_trained="])
-    assert (config.use_nesterov, config.dataset_sink_mode, config.resume, config.seed) == (True, "True", "newest", 2)
+    assert (config.use_nesterov, config.dataset_sink_mode, config.resume, config.seed) == (True, True, "newest", 2)
     assert config.pre_trained is None and [note.split()[0] for note in config.notes] == ["--pre_trained"]
     assert get_config(["--padding="]).padding is None
 

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
             path.replace(output / path.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):  # it holds something
+            output.rmdir()
     print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and a sample of the images")
     if left_out:
         print("\n  ".join([f"  left out: {len(left_out)}", *list(left_out.values())[:5]]))

@@ -59,6 +59,8 @@ def test_nothing_appears_of_a_conversion_that_ends_early_or_is_wrong(source, tmp
     monkeypatch.undo()
     (source / "train/cow/image 20.png").write_bytes(b"broken")
     assert "cow/image 20.png: cannot be decoded" in convert(source, out).refusal()
+    assert "cow/image 20.png: cannot be decoded" in convert(source, tmp_path / "new").refusal()
+    assert not (tmp_path / "new").exists()
     assert files_in(out) == {"notes.txt"} and not [path for path in out.iterdir() if path.is_dir()]
 
 

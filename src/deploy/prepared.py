@@ -11,7 +11,7 @@ from model_utils.errors import UserError
 from model_utils.reading import check_regular, read_json
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
-from src.data.formats import build_reader, check_kind, check_numbering
+from src.data.formats import build_reader, check_kind, check_numbering, find_val_list
 from src.deploy.images import Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
@@ -92,7 +92,9 @@ def known_model(config: Config) -> KnownModel:
 def open_test_set(model: KnownModel) -> Reader:
     """The test set in `data_dir`. UserError if its kind of images or its class numbers do not fit the model."""
     check_kind(model.config, photos=model.photos)
-    reader = build_reader(model.config, "test")
+    path = model.config.model_path
+    val_list = find_val_list(Path(path)) if path and not model.config.is_flag("val_split") else None
+    reader = build_reader(model.config, "test", val_list=val_list)
     for note in reader.notes:
         get_logger().info(note)
     check_numbering(reader, model.class_names, "the model")

@@ -78,6 +78,8 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
 
     write_image(Path("moved/ant/another.png"), np.zeros((50, 50, 3), np.uint8))  # that would change what is drawn
     assert counted(evaluate(last, data="moved")) == [right]
+    predicted = run_main("infer", f"--model_path={last}", "--data_dir=moved", "--device_target=CPU").out
+    assert set(re.findall(r"^moved/(.*\.png): ", predicted, re.MULTILINE)) == {line[:-2] for line in lines}
     said = train("--max_epoch=3", f"--resume={run}", "--data_dir=moved").refusal()
     assert "18" in said and "17" in said
     Path("moved/ant/another.png").unlink()

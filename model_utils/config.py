@@ -147,10 +147,11 @@ def _parse_flags(argv: Sequence[str], program: str) -> dict[str, str]:
         problem = f"needs a value{about}" if "expected" in error.message else error.message
         raise UserError(f"--{name}: {problem}") from None
     if unknown:
-        if not unknown[0].startswith("-"):
+        names = dict.fromkeys(item.split("=")[0] for item in unknown if re.match("--?[A-Za-z_]", item))
+        if unknown[0].split("=")[0] not in names:
             raise UserError(f"{brief(unknown[0])[1:-1]}: belongs to no flag; values are given as --name=value")
-        names = dict.fromkeys(item.split("=")[0] for item in unknown[:20] if item.startswith("-"))
-        raise UserError("\n".join(f"{brief(name)[1:-1]}: unknown flag{_nearest(name.lstrip('-'))}" for name in names))
+        raise UserError("\n".join(f"{brief(name)[1:-1]}: unknown flag{_nearest(name.lstrip('-'))}"
+                                  for name in list(names)[:20]))
     return {name: "--" if text == [] else text for name, text in vars(given).items()}  # argparse makes [] of `--lr=--`
 
 

@@ -277,7 +277,7 @@ def _schedule(layer: Values, values: Values, path: str) -> Values:
     """The keys of our schedule. Ours counts epochs from the start of the run, MindCV's from the end of the warm-up."""
     name, origin = layer.get("scheduler", ("cosine_decay", f"{path}: MindCV's default"))
     name = str(name).lower()
-    decays = layer.get("decay_epochs", (DECAY_EPOCHS, origin))
+    decays = layer.get("decay_epochs", (DECAY_EPOCHS, f"{path}: MindCV's default"))
     decay = _number("decay_epochs", *decays)
     warmup = _number("warmup_epochs", *values["warmup_epochs"])
     last = _number("max_epoch", *values["max_epoch"])

@@ -213,7 +213,8 @@ class DeviceKeys(Keys):
     amp_level: Literal["auto", "O0", "O1", "O2", "O3"] = key(
         "auto", "auto is O2 on Ascend and GPU, O0 on CPU", resume="force")
     num_parallel_workers: int | None = key(None, "data workers of a rank; never more than its cores", ge=1)
-    dataset_sink_mode: Literal["auto"] | bool = key("auto", "False, True, or auto: on Ascend and GPU", bare="True")
+    dataset_sink_mode: Literal["auto"] | bool = key(
+        "auto", "hand many steps to the device at a time; auto does so on Ascend and GPU", bare="True")
     sink_size: int = key(-1, "steps per sink, at most; -1 is about log_interval", ge=-1)
 
 

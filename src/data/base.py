@@ -94,7 +94,9 @@ class Reader:
 
     def part(self, indices: np.ndarray, source: str) -> Reader:
         """Some of the images, as a set of its own."""
-        return Reader(source, self.class_names, self.labels[indices], self._images[indices])
+        part = Reader(source, self.class_names, self.labels[indices], self._images[indices])
+        part.name = lambda index: self.name(int(indices[index]))
+        return part
 
 
 class EncodedReader(Reader):

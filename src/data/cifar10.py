@@ -37,7 +37,8 @@ class RecordReader(base.Reader):
                  label_bytes: int = 1, label_byte: int = 0) -> None:
         self._files, self._record_bytes = files, label_bytes + PIXEL_BYTES
         self._label_byte, folder = label_byte, files[0].parent
-        records = np.concatenate([self._read(path, len(class_names)) for path in files])
+        parts = [self._read(path, len(class_names)) for path in files]
+        self._ends, records = np.cumsum([0, *map(len, parts)]), np.concatenate(parts)
         planes = records[:, label_bytes:].reshape(-1, 3, 32, 32)
         super().__init__(f"{title} records in {folder}", _named(folder, names_file, class_names),
                          records[:, label_byte], np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))
@@ -58,9 +59,8 @@ class RecordReader(base.Reader):
         return records
 
     def name(self, index: int) -> str:
-        ends = np.cumsum([0, *(path.stat().st_size // self._record_bytes for path in self._files)])
-        file = int(np.searchsorted(ends, index, side="right")) - 1
-        return f"{self._files[file]}: record {index - ends[file]}"
+        file = int(np.searchsorted(self._ends, index, side="right")) - 1
+        return f"{self._files[file]}: record {index - self._ends[file]}"
 
 
 def _named(folder: Path, names_file: str, class_names: Sequence[str]) -> Sequence[str]:

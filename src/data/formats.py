@@ -122,7 +122,8 @@ def read_split(config: Config, places: Sequence[str], path: Path) -> set[str]:
     there = set(places)
     missing = [printable(place) for place in kept if place not in there]
     if missing and (len(missing) < len(kept) or config.resume):
-        again = "start a new run" if config.resume else f"give --val_split={config.val_split:g}, which draws others"
+        others = f"give --val_split={config.val_split:g}, which {'draws others' if config.val_split else 'takes all'}"
+        again = "start a new run" if config.resume else others
         raise UserError(f"val_split: {len(missing)} of the {len(kept)} images that {path} keeps for validation are "
                         f"no longer in {config.data_dir}: {listed(missing)}; put them back, or {again}")
     return there & kept.keys()
@@ -149,8 +150,8 @@ def fit_to_data(config: Config, reader: Reader) -> Config:
     decided |= {} if reader.held_out or not config.val_split else {"val_split": 0.0}
     config, factors = config.taking(decided, reader.source), config.class_weights
     if not isinstance(factors[0], str) and len(factors) != config.num_classes:
-        raise UserError(f"class_weights: has {len(factors)} factors (from {config.origin('class_weights')}), but there "
-                        f"are {config.num_classes} classes: {reader.source}")
+        raise UserError(f"class_weights: has {len(factors)} factor(s) (from {config.origin('class_weights')}), but "
+                        f"there are {config.num_classes} classes: {reader.source}")
     return config
 
 

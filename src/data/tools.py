@@ -143,7 +143,7 @@ def write_mindrecord(config: Config, reader: Reader, folder: Path, split: str, s
 
 def convert(config: Config, split: str, reader: Reader, options: argparse.Namespace) -> None:
     """Write the images of a split to a hidden folder in the output folder, read it back, and move it to its place."""
-    output = options.output
+    output, is_new = options.output, not options.output.exists()
     hidden = output / f".convert_dataset.{split}"
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
     hidden.mkdir(parents=True)
@@ -163,7 +163,8 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         with suppress(OSError):  # it holds something
-            output.rmdir()
+            if is_new:
+                output.rmdir()
     print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and a sample of the images")
     if left_out:
         print("\n  ".join([f"  left out: {len(left_out)}", *list(left_out.values())[:5]]))

@@ -92,9 +92,9 @@ def known_model(config: Config) -> KnownModel:
 def open_test_set(model: KnownModel) -> Reader:
     """The test set in `data_dir`. UserError if its kind of images or its class numbers do not fit the model."""
     check_kind(model.config, photos=model.photos)
-    path = model.config.model_path
-    val_list = find_val_list(Path(path)) if path and not model.config.is_flag("val_split") else None
-    reader = build_reader(model.config, "test", val_list=val_list)
+    config, path = model.config, Path(model.config.model_path or "")  # which may be a name
+    draws = config.is_flag("val_split") or config.is_flag("seed")
+    reader = build_reader(config, "test", val_list=find_val_list(path) if path.is_file() and not draws else None)
     for note in reader.notes:
         get_logger().info(note)
     check_numbering(reader, model.class_names, "the model")

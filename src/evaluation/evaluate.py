@@ -259,7 +259,8 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
                 raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
             if model.trained_on is not None:
                 check_kind(model.config, photos=DATASETS[model.trained_on].photos)
-            val_list = None if config.is_flag("val_split") else find_val_list(path)
+            draws = config.is_flag("val_split") or config.is_flag("seed")
+            val_list = None if draws else find_val_list(path)
             asked = model.config
             decided = asked.dataset, asked.num_classes, asked.val_split, asked.seed, val_list
             if decided not in readers:

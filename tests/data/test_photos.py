@@ -16,6 +16,7 @@ from helpers import (
     convert,
     only_folder,
     run_main,
+    write_cifar10,
     write_class_folders,
     write_coloured,
     write_image,
@@ -70,7 +71,6 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
     shutil.copy(last, "copy.ckpt")
     photos.rename("moved")
     assert counted(evaluate(Path("copy.ckpt"), data="moved")) == [right]  # drawn again by the record's share and seed
-    assert "no effect" not in evaluate(Path("copy.ckpt"), "--seed=7", data="moved").out  # it draws others
     predicted = run_main("infer", "--model_path=copy.ckpt", "--data_dir=moved", "--val_split=0", "--device_target=CPU")
     assert "are the training images as well" in predicted.out
     whole = evaluate(last, "--val_split=0", data="moved")
@@ -78,8 +78,10 @@ def test_a_folder_of_class_folders_is_all_that_it_takes(photos):
 
     write_image(Path("moved/ant/another.png"), np.zeros((50, 50, 3), np.uint8))  # that would change what is drawn
     assert counted(evaluate(last, data="moved")) == [right]
-    predicted = run_main("infer", f"--model_path={last}", "--data_dir=moved", "--device_target=CPU").out
-    assert set(re.findall(r"^moved/(.*\.png): ", predicted, re.MULTILINE)) == {line[:-2] for line in lines}
+    for flags, are_these in (((), True), (("--seed=7",), False)):
+        predicted = run_main("infer", f"--model_path={last}", "--data_dir=moved", "--device_target=CPU", *flags).out
+        named = set(re.findall(r"^moved/(.*\.png): ", predicted, re.MULTILINE))
+        assert len(named) == len(lines) and (named == {line[:-2] for line in lines}) == are_these
     said = train("--max_epoch=3", f"--resume={run}", "--data_dir=moved").refusal()
     assert "18" in said and "17" in said
     Path("moved/ant/another.png").unlink()
@@ -104,6 +106,17 @@ def test_an_image_that_a_list_repeats_is_kept_each_time_or_never(photos):
     assert train("--max_epoch=2", f"--resume={run}").status == 0
 
 
+def test_records_without_a_test_file_are_divided_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(write_cifar10(Path("data")).folder / "cifar-10-verify-bin")
+    flags = (*FLAGS, "--data_dir=data", "--val_split=0.2", "--mode=train_and_evaluate", "--ckpt_path=runs")
+    assert run_main("train", *flags).status == 0
+    run = only_folder(Path("runs"))
+    kept = len((run / "val_list.txt").read_text().splitlines())
+    assert counted(evaluate(run / "best.ckpt", data="data"))[0].endswith(f"tot={kept}")
+    assert run_main("train", *flags, "--max_epoch=2", f"--resume={run}").status == 0
+
+
 def test_images_for_validation_of_its_own_are_taken_instead(photos):
     shutil.rmtree(photos)
     shutil.copytree("source", photos)
@@ -117,7 +130,7 @@ def test_a_number_of_classes_that_is_given_must_be_right(photos):
     assert "--num_classes=3 fits these" in train("--num_classes=4").refusal()
     for weights, count in (("1,2", 2), ("2", 1)):
         said = train(f"--class_weights={weights}").refusal()
-        assert f"class_weights: has {count} factors" in said and "3 classes" in said
+        assert f"class_weights: has {count} factor(s)" in said and "3 classes" in said
     assert run_main("scripts.show_batch", *FLAGS, "--dataset=photos", "--data_dir=photos").status == 0
     for name in ("ant", "bee"):
         shutil.rmtree(photos / name)

@@ -183,7 +183,10 @@ def _nearest(name: str) -> str:
     if answer := dialects.NO_KEYS.get(name):
         return f"; here it {answer}"
     close = difflib.get_close_matches(name[:99], [*Config.model_fields, *ALIASES, "config_path"], n=1, cutoff=0.75)
-    return f"; did you mean `{close[0]}`?" if close else "; --help-all lists all keys"
+    if not close:
+        return "; --help-all lists all keys"
+    meaning = ALIASES.get(close[0], close[0])
+    return f"; did you mean `{close[0] if callable(meaning) else meaning}`?"
 
 
 # YAML files
@@ -290,13 +293,13 @@ def _explain(error: ValidationError, values: Values) -> str:
     found: dict[str, list[str]] = {}
     for item in error.errors():
         text = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "True or False")
-        text = re.split(", unable| after validation", text.replace("Input should", "must"))[0]
+        text = re.split(", unable| after validation", re.sub("(Input|Tuple) should", "must", text))[0]
         name, *inner = item["loc"] or text.split(": ", 1)[:1]
         text = text.removeprefix(f"{name}: ")
         is_list = "," in str(values.get(name, ("",))[0])
         start = f"item {inner[0] + 1} " if is_list and inner and isinstance(inner[0], int) else ""
         texts = found.setdefault(name, [])  # several only if there are several allowed types
-        if not start or not texts:
+        if not texts or not start and item["type"] != "too_short":  # the only item was wrong, and is left out
             texts.append(start + text[:1].lower() + text[1:])
     lines = []
     for name, texts in found.items():

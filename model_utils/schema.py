@@ -112,6 +112,8 @@ def _auto_augment(name: str) -> str:
 
 ImageSize = Annotated[tuple[int, ...], AfterValidator(_height_and_width)]
 AutoAugment = Annotated[str, AfterValidator(_auto_augment)]
+Formats = Annotated[tuple[Literal["MINDIR", "AIR", "ONNX"], ...],
+                    AfterValidator(lambda names: tuple(dict.fromkeys(names)))]
 ClassWeight = Literal["none", "balanced"] | float
 Share = Annotated[float, Field(ge=0, le=1)]
 LossScale = Annotated[float, Field(gt=0)] | Literal["dynamic"]
@@ -378,8 +380,7 @@ class ExportKeys(Keys):
 
     ckpt_file: str | None = key(None, "checkpoint to export; file or name, as in pre_trained")
     file_name: str | None = key(None, "exported files, without ending; else the network's name, beside the checkpoint")
-    file_format: tuple[Literal["MINDIR", "AIR", "ONNX"], ...] = key(
-        ("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
+    file_format: Formats = key(("MINDIR",), "one format or several, such as MINDIR,ONNX", min_length=1)
     export_batch_size: int = key(1, "images that the exported model takes at a time", ge=1, le=MOST_SIDE)
     dynamic_batch: bool = key(False, "let an ONNX file take any number of images at a time")
     parity_check: bool = key(True, "load each exported file again and compare its answers with the network's")
@@ -551,8 +552,8 @@ class Config(*reversed(GROUPS)):  # reversed, so that the fields are in the orde
         words = [word for word in self.class_weights if isinstance(word, str)]
         count = 1 if words else self.known_classes or len(self.class_weights)  # of the data: build_loss compares it
         if len(self.class_weights) != count or not words and min(self.class_weights, default=0) <= 0:
-            raise ValueError(f"class_weights: must be none, balanced, or {self.num_classes} factors (num_classes) "
-                             "above 0")
+            raise ValueError(f"class_weights: must be none, balanced, or {self.known_classes or 'as many'} factors "
+                             "(num_classes) above 0")
         if self.pad_mode == "pad" and self.padding not in (None, 1):
             raise ValueError("padding: must be 1 with pad_mode=pad, so that a 3x3 convolution keeps the image's size")
         return self

@@ -86,7 +86,8 @@ def divide(config: Config, whole: Reader, split: str, val_list: Path | None) -> 
         first: dict[str, int] = {}
         for number, place in enumerate(places):
             first.setdefault(place, number)
-        numbers, origin = np.fromiter(first.values(), np.int64), f"val_split={config.val_split:g}"
+        numbers = np.fromiter(first.values(), np.int64)
+        origin = f"val_split={config.val_split:g}, seed={config.seed}"
         kept = {places[number] for number in numbers[draw_split(whole.labels[numbers], config.val_split, config.seed)]}
     # An image that a list names more than once is kept each time, or never.
     held_out = np.array([number for number, place in enumerate(places) if place in kept], np.int64)

@@ -46,7 +46,7 @@ def export(config: Config) -> ModelCard:
         # Cards compute convolutions in half precision, HF32 or TF32, too coarse for the comparison.
         config = config.taking({"device_target": "CPU"}, "export.py")
     rank = set_up_device(config)
-    formats, source = tuple(dict.fromkeys(config.file_format)), weights_file(config.ckpt_file)
+    formats, source = config.file_format, weights_file(config.ckpt_file)
     if config.dynamic_batch and "ONNX" not in formats:
         raise UserError("dynamic_batch: is for ONNX files, and file_format has none")
     if "AIR" in formats and rank.device_target != "Ascend":

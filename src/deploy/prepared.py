@@ -62,7 +62,7 @@ def preprocess(config: Config) -> Path:
         write_atomically(folder / PRESET_FILE, json.dumps(config.preset._asdict()) + "\n")
         with writing(labels_file):
             np.save(labels_file, reader.labels.astype(np.int32), allow_pickle=False)
-    log.info("%s: %d images, labels in %s", reader.source, len(reader), labels_file)
+    log.info("labels in %s", labels_file)
     return labels_file
 
 
@@ -95,8 +95,8 @@ def open_test_set(model: KnownModel) -> Reader:
     config, path = model.config, Path(model.config.model_path or "")  # which may be a name
     draws = config.is_flag("val_split") or config.is_flag("seed")
     reader = build_reader(config, "test", val_list=find_val_list(path) if path.is_file() and not draws else None)
-    for note in reader.notes:
-        get_logger().info(note)
+    for line in (*reader.notes, f"{reader.source}: {len(reader)} images"):
+        get_logger().info(line)
     check_numbering(reader, model.class_names, "the model")
     return reader
 

@@ -79,7 +79,7 @@ def test_a_recipe_of_the_project_is_found_from_any_folder(tmp_path, monkeypatch)
     ("device_target", "cpu", "CPU"), ("network", "VGG19", "vgg19"), ("initialize_mode", "dirac", "Dirac"),
     ("amp_level", "o2", "O2"), ("lr_scheduler", "STEP", "step"), ("dataset_sink_mode", "1", True),
     ("dataset_sink_mode", "no", False), ("dataset_sink_mode", "AUTO", "auto"), ("file_format", "mindir", ("MINDIR",)),
-    ("file_format", "[onnx, air]", ("ONNX", "AIR")), ("loss_scale", "Dynamic", "dynamic"),
+    ("file_format", "[onnx, ONNX, air]", ("ONNX", "AIR")), ("loss_scale", "Dynamic", "dynamic"),
     ("loss_scale", "1024", 1024.0), ("device_id", "none", None)])
 def test_values_are_read_in_every_spelling(tmp_path, name, text, value):
     assert getattr(get_config([f"--{name}={text}"]), name) == value

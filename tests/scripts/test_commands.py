@@ -23,7 +23,7 @@ EARLIER_RUNS = {  # that the pages name, in outputs
     "20250101_120000": "--dataset=photos --data_dir=photos"}
 ELSEWHERE = re.compile(r"pip |activate|quickstart\.sh|run_tests|download_|=(8|16) |torchvision:|vgg16_bn\.|RUN|"
                        r"master_addr|^msrun \S+$|^bash scripts/run_dist|_ascend|FOLDER|RANK|cifar100|outputs/\*|<|"
-                       r"\.\.\.|--resume$")
+                       r"\.\.\.|--resume$|=photos --pre_trained='outputs/finetune")  # of downloaded weights
 LOSS, ACC, TOP1 = r"epoch: 1 step: 2, loss is", r"result: \{'acc': 0\.\d{4}\}", r"after allreduce eval: top1_correct="
 TRAINING = f"{shlex.join(PLAIN)} --image_size=32 --batch_size=4 --max_train_steps=2"  # for the tiny data
 MODELS = {"0-70_781": ["--data_dir=data"], "0-150_5004": ["--data_dir=imagenet", "--dataset=imagenet2012",

@@ -96,7 +96,7 @@ def test_a_signal_is_noted_after_multiprocessing_has_unblocked_it():
     pytest.param("export.py", "loaded: ", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_the_other_commands_with_a_line(tmp_path, program, line):
     """In the middle of MindSpore's and MindData's work, whose own handlers would make a SIGTERM or a crash of it."""
-    images = write_class_folders(tmp_path / "images", each=100, splits=["val"])
+    images = write_class_folders(tmp_path / "images", each=400, splits=["val"])
     must_run("train", *TINY, "--dataset=synthetic", "--batch_norm=False", "--max_train_steps=1",
              f"--ckpt_path={tmp_path / 'runs'}")
     (checkpoint,) = tmp_path.glob("runs/*/ckpt_0/*.ckpt")

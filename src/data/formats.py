@@ -136,6 +136,12 @@ def find_val_list(checkpoint: Path) -> Path | None:
     return next((folder / VAL_LIST for folder in folders if (folder / VAL_LIST).is_file()), None)
 
 
+def val_list_for(config: Config, checkpoint: Path) -> Path | None:
+    """The val_list.txt by which a checkpoint is evaluated, unless a flag draws other images. A name has none."""
+    draws = config.is_flag("val_split") or config.is_flag("seed")
+    return None if draws or not checkpoint.is_file() else find_val_list(checkpoint)
+
+
 def _places(config: Config, reader: Reader) -> list[str]:
     """Where each image is, relative to `data_dir`, which may be moved."""
     root = Path(config.data_dir)

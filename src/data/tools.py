@@ -162,8 +162,8 @@ def convert(config: Config, split: str, reader: Reader, options: argparse.Namesp
             path.replace(output / path.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-        with suppress(OSError):  # it holds something
-            if is_new:
+        if is_new:
+            with suppress(OSError):  # it holds something
                 output.rmdir()
     print(f"{output}: {len(kept)} {NAMES[split]} images; verified: all labels, and a sample of the images")
     if left_out:

@@ -11,7 +11,7 @@ from model_utils.errors import UserError
 from model_utils.reading import check_regular, read_json
 from model_utils.schema import DATASETS, Config, Preset
 from src.data.base import Reader
-from src.data.formats import build_reader, check_kind, check_numbering, find_val_list
+from src.data.formats import build_reader, check_kind, check_numbering, val_list_for
 from src.deploy.images import Item, dataset_items, prepare
 from src.deploy.model_card import KnownModel, identify_model
 from src.evaluation.metrics import Counts, top_k
@@ -92,9 +92,8 @@ def known_model(config: Config) -> KnownModel:
 def open_test_set(model: KnownModel) -> Reader:
     """The test set in `data_dir`. UserError if its kind of images or its class numbers do not fit the model."""
     check_kind(model.config, photos=model.photos)
-    config, path = model.config, Path(model.config.model_path or "")  # which may be a name
-    draws = config.is_flag("val_split") or config.is_flag("seed")
-    reader = build_reader(config, "test", val_list=find_val_list(path) if path.is_file() and not draws else None)
+    val_list = val_list_for(model.config, Path(model.config.model_path or ""))
+    reader = build_reader(model.config, "test", val_list=val_list)
     for line in (*reader.notes, f"{reader.source}: {len(reader)} images"):
         get_logger().info(line)
     check_numbering(reader, model.class_names, "the model")

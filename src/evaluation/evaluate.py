@@ -25,7 +25,7 @@ from model_utils.schema import DATASETS, Config
 from src.build import LoadedModel, describe_model, load_model
 from src.data.base import Reader, are_names
 from src.data.broken_images import naming_bad_images
-from src.data.formats import build_reader, check_kind, check_numbering, data_folder, find_val_list
+from src.data.formats import build_reader, check_kind, check_numbering, data_folder, val_list_for
 from src.data.pixels import decode
 from src.dataset import create_eval_dataset
 from src.evaluation.metrics import Counts, top_k
@@ -259,8 +259,7 @@ def load_each(config: Config, rank: Rank, paths: Sequence[Path],
                 raise UserError("the checkpoint has no classifier (include_top=False), so there is nothing to count")
             if model.trained_on is not None:
                 check_kind(model.config, photos=DATASETS[model.trained_on].photos)
-            draws = config.is_flag("val_split") or config.is_flag("seed")
-            val_list = None if draws else find_val_list(path)
+            val_list = val_list_for(config, path)
             asked = model.config
             decided = asked.dataset, asked.num_classes, asked.val_split, asked.seed, val_list
             if decided not in readers:
